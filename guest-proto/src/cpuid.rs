@@ -1,0 +1,40 @@
+//! Discovery by CPUID.
+//!
+//! Root finds [`SIGNATURE`] at leaf [`ROOT_BASE`]. A guest finds KVM's signature there (the
+//! documented subset of `Documentation/virt/kvm/x86/cpuid.rst`) and ours at [`GUEST_BASE`].
+
+use crate::layout::abi_consts;
+
+/// EBX, ECX, EDX of the base leaf, in this order.
+pub const SIGNATURE: [u8; 12] = *b"MicrovisorHV";
+
+abi_consts! {
+    /// CPUID leaves. `base + 0`: EAX = highest leaf, EBX/ECX/EDX = signature. `base + 1`: EAX = ABI
+    /// version, EBX = feature bits (`features`), ECX = partition id (root: 0), EDX = 0.
+    pub mod leaf: u32 {
+        /// First leaf in the root partition.
+        ROOT_BASE = 0x4000_0000,
+        /// First leaf in a guest.
+        GUEST_BASE = 0x4000_0100,
+    }
+}
+
+abi_consts! {
+    /// Feature bits of `base + 1` EBX: what the CPU offers and this microvisor uses.
+    pub mod features: u32 {
+        /// Nested paging (always set where the microvisor runs).
+        NESTED_PAGING = 1 << 0,
+        /// The CPU gives the address of the next instruction on every exit.
+        NEXT_RIP = 1 << 1,
+        /// The CPU gives instruction bytes on nested faults.
+        DECODE_ASSISTS = 1 << 2,
+        /// The CPU flushes by address space identifier.
+        FLUSH_BY_ASID = 1 << 3,
+        /// The CPU honours VMCB clean bits.
+        CLEAN_BITS = 1 << 4,
+        /// The CPU scales the TSC.
+        TSC_SCALING = 1 << 5,
+        /// Guests can have memory that root cannot read.
+        PRIVATE_MEMORY = 1 << 6,
+    }
+}

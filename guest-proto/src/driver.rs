@@ -1,0 +1,271 @@
+//! Ioctls of `/dev/microvisor`: worker → driver.
+//!
+//! `/dev/microvisor` gives partition fds, a partition fd gives virtual CPU fds; a virtual CPU fd
+//! maps its [`VcpuPage`](crate::vcpu_page::VcpuPage) at offset 0. A partition lives by its id until
+//! `DESTROY`, whoever holds fds. At most one process at a time is attached to a partition: the
+//! one that holds its partition fd. Errors are Linux errnos.
+
+use crate::layout::{abi_consts, abi_enum, abi_struct};
+
+/// Ioctl type byte.
+pub const IOCTL_TYPE: u8 = b'V';
+
+/// Direction bits of an ioctl number, as Linux's `include/uapi/asm-generic/ioctl.h` has them.
+const NONE: u32 = 0;
+const WRITE: u32 = 1;
+const BOTH: u32 = 3;
+
+const fn ioc(direction: u32, number: u32, size: usize) -> u64 {
+    ((direction << 30) | ((size as u32) << 16) | ((IOCTL_TYPE as u32) << 8) | number) as u64
+}
+
+abi_consts! {
+    /// Ioctl numbers, whole. The name's first word says on which fd: DEV, VM or VCPU.
+    pub mod ioctl: u64 {
+        /// DEV, `DeviceInfo`.
+        DEV_INFO = super::ioc(super::BOTH, 0x00, size_of::<super::DeviceInfo>()),
+        /// DEV, `CreateVm` → partition fd.
+        DEV_CREATE_VM = super::ioc(super::BOTH, 0x01, size_of::<super::CreateVm>()),
+        /// DEV, argument is a partition id → partition fd. EBUSY while another process has one.
+        DEV_ATTACH_VM = super::ioc(super::NONE, 0x02, 0),
+        /// DEV, argument is a partition id. Stops its virtual CPUs, gives everything back.
+        /// EBUSY while a process other than the caller is attached and alive.
+        DEV_DESTROY_VM = super::ioc(super::NONE, 0x03, 0),
+        /// DEV, `VmList`.
+        DEV_LIST_VMS = super::ioc(super::BOTH, 0x04, size_of::<super::VmList>()),
+        /// DEV, `ReadLog`.
+        DEV_READ_LOG = super::ioc(super::BOTH, 0x05, size_of::<super::ReadLog>()),
+        /// DEV, `ReadCounters`.
+        DEV_READ_COUNTERS = super::ioc(super::BOTH, 0x06, size_of::<super::ReadCounters>()),
+        /// DEV, `CreateVm` has only `id`: fills in a `VmInfo` for it.
+        DEV_VM_INFO = super::ioc(super::BOTH, 0x07, size_of::<super::VmInfo>()),
+        /// VM, `MemorySlot`: guest RAM from a memfd (sealed against shrinking).
+        VM_SET_MEMORY = super::ioc(super::WRITE, 0x10, size_of::<super::MemorySlot>()),
+        /// VM, `MemorySlot` with `slot` set: fills in the rest and a new fd of the memfd; ENOENT
+        /// past the last. For a successor worker.
+        VM_GET_MEMORY = super::ioc(super::BOTH, 0x11, size_of::<super::MemorySlot>()),
+        /// VM, argument is the index → virtual CPU fd; makes the virtual CPU if it is new.
+        VM_VCPU = super::ioc(super::NONE, 0x12, 0),
+        /// VM, `Doorbell`.
+        VM_DOORBELL = super::ioc(super::WRITE, 0x13, size_of::<super::Doorbell>()),
+        /// VM, `IrqFd`.
+        VM_IRQFD = super::ioc(super::WRITE, 0x14, size_of::<super::IrqFd>()),
+        /// VM, `Msi`: deliver one now.
+        VM_MSI = super::ioc(super::WRITE, 0x15, size_of::<super::Msi>()),
+        /// VM, `SetProperty`.
+        VM_SET_PROPERTY = super::ioc(super::WRITE, 0x16, size_of::<super::SetProperty>()),
+        /// VM, no argument: makes every VCPU_RUN return EINTR once, or at its next call.
+        VM_KICK_ALL = super::ioc(super::NONE, 0x17, 0),
+        /// VCPU, no argument: runs until the guest needs the worker. 0: see `intercept`;
+        /// EINTR: a signal, or a kick; ENODEV: the partition is gone.
+        VCPU_RUN = super::ioc(super::NONE, 0x20, 0),
+        /// VCPU, no argument: state → page.
+        VCPU_GET_STATE = super::ioc(super::NONE, 0x21, 0),
+        /// VCPU, no argument: page → state.
+        VCPU_SET_STATE = super::ioc(super::NONE, 0x22, 0),
+        /// VCPU, `ApicAccess`.
+        VCPU_APIC = super::ioc(super::BOTH, 0x23, size_of::<super::ApicAccess>()),
+        /// VCPU, no argument: makes a VCPU_RUN return EINTR once, or at its next call.
+        VCPU_KICK = super::ioc(super::NONE, 0x24, 0),
+    }
+}
+
+abi_struct! {
+    /// What the driver and the microvisor below it are.
+    pub struct DeviceInfo: 192 {
+        /// ABI version that the driver was built with.
+        pub driver_abi: u32,
+        /// Reserved.
+        pub reserved: u32,
+        /// Root's TSC frequency in kHz.
+        pub tsc_khz: u64,
+        /// Partitions alive, root not counted.
+        pub partitions: u64,
+        /// Pages the driver holds for partitions: RAM.
+        pub ram_pages: u64,
+        /// Pages the driver holds for partitions: deposits and shared pages.
+        pub metadata_pages: u64,
+        /// Reserved.
+        pub reserved2: [u64; 3],
+        /// The microvisor's own answer.
+        pub machine: [u64; 16],
+    }
+}
+
+abi_struct! {
+    /// Makes a partition.
+    pub struct CreateVm: 64 {
+        /// `partition_flags`.
+        pub flags: u64,
+        /// Out: partition id.
+        pub id: u64,
+        /// Name for listings, NUL-padded.
+        pub name: [u8; 48],
+    }
+}
+
+abi_struct! {
+    /// One partition.
+    pub struct VmInfo: 128 {
+        /// In: partition id.
+        pub id: u64,
+        /// Name, NUL-padded.
+        pub name: [u8; 48],
+        /// Virtual CPUs made.
+        pub vcpus: u32,
+        /// Process id of the attached worker, 0 if none.
+        pub worker: u32,
+        /// Bytes of RAM in its slots.
+        pub memory: u64,
+        /// RAM pages populated so far.
+        pub ram_pages: u64,
+        /// Deposited and shared pages.
+        pub metadata_pages: u64,
+        /// Reserved.
+        pub reserved: [u64; 5],
+    }
+}
+
+abi_struct! {
+    /// Ids of all partitions.
+    pub struct VmList: 2056 {
+        /// Out: entries filled.
+        pub count: u64,
+        /// Out: partition ids.
+        pub ids: [u64; 256],
+    }
+}
+
+abi_struct! {
+    /// Reads the microvisor's log.
+    pub struct ReadLog: 32 {
+        /// Position in bytes since boot; out: position after the last byte copied.
+        pub position: u64,
+        /// Address of the buffer.
+        pub buffer: u64,
+        /// Its size.
+        pub size: u64,
+        /// Out: bytes copied, 0 at the end.
+        pub copied: u64,
+    }
+}
+
+abi_struct! {
+    /// Reads exit counters.
+    pub struct ReadCounters: 24 {
+        /// Partition, 0 for root.
+        pub id: u64,
+        /// Virtual CPU, for root the physical one.
+        pub vcpu: u64,
+        /// Address of a `Counters`.
+        pub buffer: u64,
+    }
+}
+
+abi_struct! {
+    /// Guest RAM. Populated as the guest touches it, in chunks, or at once with POPULATE.
+    pub struct MemorySlot: 48 {
+        /// Slot number, 0 to 15.
+        pub slot: u32,
+        /// The memfd.
+        pub fd: u32,
+        /// Guest physical address, page aligned.
+        pub gpa: u64,
+        /// Bytes, page aligned.
+        pub size: u64,
+        /// Offset in the memfd, page aligned.
+        pub offset: u64,
+        /// `memory_flags`.
+        pub flags: u64,
+        /// Reserved, 0.
+        pub reserved: u64,
+    }
+}
+
+abi_consts! {
+    /// Flags of `MemorySlot`.
+    pub mod memory_flags: u64 {
+        /// Populate all of it now.
+        POPULATE = 1 << 0,
+        /// The guest may not write.
+        READ_ONLY = 1 << 1,
+    }
+}
+
+abi_struct! {
+    /// Binds a range of guest ports or memory to an eventfd.
+    pub struct Doorbell: 32 {
+        /// First port or guest physical address.
+        pub base: u64,
+        /// Bytes.
+        pub length: u32,
+        /// `DoorbellSpace`.
+        pub space: u8,
+        /// `doorbell_flags`.
+        pub flags: u8,
+        /// Tag, chosen by the worker.
+        pub tag: u16,
+        /// Eventfd signalled on Notify; -1 removes the doorbell of this tag.
+        pub eventfd: i32,
+        /// Reserved, 0.
+        pub reserved: u32,
+        /// Reserved, 0.
+        pub reserved2: u64,
+    }
+}
+
+abi_struct! {
+    /// Binds an eventfd to an MSI: signalling it delivers the interrupt.
+    pub struct IrqFd: 32 {
+        /// The eventfd.
+        pub eventfd: i32,
+        /// 1 unbinds.
+        pub remove: u32,
+        /// MSI address.
+        pub address: u64,
+        /// MSI data.
+        pub data: u64,
+        /// Reserved, 0.
+        pub reserved: u64,
+    }
+}
+
+abi_struct! {
+    /// A message-signalled interrupt.
+    pub struct Msi: 16 {
+        /// MSI address.
+        pub address: u64,
+        /// MSI data; bit 15: level-triggered.
+        pub data: u64,
+    }
+}
+
+abi_struct! {
+    /// Sets a `Property`.
+    pub struct SetProperty: 16 {
+        /// `Property`.
+        pub property: u64,
+        /// Its value.
+        pub value: u64,
+    }
+}
+
+abi_struct! {
+    /// An access to a virtual CPU's vLAPIC.
+    pub struct ApicAccess: 16 {
+        /// Offset in the APIC page; bit 31: write.
+        pub register: u32,
+        /// Reserved, 0.
+        pub reserved: u32,
+        /// Value to write, or out: value read.
+        pub value: u64,
+    }
+}
+
+abi_enum! {
+    /// Reserved for state that a successor worker reads; kept in `VcpuPage::driver`.
+    pub enum DriverWord: u32 {
+        /// Index in `VcpuPage::driver` of the count of VCPU_RUN calls.
+        Runs = 0,
+    }
+}

@@ -1,0 +1,358 @@
+//! Hypercalls: root kernel → microvisor.
+//!
+//! `vmmcall` (AMD) or `vmcall` (Intel) with RAX = number and RDI, RSI, RDX, R10, R8 = arguments.
+//! RAX returns a [`Status`](crate::Status), RDX a value. All other general registers keep their
+//! values; vector registers are clobbered by `vcpu_run`. Only ring 0 of the root partition may
+//! call; from root's ring 3 and from guests the status is `NotPermitted` (a guest's own calls are
+//! KVM's, numbers below 0x100, and answered `-ENOSYS`). Arguments a call does not name must be 0.
+
+use crate::layout::{abi_consts, abi_enum, abi_struct};
+
+/// One argument in the generated documentation.
+#[derive(Clone, Copy, Debug)]
+pub struct Arg {
+    /// Name.
+    pub name: &'static str,
+    /// Shape and unit.
+    pub doc: &'static str,
+}
+
+/// A hypercall in the generated documentation.
+#[derive(Clone, Copy, Debug)]
+pub struct CallDoc {
+    /// Which one.
+    pub call: Hypercall,
+    /// Name in lower case, as the driver and the documentation spell it.
+    pub name: &'static str,
+    /// Arguments in register order.
+    pub args: &'static [Arg],
+    /// What RDX holds on success, and with which statuses besides.
+    pub value: &'static str,
+    /// Errors beyond `NotPermitted`, `UnknownCall` and `InvalidArgument` (reserved bits).
+    pub errors: &'static [crate::Status],
+    /// What it does and why.
+    pub doc: &'static str,
+}
+
+/// Defines the numbers and their documentation together.
+macro_rules! hypercalls {
+    ($(
+        $(#[doc = $doc:literal])*
+        $variant:ident = $number:literal, $name:literal
+        ( $( $arg:literal : $adoc:literal ),* )
+        -> $value:literal
+        errors [ $( $err:ident ),* ];
+    )*) => {
+        abi_enum! {
+            /// Hypercall numbers. The high byte of the low word groups them: 0 the machine,
+            /// 1 partitions, 2 memory, 3 virtual CPUs.
+            pub enum Hypercall: u64 {
+                $( $(#[doc = $doc])* $variant = $number, )*
+            }
+        }
+
+        /// Every hypercall, in order of number.
+        pub const CALLS: &[CallDoc] = &[ $( CallDoc {
+            call: Hypercall::$variant,
+            name: $name,
+            args: &[ $( Arg { name: $arg, doc: $adoc } ),* ],
+            value: $value,
+            errors: &[ $( crate::Status::$err ),* ],
+            doc: concat!($($doc, "\n"),*),
+        } ),* ];
+    };
+}
+
+hypercalls! {
+    /// Answers the ABI version. The driver refuses to load where the major number differs.
+    AbiVersion = 0x0001, "abi_version"() -> "ABI version" errors [];
+
+    /// Passes a TLB epoch on the calling CPU. A frame that left a nested map becomes usable for
+    /// its new purpose once every CPU has passed; the microvisor sends no interrupts, so the
+    /// driver makes each CPU call this after `deposit` or `memory_unmap`.
+    EpochPass = 0x0002, "epoch_pass"() -> "epoch that every CPU has passed by now" errors [];
+
+    /// Copies from the microvisor's in-memory log (a ring; positions count bytes since boot) into
+    /// one page of root's. A position that the ring has lost moves to its oldest byte: the value
+    /// minus the count of bytes copied says where it began. The first 8 bytes of the page hold
+    /// that count.
+    LogRead = 0x0003, "log_read"(
+        "pfn": "page of root's to fill: `u64` count, then at most 4088 bytes of text",
+        "position": "bytes since boot, where to start"
+    ) -> "position after the last byte copied" errors [BadAddress, NotOwner];
+
+    /// Fills a page of root's with a `Counters`: exits by kind of one virtual CPU, or for partition
+    /// 0, of one physical CPU.
+    CountersRead = 0x0004, "counters_read"(
+        "partition": "id, 0 for root",
+        "vcpu": "index of the virtual (root: physical) CPU",
+        "pfn": "page of root's to fill"
+    ) -> "0" errors [NoSuchPartition, NoSuchVcpu, BadAddress, NotOwner];
+
+    /// Fills a page of root's with a `MachineInfo`.
+    MachineInfo = 0x0005, "machine_info"(
+        "pfn": "page of root's to fill"
+    ) -> "0" errors [BadAddress, NotOwner];
+
+    /// Makes an empty partition. It has no memory, no virtual CPU and an empty pool.
+    PartitionCreate = 0x0101, "partition_create"(
+        "flags": "`partition_flags`"
+    ) -> "partition id, 1 to 255" errors [Full, NotSupported];
+
+    /// Ends a partition and gives every frame of it back to root, scrubbed, some thousand frames
+    /// a call: `TryAgain` until it is done. The id is free afterwards.
+    PartitionDestroy = 0x0102, "partition_destroy"(
+        "partition": "id"
+    ) -> "frames given back by this call (also with TryAgain)" errors [NoSuchPartition, Busy, TryAgain];
+
+    /// Sets a `Property` of a partition.
+    PartitionSet = 0x0103, "partition_set"(
+        "partition": "id",
+        "property": "`Property`",
+        "value": "as the property says"
+    ) -> "0" errors [NoSuchPartition, OutOfRange, InvalidState];
+
+    /// Registers a doorbell: guest writes to this range are posted to the writing virtual CPU's
+    /// ring instead of ending its turn.
+    DoorbellAdd = 0x0104, "doorbell_add"(
+        "partition": "id",
+        "space": "`DoorbellSpace` in bits 7:0, `doorbell_flags` in bits 15:8, length in bytes (1 to 4096) in bits 31:16",
+        "base": "first port, or guest physical address",
+        "tag": "0 to 65535; identifies the range in ring entries and NOTIFY"
+    ) -> "0" errors [NoSuchPartition, Overlap, Full, OutOfRange];
+
+    /// Removes a doorbell. Entries that are already in rings stay there.
+    DoorbellRemove = 0x0105, "doorbell_remove"(
+        "partition": "id",
+        "tag": "as registered"
+    ) -> "0" errors [NoSuchPartition, OutOfRange];
+
+    /// Delivers a message-signalled interrupt (MSI), or a line of a virtual IOAPIC, to the virtual
+    /// CPUs that it addresses, by the rules of the vLAPIC (physical, logical, lowest priority).
+    /// Fixed physical ones need no hypercall: see `PostedInterrupts`.
+    InterruptSend = 0x0106, "interrupt_send"(
+        "partition": "id",
+        "address": "MSI address, 0xFEExxxxx",
+        "data": "MSI data; bit 15 set: level-triggered, its EOI is posted to the ring"
+    ) -> "set of virtual CPUs to wake or kick" errors [NoSuchPartition];
+
+    /// Moves frames from root into a partition's pool, the microvisor's metadata memory for it
+    /// (nested tables, virtual CPU state). They leave root's nested map at once and become usable
+    /// when every CPU has passed the epoch.
+    Deposit = 0x0201, "deposit"(
+        "partition": "id",
+        "pfn": "first frame",
+        "count": "frames, 1 to 512"
+    ) -> "epoch after which they are usable" errors [NoSuchPartition, NotOwner, BadAddress, OutOfRange, InvalidState];
+
+    /// Donates root's frames as a partition's RAM and maps them. Ordinary guests share them with
+    /// root, which keeps them mapped. Works entry by entry and stops at the first error, or after
+    /// some thousand frames with `TryAgain`; entries before stay done.
+    MemoryMap = 0x0202, "memory_map"(
+        "partition": "id",
+        "pfn": "page of root's that holds `MapRange` entries; copied once",
+        "start": "pages of the list to skip, counted over all entries (0, or a former value)",
+        "count": "entries, 1 to 170"
+    ) -> "pages of the list done, counted over all entries (also with TryAgain, and the errors but NeedPages); with NeedPages: pages to deposit, then call again with the same start" errors
+        [NoSuchPartition, NeedPages, NotOwner, BadAddress, Overlap, TryAgain, OutOfRange, InvalidState];
+
+    /// Takes RAM back from a partition. Frames return to root scrubbed where they were private;
+    /// they are root's to reuse when every CPU has passed the epoch.
+    MemoryUnmap = 0x0203, "memory_unmap"(
+        "partition": "id",
+        "gpa_pfn": "first guest page",
+        "count": "pages"
+    ) -> "pages done (also with TryAgain)" errors [NoSuchPartition, BadAddress, TryAgain, NeedPages, InvalidState];
+
+    /// Makes a virtual CPU. Its state is that of a CPU after INIT, waiting for a SIPI; index 0 is
+    /// the boot CPU. The page stays root's, and shared with the microvisor until the partition ends.
+    VcpuCreate = 0x0301, "vcpu_create"(
+        "partition": "id",
+        "vcpu": "index, 0 to 63; also its APIC id",
+        "pfn": "page of root's that becomes the `VcpuPage`"
+    ) -> "0; with NeedPages: pages to deposit" errors [NoSuchPartition, NeedPages, TryAgain, Exists, OutOfRange, NotOwner, BadAddress, InvalidState];
+
+    /// Runs a virtual CPU on the calling CPU until something needs root. Call it with interrupts
+    /// disabled and the task's vector state saved.
+    VcpuRun = 0x0302, "vcpu_run"(
+        "partition": "id",
+        "vcpu": "index"
+    ) -> "`RunExit` in bits 7:0; with Notify the doorbell's tag in bits 31:16" errors [NoSuchPartition, NoSuchVcpu, Busy, InvalidState];
+
+    /// Copies a stopped virtual CPU's state into its page's `state`.
+    VcpuGetState = 0x0303, "vcpu_get_state"(
+        "partition": "id",
+        "vcpu": "index"
+    ) -> "0" errors [NoSuchPartition, NoSuchVcpu, Busy];
+
+    /// Sets a stopped virtual CPU's state from its page's `state`, copied once and checked.
+    VcpuSetState = 0x0304, "vcpu_set_state"(
+        "partition": "id",
+        "vcpu": "index"
+    ) -> "0" errors [NoSuchPartition, NoSuchVcpu, Busy];
+
+    /// Reads or writes a register of a stopped virtual CPU's vLAPIC: the worker's half of an
+    /// emulated xAPIC access. Side effects (ICR, EOI, timer) are those of the guest's own access.
+    VcpuApic = 0x0305, "vcpu_apic"(
+        "partition": "id",
+        "vcpu": "index",
+        "register": "offset in the APIC page (0 to 0xFF0, a multiple of 16); bit 31 set: write",
+        "value": "value to write, 32 bits"
+    ) -> "value read; for a write, the set of virtual CPUs to wake or kick" errors [NoSuchPartition, NoSuchVcpu, Busy, OutOfRange, InvalidState];
+}
+
+abi_consts! {
+    /// Flags of `partition_create`.
+    pub mod partition_flags: u64 {
+        /// Memory that is mapped leaves root's nested map.
+        PRIVATE = 1 << 0,
+    }
+}
+
+abi_enum! {
+    /// Properties of `partition_set`. Each must be set before the first virtual CPU runs.
+    pub enum Property: u64 {
+        /// Frequency of the TSC in kHz, 100_000 to 100_000_000; kvmclock needs it.
+        TscKhz = 1,
+        /// Wall clock in nanoseconds since 1970 at the time of this call; kvmclock's base.
+        WallClock = 2,
+        /// Virtual CPUs that the guest will have, 1 to 64: CPUID's topology.
+        Vcpus = 3,
+        /// 1: the vLAPICs start in x2APIC mode, as firmware leaves them on large machines.
+        X2Apic = 4,
+    }
+}
+
+abi_enum! {
+    /// Where a doorbell lies.
+    pub enum DoorbellSpace: u8 {
+        /// I/O ports.
+        Port = 1,
+        /// Guest physical memory.
+        Memory = 2,
+    }
+}
+
+abi_consts! {
+    /// Flags of `doorbell_add`.
+    pub mod doorbell_flags: u8 {
+        /// Never put into the ring: each write returns Notify (for consumers that only have an
+        /// eventfd, such as vhost).
+        SIGNAL_ONLY = 1 << 0,
+    }
+}
+
+abi_struct! {
+    /// A run of pages in a `memory_map` list.
+    pub struct MapRange: 24 {
+        /// First guest page.
+        pub gpa_pfn: u64,
+        /// First frame of root's.
+        pub pfn: u64,
+        /// Pages, 1 or more.
+        pub pages: u32,
+        /// `map_flags`.
+        pub flags: u32,
+    }
+}
+
+abi_consts! {
+    /// Flags of `MapRange`.
+    pub mod map_flags: u32 {
+        /// The guest may not write.
+        READ_ONLY = 1 << 0,
+    }
+}
+
+abi_enum! {
+    /// Kinds of exits that are counted.
+    pub enum ExitKind: u32 {
+        /// A hypercall.
+        Hypercall = 0,
+        /// CPUID.
+        Cpuid = 1,
+        /// A model-specific register was read.
+        MsrRead = 2,
+        /// A model-specific register was written.
+        MsrWrite = 3,
+        /// A write that was posted to the ring.
+        Posted = 4,
+        /// Port access that the worker answers.
+        Port = 5,
+        /// Memory access that the worker answers.
+        Memory = 6,
+        /// Nested page fault on RAM that was not mapped yet, or on protected memory (root).
+        NestedFault = 7,
+        /// A physical interrupt ended the turn.
+        Interrupt = 8,
+        /// A non-maskable interrupt ended the turn.
+        Nmi = 9,
+        /// The window for a pending interrupt opened.
+        InterruptWindow = 10,
+        /// HLT.
+        Halt = 11,
+        /// An interprocessor interrupt that woke another virtual CPU.
+        Ipi = 12,
+        /// An intercepted exception.
+        Exception = 13,
+        /// First use of debug registers in a turn.
+        DebugRegister = 14,
+        /// XSETBV.
+        Xsetbv = 15,
+        /// An instruction that is not available here.
+        Forbidden = 16,
+        /// Triple fault.
+        Shutdown = 17,
+        /// INIT signal (root).
+        Init = 18,
+        /// Any other.
+        Other = 19,
+    }
+}
+
+/// Slots in [`Counters::exits`], more than there are kinds.
+pub const EXIT_KINDS: usize = 32;
+
+abi_struct! {
+    /// What `counters_read` fills in.
+    pub struct Counters: 320 {
+        /// Exits since creation, indexed by `ExitKind`.
+        pub exits: [u64; 32],
+        /// TSC ticks spent inside the guest.
+        pub guest_tsc: u64,
+        /// `vcpu_run` calls (root: hypercalls).
+        pub runs: u64,
+        /// TSC at this reading.
+        pub now_tsc: u64,
+        /// Reserved, 0.
+        pub reserved: [u64; 5],
+    }
+}
+
+abi_struct! {
+    /// What `machine_info` fills in.
+    pub struct MachineInfo: 128 {
+        /// ABI version.
+        pub abi_version: u32,
+        /// `cpuid::features`.
+        pub features: u32,
+        /// Physical CPUs that run the microvisor.
+        pub cpus: u32,
+        /// Partitions, root included.
+        pub partitions: u32,
+        /// Frames of RAM in the machine.
+        pub frames: u64,
+        /// Frames that the microvisor took at boot.
+        pub reserved_frames: u64,
+        /// Frames deposited now.
+        pub deposited_frames: u64,
+        /// Frames donated as guest RAM now.
+        pub guest_frames: u64,
+        /// Bytes of text ever written to the log.
+        pub log_position: u64,
+        /// Epoch that every CPU has passed.
+        pub epoch: u64,
+        /// Reserved, 0.
+        pub reserved: [u64; 8],
+    }
+}
