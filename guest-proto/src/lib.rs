@@ -3,12 +3,18 @@
 //! Four borders, each a module: [`hypercall`] (root kernel → microvisor), [`vcpu_page`] (the page
 //! that the microvisor, the driver and a worker share per virtual CPU), [`driver`] (worker →
 //! driver, ioctls) and [`cpuid`] (discovery). Everything is a number or a `repr(C)` structure
-//! without padding; nothing here executes. `layout` describes the definitions to the C header and
-//! the documentation.
+//! without padding; nothing here executes. The feature `control` adds the messages between the CLI,
+//! the daemon and the workers (serde and postcard). `layout` describes the definitions to the C
+//! header and the documentation.
 
 #![cfg_attr(not(any(test, feature = "codegen")), no_std)]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "control")]
+extern crate alloc;
+
+#[cfg(feature = "control")]
+pub mod control;
 pub mod cpuid;
 pub mod driver;
 pub mod hypercall;

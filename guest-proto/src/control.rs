@@ -1,0 +1,479 @@
+//! Control messages: CLI → daemon, and daemon ↔ worker.
+//!
+//! Both speak over Unix stream sockets. Each side sends a [`Hello`] first, a fixed form that never
+//! changes, so that two versions can always tell each other who they are; then come frames: a
+//! little-endian `u32` length, and a postcard message of that length. The CLI sends a [`Request`]
+//! and gets one [`Response`] each; the daemon sends [`WorkerCommand`]s and the worker sends
+//! [`WorkerEvent`]s whenever it likes. Configurations travel as TOML text, which grows without a
+//! new version. Any other change of a message is a new [`CONTROL_VERSION`].
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of every message in this module. Both ends must have the same.
+pub const CONTROL_VERSION: u32 = 1;
+
+/// Longest frame, in bytes. A longer one is refused before anything is allocated for it.
+pub const MAX_FRAME: usize = 1 << 20;
+
+/// Longest name of a VM, so that it fits `CreateVm::name` with its NUL.
+pub const MAX_NAME: usize = 47;
+
+/// File descriptor of the worker's control listener (a Unix stream socket).
+pub const WORKER_CONTROL_FD: i32 = 3;
+/// File descriptor of the worker's console listener (a Unix stream socket of raw bytes).
+pub const WORKER_CONSOLE_FD: i32 = 4;
+/// File descriptor of the VM's state directory, which holds its console log.
+pub const WORKER_STATE_DIR_FD: i32 = 5;
+
+/// What each side sends first: magic, version, role. 16 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The sender's [`CONTROL_VERSION`].
+    pub version: u32,
+    /// Who sends.
+    pub role: Role,
+}
+
+/// Who speaks at one end of a control socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Role {
+    /// The command line.
+    Cli = 1,
+    /// The daemon.
+    Daemon = 2,
+    /// A worker.
+    Worker = 3,
+}
+
+impl Hello {
+    /// Bytes on the wire.
+    pub const SIZE: usize = 16;
+    const MAGIC: [u8; 8] = *b"MVcontrl";
+
+    /// This build's greeting.
+    pub const fn new(role: Role) -> Self {
+        Self {
+            version: CONTROL_VERSION,
+            role,
+        }
+    }
+
+    /// Its wire form.
+    pub fn to_bytes(self) -> [u8; Self::SIZE] {
+        let mut bytes = [0; Self::SIZE];
+        bytes[..8].copy_from_slice(&Self::MAGIC);
+        bytes[8..12].copy_from_slice(&self.version.to_le_bytes());
+        bytes[12..].copy_from_slice(&(self.role as u32).to_le_bytes());
+        bytes
+    }
+
+    /// Reads a peer's greeting and checks that it is `expected` and speaks this version.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::NotControl`] for another protocol or role, [`WireError::Version`] for another
+    /// version.
+    pub fn check(bytes: &[u8; Self::SIZE], expected: Role) -> Result<(), WireError> {
+        if bytes[..8] != Self::MAGIC {
+            return Err(WireError::NotControl);
+        }
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        if word(8) != CONTROL_VERSION {
+            return Err(WireError::Version {
+                ours: CONTROL_VERSION,
+                theirs: word(8),
+            });
+        }
+        if word(12) != expected as u32 {
+            return Err(WireError::NotControl);
+        }
+        Ok(())
+    }
+}
+
+/// What can be wrong with received bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WireError {
+    /// The peer speaks something else, or has another role.
+    NotControl,
+    /// The peer has another version.
+    Version {
+        /// This side's.
+        ours: u32,
+        /// The peer's.
+        theirs: u32,
+    },
+    /// A frame is longer than [`MAX_FRAME`].
+    TooLong(usize),
+    /// A frame does not hold a message of the expected type.
+    Malformed,
+}
+
+impl fmt::Display for WireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotControl => write!(f, "the peer does not speak Microvisor's control protocol"),
+            Self::Version { ours, theirs } => write!(
+                f,
+                "control protocol versions differ: this side has {ours}, the peer has {theirs}"
+            ),
+            Self::TooLong(len) => write!(f, "a control frame of {len} bytes is too long"),
+            Self::Malformed => write!(f, "a control frame is malformed"),
+        }
+    }
+}
+
+impl core::error::Error for WireError {}
+
+/// Appends `message` to `out` as one frame.
+///
+/// # Errors
+///
+/// [`WireError::TooLong`] if it does not fit a frame; `out` is then unchanged.
+pub fn encode<T: Serialize>(message: &T, out: &mut Vec<u8>) -> Result<(), WireError> {
+    let body = postcard::to_allocvec(message).map_err(|_| WireError::Malformed)?;
+    if body.len() > MAX_FRAME {
+        return Err(WireError::TooLong(body.len()));
+    }
+    out.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    out.extend_from_slice(&body);
+    Ok(())
+}
+
+/// Takes the first frame off `buffer`; `None` until a whole one is there.
+///
+/// # Errors
+///
+/// [`WireError`] if the frame is too long or holds something else; the stream is then useless.
+pub fn decode<T: for<'a> Deserialize<'a>>(buffer: &mut Vec<u8>) -> Result<Option<T>, WireError> {
+    let Some(header) = buffer.first_chunk::<4>() else {
+        return Ok(None);
+    };
+    let len = u32::from_le_bytes(*header) as usize;
+    if len > MAX_FRAME {
+        return Err(WireError::TooLong(len));
+    }
+    let Some(body) = buffer.get(4..4 + len) else {
+        return Ok(None);
+    };
+    let (message, rest) = postcard::take_from_bytes(body).map_err(|_| WireError::Malformed)?;
+    if !rest.is_empty() {
+        return Err(WireError::Malformed);
+    }
+    buffer.drain(..4 + len);
+    Ok(Some(message))
+}
+
+/// State of a VM, as every listing shows it, always beside a reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmState {
+    /// Never started since it was defined.
+    Defined,
+    /// The worker builds it.
+    Starting,
+    /// Its virtual CPUs run.
+    Running,
+    /// Its virtual CPUs are held.
+    Paused,
+    /// Asked to power off.
+    Stopping,
+    /// It ended as its guest or its user wanted.
+    Stopped,
+    /// It ended otherwise, or could not start.
+    Crashed,
+    /// Held because a device's backing store failed; `resume` tries again.
+    IoStalled,
+}
+
+impl VmState {
+    /// Every state.
+    pub const ALL: [Self; 8] = [
+        Self::Defined,
+        Self::Starting,
+        Self::Running,
+        Self::Paused,
+        Self::Stopping,
+        Self::Stopped,
+        Self::Crashed,
+        Self::IoStalled,
+    ];
+
+    /// Its name in listings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Defined => "defined",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Crashed => "crashed",
+            Self::IoStalled => "io-stalled",
+        }
+    }
+
+    /// Whether a worker stands behind it.
+    pub const fn is_alive(self) -> bool {
+        match self {
+            Self::Starting | Self::Running | Self::Paused | Self::Stopping | Self::IoStalled => {
+                true
+            }
+            Self::Defined | Self::Stopped | Self::Crashed => false,
+        }
+    }
+}
+
+impl fmt::Display for VmState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What the CLI asks. Each is answered at once, but for `Wait` and `Events`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Who the daemon is → `Daemon`.
+    Ping,
+    /// Defines a VM from a configuration whose paths are absolute → `Status`.
+    Define {
+        /// TOML text.
+        config: String,
+    },
+    /// Starts a VM: → `Status` with `Starting`; `Wait` tells the outcome.
+    Start {
+        /// Name.
+        name: String,
+    },
+    /// Presses the power button → `Status`.
+    Stop {
+        /// Name.
+        name: String,
+    },
+    /// Ends a VM at once; one that has ended stays as it is → `Status`.
+    Kill {
+        /// Name.
+        name: String,
+    },
+    /// Holds the virtual CPUs → `Status`.
+    Pause {
+        /// Name.
+        name: String,
+    },
+    /// Lets them go on → `Status`.
+    Resume {
+        /// Name.
+        name: String,
+    },
+    /// Removes a VM that is not alive, with its logs → `Done`.
+    Delete {
+        /// Name.
+        name: String,
+    },
+    /// → `List`.
+    List,
+    /// → `Info`.
+    Info {
+        /// Name.
+        name: String,
+    },
+    /// Answers when the VM meets the condition → `Status`.
+    Wait {
+        /// Name.
+        name: String,
+        /// What for.
+        until: Until,
+    },
+    /// Answers with one `Event` per change of any VM's state until the CLI hangs up.
+    Events,
+}
+
+/// What `Request::Wait` waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Until {
+    /// It is no longer `Starting`.
+    Started,
+    /// It is in this state, or it is no longer alive.
+    State(VmState),
+    /// It is no longer alive.
+    Ended,
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Response {
+    /// Done.
+    Done,
+    /// Not done.
+    Error(Failure),
+    /// The VM's state now.
+    Status(VmStatus),
+    /// Every VM, by name.
+    List(Vec<VmStatus>),
+    /// All about one.
+    Info(VmInfo),
+    /// The daemon.
+    Daemon(DaemonInfo),
+    /// A state changed.
+    Event(VmStatus),
+}
+
+/// Why a request failed; decides the CLI's exit code.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What kind.
+    pub kind: FailureKind,
+    /// One line that names the thing and what to do next.
+    pub message: String,
+}
+
+/// Kinds of failures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// The configuration is wrong.
+    Config,
+    /// No VM has this name.
+    NotFound,
+    /// The VM exists, or is not in a state that allows this.
+    State,
+    /// The machine has too little of something.
+    Resources,
+    /// The microvisor or its driver is missing.
+    Platform,
+    /// The VM ended while something was to be done with it.
+    Ended,
+    /// Anything else.
+    Internal,
+}
+
+/// One line of `vmctl list`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmStatus {
+    /// Partition id while there is one. Root is 0.
+    pub id: Option<u64>,
+    /// Name.
+    pub name: String,
+    /// State.
+    pub state: VmState,
+    /// Why it is in that state; never blank.
+    pub reason: String,
+    /// Virtual CPUs; root: physical ones.
+    pub vcpus: u32,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// Per cent of one CPU lately; `None` while there is no worker.
+    pub cpu_percent: Option<f32>,
+    /// Milliseconds since it began to run; `None` while it is not alive.
+    pub uptime_ms: Option<u64>,
+}
+
+/// What `vmctl info` shows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VmInfo {
+    /// As in the list.
+    pub status: VmStatus,
+    /// Its configuration, TOML.
+    pub config: String,
+    /// Process id of the worker.
+    pub worker: Option<u32>,
+    /// Resident bytes of the worker's own, without guest RAM.
+    pub worker_rss: Option<u64>,
+    /// Bytes of guest RAM that the guest has touched.
+    pub memory_used: Option<u64>,
+    /// How often the guest rebooted since it was started.
+    pub reboots: u32,
+    /// Path of the console socket.
+    pub console: String,
+    /// Path of the console log.
+    pub console_log: String,
+    /// Path of the worker's own log.
+    pub worker_log: String,
+}
+
+/// Who the daemon is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonInfo {
+    /// Version of the package.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Where definitions and logs are.
+    pub state_dir: String,
+    /// Where sockets are.
+    pub runtime_dir: String,
+}
+
+/// What the daemon tells a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkerCommand {
+    /// Builds the VM and runs it. Once, first, to a new worker.
+    Start {
+        /// TOML text, paths absolute.
+        config: String,
+    },
+    /// Says the present state: a daemon that came back asks. Answered by `State` (and `Ready`
+    /// before it, if there is a partition).
+    Report,
+    /// Holds the virtual CPUs → `State(Paused)`.
+    Pause,
+    /// Lets them go on, or retries stalled I/O → `State(Running)`.
+    Resume,
+    /// Presses the ACPI power button → `State(Stopping)`.
+    PowerButton,
+}
+
+/// What a worker tells the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkerEvent {
+    /// The partition exists.
+    Ready {
+        /// Its id.
+        partition: u64,
+    },
+    /// The state changed, to one that is alive.
+    State {
+        /// New state.
+        state: VmState,
+        /// Why; never blank.
+        reason: String,
+    },
+    /// A command could not be done; the state is what it was.
+    Refused {
+        /// One line.
+        reason: String,
+    },
+    /// The VM is over. The worker has given back what it had (or leaves it to the daemon, which
+    /// destroys the partition anyway) and exits.
+    Ended {
+        /// How.
+        cause: EndCause,
+        /// Why; never blank: "guest powered off", "triple fault at rip 0x…".
+        reason: String,
+    },
+}
+
+/// How a VM ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EndCause {
+    /// The guest powered off → `Stopped`.
+    PoweredOff,
+    /// The guest wants a reboot → a new worker, or `Stopped` if its configuration says so.
+    Rebooted,
+    /// The guest died: triple fault, panic → `Crashed`.
+    Crashed,
+    /// It could not be built, and never ran: kernel not readable, no memory → `Crashed`.
+    StartFailed,
+    /// The worker's own error → `Crashed`.
+    Failed,
+}
+
+#[cfg(test)]
+mod tests;
