@@ -1,0 +1,266 @@
+//! A VM's configuration: a TOML file, `--set` overrides, and errors that name the key and the line.
+//!
+//! [`Loaded`] is a [`VmConfig`] with the places its keys came from. The CLI loads a file and sends
+//! the configuration on as TOML text with absolute paths ([`VmConfig::to_toml`]); the daemon and
+//! the worker parse that again with [`VmConfig::parse`]. Nobody trusts another's check.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use guest_proto::control::MAX_NAME;
+use guest_proto::limits;
+use serde::{Deserialize, Serialize};
+
+mod size;
+mod source;
+#[cfg(test)]
+mod tests;
+
+pub use size::{format_size, parse_size};
+use source::Source;
+
+/// A VM, as its user describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// Name: lower-case letters, digits and inner hyphens.
+    #[serde(deserialize_with = "name")]
+    pub name: String,
+    /// Virtual CPUs, 1 to 64.
+    #[serde(default = "one", deserialize_with = "vcpus")]
+    pub vcpus: u32,
+    /// RAM in bytes, whole pages. In TOML `"256M"`.
+    #[serde(with = "size::memory")]
+    pub memory: u64,
+    /// Kernel: a bzImage, a PVH ELF or a Multiboot ELF.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    #[serde(default = "console_on_serial", deserialize_with = "cmdline")]
+    pub cmdline: String,
+    /// What happens when the guest reboots.
+    #[serde(default)]
+    pub on_reboot: OnReboot,
+    /// The console.
+    #[serde(default)]
+    pub console: ConsoleConfig,
+}
+
+/// What happens when a guest reboots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnReboot {
+    /// It boots again.
+    #[default]
+    Restart,
+    /// It stops.
+    Stop,
+}
+
+/// The table `[console]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConsoleConfig {
+    /// Bytes of output that are kept for `vmctl logs`; twice that can lie on disk for a moment.
+    #[serde(with = "size")]
+    pub log_limit: u64,
+}
+
+impl Default for ConsoleConfig {
+    fn default() -> Self {
+        Self { log_limit: 1 << 20 }
+    }
+}
+
+/// RAM that a partition needs at least, in bytes: a bzImage loads at 1 MiB.
+const MIN_MEMORY: u64 = 2 << 20;
+/// RAM that a partition can have, in bytes: what 40 bits of guest physical address leave.
+const MAX_MEMORY: u64 = 512 << 30;
+/// Command lines longer than this overrun what Linux keeps of them.
+const MAX_CMDLINE: usize = 2047;
+
+/// One line that says where and what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// A configuration and where it came from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: VmConfig,
+    source: Source,
+}
+
+impl Loaded {
+    /// Reads a file, applies `overrides` (`key=value`, dotted keys) and makes its paths absolute,
+    /// taking them relative to the file.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, or what it says makes no VM.
+    pub fn read(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| ConfigError(format!("{}: {}", path.display(), describe(&e))))?;
+        let mut loaded = Self::parse(&path.display().to_string(), text, overrides)?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        let config = &mut loaded.config;
+        for file in std::iter::once(&mut config.kernel).chain(&mut config.initrd) {
+            *file = std::path::absolute(base.join(&*file))
+                .map_err(|e| ConfigError(format!("{}: {}", file.display(), describe(&e))))?;
+        }
+        Ok(loaded)
+    }
+
+    /// Parses `text`; `origin` names it in errors.
+    ///
+    /// # Errors
+    ///
+    /// What `text` and `overrides` say makes no VM.
+    pub fn parse(origin: &str, text: String, overrides: &[String]) -> Result<Self, ConfigError> {
+        let source = Source::new(origin, text, overrides)?;
+        let config = source.deserialize()?;
+        Ok(Self { config, source })
+    }
+
+    /// Checks that the files it names are there and can be read. What is in them the worker's
+    /// loader checks.
+    ///
+    /// # Errors
+    ///
+    /// Names the key, its line and the file.
+    pub fn check_files(&self) -> Result<(), ConfigError> {
+        self.config
+            .check_files()
+            .map_err(|(key, what)| ConfigError(format!("{}: {what}", self.source.locate(key))))
+    }
+}
+
+impl VmConfig {
+    /// Parses what [`Self::to_toml`] made.
+    ///
+    /// # Errors
+    ///
+    /// As [`Loaded::parse`].
+    pub fn parse(origin: &str, text: &str) -> Result<Self, ConfigError> {
+        let config = Loaded::parse(origin, text.to_owned(), &[])?.config;
+        for (key, path) in config.files() {
+            if !path.is_absolute() {
+                return Err(ConfigError(format!(
+                    "{origin}: {key}: {} is not an absolute path",
+                    path.display()
+                )));
+            }
+        }
+        Ok(config)
+    }
+
+    /// Its TOML text.
+    ///
+    /// # Errors
+    ///
+    /// A path is not UTF-8.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        toml::to_string(self).map_err(|e| ConfigError(format!("{}: {e}", self.name)))
+    }
+
+    /// Checks that the files it names can be read; on failure the key, and one line.
+    ///
+    /// # Errors
+    ///
+    /// The key and what is wrong with its file.
+    pub fn check_files(&self) -> Result<(), (&'static str, String)> {
+        for (key, path) in self.files() {
+            let problem = match std::fs::File::open(path).and_then(|f| f.metadata()) {
+                Err(e) => describe(&e),
+                Ok(meta) if !meta.is_file() => "not a regular file".to_owned(),
+                Ok(meta) if meta.len() == 0 => "the file is empty".to_owned(),
+                Ok(_) => continue,
+            };
+            return Err((key, format!("{key}: {}: {problem}", path.display())));
+        }
+        Ok(())
+    }
+
+    fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        std::iter::once(("kernel", self.kernel.as_path()))
+            .chain(self.initrd.iter().map(|p| ("initrd", p.as_path())))
+    }
+}
+
+/// Checks a VM's name.
+///
+/// # Errors
+///
+/// One line that says what a name is.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = name.as_bytes();
+    let ok = bytes.len() <= MAX_NAME
+        && bytes.first().is_some_and(|&b| plain(b))
+        && bytes.last().is_some_and(|&b| plain(b))
+        && bytes.iter().all(|&b| plain(b) || b == b'-');
+    if !ok {
+        return Err(format!(
+            "\"{}\" is not a VM name: 1 to {MAX_NAME} lower-case letters, digits and inner hyphens",
+            name.escape_default()
+        ));
+    }
+    if name == "root" {
+        return Err("\"root\" is VM 0's own name".to_owned());
+    }
+    Ok(())
+}
+
+fn describe(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "no such file".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        std::io::ErrorKind::InvalidData => "not UTF-8 text".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn console_on_serial() -> String {
+    "console=ttyS0".to_owned()
+}
+
+fn name<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    check_name(&name).map_err(serde::de::Error::custom)?;
+    Ok(name)
+}
+
+fn vcpus<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let count = i64::deserialize(deserializer)?;
+    match u32::try_from(count) {
+        Ok(count @ 1..) if u64::from(count) <= limits::MAX_VCPUS => Ok(count),
+        _ => Err(serde::de::Error::custom(format!(
+            "{count} virtual CPUs; a VM has 1 to {}",
+            limits::MAX_VCPUS
+        ))),
+    }
+}
+
+fn cmdline<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let line = String::deserialize(deserializer)?;
+    if line.len() > MAX_CMDLINE || line.contains('\0') {
+        return Err(serde::de::Error::custom(format!(
+            "a kernel command line has at most {MAX_CMDLINE} bytes and no NUL"
+        )));
+    }
+    Ok(line)
+}

@@ -1,0 +1,80 @@
+//! Sizes in bytes, written `"256M"`.
+
+use serde::{Deserialize, Deserializer, Serializer};
+
+use super::{MAX_MEMORY, MIN_MEMORY};
+
+const UNITS: [(&str, u32); 4] = [("K", 10), ("M", 20), ("G", 30), ("T", 40)];
+
+/// Parses `512K`, `256M`, `1G`, `2T` (powers of 1024; a trailing `iB` or `B` is allowed).
+///
+/// # Errors
+///
+/// One line that shows the form.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || {
+        format!(
+            "\"{}\" is not a size such as \"256M\" or \"2G\"",
+            text.escape_default()
+        )
+    };
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .ok_or_else(|| format!("\"{text}\" has no unit: write \"{text}M\", K, G or T"))?;
+    let (number, unit) = text.split_at(digits);
+    let unit = unit
+        .strip_suffix("iB")
+        .or(unit.strip_suffix('B'))
+        .unwrap_or(unit);
+    let (_, shift) = UNITS.iter().find(|(u, _)| *u == unit).ok_or_else(wrong)?;
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// Formats bytes with the largest unit that divides them.
+pub fn format_size(bytes: u64) -> String {
+    for (unit, shift) in UNITS.iter().rev() {
+        if bytes != 0 && bytes.is_multiple_of(1 << shift) {
+            return format!("{}{unit}", bytes >> shift);
+        }
+    }
+    format!("{bytes}B")
+}
+
+pub(super) fn serialize<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&format_size(*bytes))
+}
+
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_size(&text).map_err(serde::de::Error::custom)
+}
+
+pub(super) mod memory {
+    //! RAM: a size in whole pages, within what a partition can have.
+
+    use super::*;
+
+    pub(in super::super) use super::serialize;
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<u64, D::Error> {
+        let bytes = super::deserialize(deserializer)?;
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) {
+            return Err(serde::de::Error::custom(format!(
+                "{} of memory; a VM has {} to {}",
+                format_size(bytes),
+                format_size(MIN_MEMORY),
+                format_size(MAX_MEMORY)
+            )));
+        }
+        if !bytes.is_multiple_of(guest_proto::limits::PAGE_SIZE) {
+            return Err(serde::de::Error::custom(format!(
+                "{} is not a whole number of 4K pages",
+                format_size(bytes)
+            )));
+        }
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,181 @@
+//! TOML text with overrides, and the way back from a byte to a line.
+//!
+//! Each override is a document of its own, merged into the file's tree with its spans moved behind
+//! the end of what came before, so that any span in the merged tree says where it was written.
+
+use std::ops::Range;
+
+use serde::de::DeserializeOwned;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Deserializer};
+
+use super::ConfigError;
+
+#[derive(Debug)]
+pub(super) struct Source {
+    /// Name of the file.
+    origin: String,
+    text: String,
+    overrides: Vec<Override>,
+}
+
+#[derive(Debug)]
+struct Override {
+    /// As the user wrote it.
+    setting: String,
+    /// As TOML.
+    toml: String,
+    /// What is added to its spans.
+    start: usize,
+}
+
+impl Source {
+    /// Checks the syntax of both.
+    pub(super) fn new(
+        origin: &str,
+        text: String,
+        settings: &[String],
+    ) -> Result<Self, ConfigError> {
+        DeTable::parse(&text).map_err(|e| {
+            let at = e.span().map_or(0, |s| s.start);
+            let message = e.message().replace('\n', ", ");
+            ConfigError(format!("{origin}:{}: {message}", line(&text, at)))
+        })?;
+        let mut start = text.len() + 1;
+        let mut overrides = Vec::new();
+        for setting in settings {
+            let toml = override_toml(setting)?;
+            let next = start + toml.len() + 1;
+            overrides.push(Override {
+                setting: setting.clone(),
+                toml,
+                start,
+            });
+            start = next;
+        }
+        Ok(Self {
+            origin: origin.to_owned(),
+            text,
+            overrides,
+        })
+    }
+
+    /// The file's tree with the overrides in it.
+    fn tree(&self) -> Result<Spanned<DeTable<'_>>, ConfigError> {
+        let parse = |text, place: &str| {
+            DeTable::parse(text).map_err(|e| ConfigError(format!("{place}: {}", e.message())))
+        };
+        let mut tree = parse(&self.text, &self.origin)?;
+        for o in &self.overrides {
+            let table = parse(&o.toml, &o.setting)?.into_inner();
+            merge(tree.get_mut(), shift_table(table, o.start));
+        }
+        Ok(tree)
+    }
+
+    pub(super) fn deserialize<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
+        T::deserialize(Deserializer::from(self.tree()?)).map_err(|mut e| {
+            // Without a text, the error's rendering is "message\nin `key`\n".
+            e.set_input(None);
+            let rendered = e.to_string();
+            let key = rendered
+                .split_once("\nin `")
+                .and_then(|(_, rest)| rest.split_once('`'))
+                .map(|(key, _)| format!("{key}: "))
+                .unwrap_or_default();
+            let message = e
+                .message()
+                .replace('`', "\"")
+                .replace('\n', ", ")
+                .replace("unknown field", "unknown key")
+                .replace("missing field", "missing key");
+            let at_a_line = !message.starts_with("missing key") || !key.is_empty();
+            let place = match e.span() {
+                Some(span) if at_a_line => self.place(&span),
+                _ => self.origin.clone(),
+            };
+            ConfigError(format!("{place}: {key}{message}"))
+        })
+    }
+
+    /// Where a top-level key's value stands: `file:line`, or the override.
+    pub(super) fn locate(&self, key: &str) -> String {
+        self.tree()
+            .ok()
+            .and_then(|tree| tree.get_ref().get(key).map(|v| self.place(&v.span())))
+            .unwrap_or_else(|| self.origin.clone())
+    }
+
+    fn place(&self, span: &Range<usize>) -> String {
+        match self.overrides.iter().rfind(|o| o.start <= span.start) {
+            Some(o) => format!("--set {}", o.setting),
+            None => format!("{}:{}", self.origin, line(&self.text, span.start)),
+        }
+    }
+}
+
+/// `key=value` as TOML. A value that is none is a string without its quotes: `memory=1G`.
+fn override_toml(setting: &str) -> Result<String, ConfigError> {
+    let wrong = |what: &str| ConfigError(format!("--set {setting}: {what}"));
+    let (key, value) = setting
+        .split_once('=')
+        .ok_or_else(|| wrong("write it as key=value"))?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    if key.is_empty() || !key.chars().all(plain) {
+        return Err(wrong("the key is not a dotted key"));
+    }
+    let bare = format!("{key} = {value}");
+    if DeTable::parse(&bare).is_ok_and(|t| t.get_ref().len() == 1) && !value.contains('\n') {
+        return Ok(bare);
+    }
+    let quoted = format!("{key} = {}", toml::Value::String(value.to_owned()));
+    match DeTable::parse(&quoted) {
+        Ok(_) => Ok(quoted),
+        Err(e) => Err(wrong(&e.message().replace('\n', ", "))),
+    }
+}
+
+fn merge<'i>(into: &mut DeTable<'i>, from: DeTable<'i>) {
+    for (key, value) in from {
+        match (into.get_mut(key.get_ref().as_ref()), value.get_ref()) {
+            (Some(old), DeValue::Table(_)) if old.get_ref().is_table() => {
+                if let (DeValue::Table(old), DeValue::Table(new)) =
+                    (old.get_mut(), value.into_inner())
+                {
+                    merge(old, new);
+                }
+            }
+            (Some(old), _) => *old = value,
+            (None, _) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+fn shift_table(table: DeTable<'_>, by: usize) -> DeTable<'_> {
+    let mut shifted = DeTable::new();
+    for (key, value) in table {
+        let key = Spanned::new(shift(&key.span(), by), key.into_inner());
+        shifted.insert(key, shift_value(value, by));
+    }
+    shifted
+}
+
+fn shift_value(value: Spanned<DeValue<'_>>, by: usize) -> Spanned<DeValue<'_>> {
+    let span = shift(&value.span(), by);
+    let inner = match value.into_inner() {
+        DeValue::Table(table) => DeValue::Table(shift_table(table, by)),
+        other => other,
+    };
+    Spanned::new(span, inner)
+}
+
+fn shift(span: &Range<usize>, by: usize) -> Range<usize> {
+    span.start + by..span.end + by
+}
+
+fn line(text: &str, at: usize) -> usize {
+    let before = &text.as_bytes()[..at.min(text.len())];
+    1 + before.iter().filter(|&&b| b == b'\n').count()
+}

@@ -1,0 +1,201 @@
+//! What is accepted, and what each mistake is called.
+
+use super::*;
+
+const DEMO: &str = r#"# A comment.
+name = "demo"
+vcpus = 2
+memory = "256M"
+kernel = "/boot/vmlinuz"
+cmdline = "console=ttyS0 quiet"
+
+[console]
+log_limit = "64K"
+"#;
+
+fn parse(text: &str, overrides: &[&str]) -> Result<VmConfig, String> {
+    let overrides: Vec<String> = overrides.iter().map(|s| (*s).to_owned()).collect();
+    Loaded::parse("demo.toml", text.to_owned(), &overrides)
+        .map(|l| l.config)
+        .map_err(|e| e.to_string())
+}
+
+/// The error for `DEMO` with `from` replaced by `to`.
+fn error(from: &str, to: &str) -> String {
+    assert!(DEMO.contains(from));
+    parse(&DEMO.replace(from, to), &[]).unwrap_err()
+}
+
+#[test]
+fn the_demo_parses_and_survives_the_wire() {
+    let config = parse(DEMO, &[]).unwrap();
+    assert_eq!(config.name, "demo");
+    assert_eq!(config.vcpus, 2);
+    assert_eq!(config.memory, 256 << 20);
+    assert_eq!(config.console.log_limit, 64 << 10);
+    assert_eq!(config.on_reboot, OnReboot::Restart);
+    let text = config.to_toml().unwrap();
+    assert!(text.contains("memory = \"256M\""), "{text}");
+    assert_eq!(VmConfig::parse("wire", &text).unwrap(), config);
+}
+
+#[test]
+fn defaults() {
+    let text = "name = 'a'\nmemory = '64M'\nkernel = '/k'";
+    let config = parse(text, &[]).unwrap();
+    assert_eq!(
+        (config.vcpus, config.cmdline.as_str()),
+        (1, "console=ttyS0")
+    );
+    assert_eq!(config.console.log_limit, 1 << 20);
+}
+
+#[test]
+fn errors_name_key_and_line() {
+    assert_eq!(
+        error("vcpus = 2", "vcpu = 2"),
+        "demo.toml:3: unknown key \"vcpu\", expected one of \"name\", \"vcpus\", \"memory\", \
+         \"kernel\", \"initrd\", \"cmdline\", \"on_reboot\", \"console\""
+    );
+    assert_eq!(
+        error("log_limit = \"64K\"", "log_limt = \"64K\""),
+        "demo.toml:9: console: unknown key \"log_limt\", expected \"log_limit\""
+    );
+    for count in ["0", "1000", "-1", "4294967297"] {
+        assert_eq!(
+            error("vcpus = 2", &format!("vcpus = {count}")),
+            format!("demo.toml:3: vcpus: {count} virtual CPUs; a VM has 1 to 64")
+        );
+    }
+    assert_eq!(
+        error("vcpus = 2", "vcpus = \"2\""),
+        "demo.toml:3: vcpus: invalid type: string \"2\", expected i64"
+    );
+    assert_eq!(
+        error("\"256M\"", "\"256\""),
+        "demo.toml:4: memory: \"256\" has no unit: write \"256M\", K, G or T"
+    );
+    assert_eq!(
+        error("\"256M\"", "\"lots\""),
+        "demo.toml:4: memory: \"lots\" is not a size such as \"256M\" or \"2G\""
+    );
+    assert_eq!(
+        error("\"256M\"", "\"4K\""),
+        "demo.toml:4: memory: 4K of memory; a VM has 2M to 512G"
+    );
+    assert_eq!(
+        error("\"256M\"", "\"20971520T\""),
+        "demo.toml:4: memory: \"20971520T\" is not a size such as \"256M\" or \"2G\""
+    );
+    assert!(error("\"256M\"", "256").starts_with("demo.toml:4: memory: invalid type"));
+    assert!(
+        error("name = \"demo\"", "name = \"De mo\"")
+            .starts_with("demo.toml:2: name: \"De mo\" is not a VM name")
+    );
+    assert_eq!(
+        error("kernel = \"/boot/vmlinuz\"\n", ""),
+        "demo.toml: missing key \"kernel\""
+    );
+    assert!(error("vcpus = 2", "vcpus = ").starts_with("demo.toml:3: "));
+    assert!(error("vcpus = 2", "vcpus = 2\nvcpus = 3").starts_with("demo.toml:4: duplicate key"));
+}
+
+#[test]
+fn overrides_replace_and_add_and_are_named() {
+    let set = [
+        "vcpus=4",
+        "memory=1G",
+        "console.log_limit=128K",
+        "initrd=/x y",
+        "cmdline=a=b c",
+    ];
+    let config = parse(DEMO, &set).unwrap();
+    assert_eq!((config.vcpus, config.memory), (4, 1 << 30));
+    assert_eq!(config.console.log_limit, 128 << 10);
+    assert_eq!(config.initrd.as_deref(), Some(Path::new("/x y")));
+    assert_eq!(config.cmdline, "a=b c");
+    assert_eq!(
+        parse(DEMO, &["memory=1G", "vcpus=0"]).unwrap_err(),
+        "--set vcpus=0: vcpus: 0 virtual CPUs; a VM has 1 to 64"
+    );
+    assert!(
+        parse(DEMO, &["vcpu=1"])
+            .unwrap_err()
+            .starts_with("--set vcpu=1: unknown key")
+    );
+    assert!(parse(DEMO, &["vcpus"]).unwrap_err().contains("key=value"));
+    assert!(parse(DEMO, &["a b=1"]).unwrap_err().contains("dotted key"));
+    // A mistake in the file can be mended, and another stays at its line.
+    assert!(parse(&DEMO.replace("256M", "x"), &["memory=64M"]).is_ok());
+    assert!(
+        parse(&DEMO.replace("64K", "x"), &["memory=64M"])
+            .unwrap_err()
+            .starts_with("demo.toml:9")
+    );
+}
+
+#[test]
+fn names() {
+    let longest = "a".repeat(MAX_NAME);
+    for good in ["a", "0", "web-1", "a--b", &longest] {
+        assert_eq!(check_name(good), Ok(()), "{good}");
+    }
+    let long = "a".repeat(MAX_NAME + 1);
+    for bad in [
+        "", "-a", "a-", "A", "a.b", "../x", "a/b", "ä", "root", "a\n", &long,
+    ] {
+        assert!(check_name(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn sizes() {
+    assert_eq!(parse_size("3KiB"), Ok(3072));
+    assert_eq!(parse_size("1GB"), Ok(1 << 30));
+    for bad in [
+        "",
+        "M",
+        "1",
+        "1.5G",
+        "-1M",
+        "1X",
+        "1 M",
+        "99999999999999999999M",
+    ] {
+        assert!(parse_size(bad).is_err(), "{bad}");
+    }
+    assert_eq!(format_size(1 << 30), "1G");
+    assert_eq!(format_size(1536 << 20), "1536M");
+    assert_eq!(format_size(5), "5B");
+    assert_eq!(format_size(0), "0B");
+}
+
+#[test]
+fn files_are_relative_to_the_configuration_and_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vm.toml");
+    std::fs::write(&path, DEMO.replace("/boot/vmlinuz", "sub/kernel")).unwrap();
+    let loaded = Loaded::read(&path, &[]).unwrap();
+    assert_eq!(loaded.config.kernel, dir.path().join("sub/kernel"));
+    let kernel = loaded.config.kernel.display().to_string();
+    assert_eq!(
+        loaded.check_files().unwrap_err().to_string(),
+        format!("{}:5: kernel: {kernel}: no such file", path.display())
+    );
+    std::fs::create_dir(dir.path().join("sub")).unwrap();
+    std::fs::write(&loaded.config.kernel, "").unwrap();
+    assert!(
+        loaded
+            .check_files()
+            .unwrap_err()
+            .to_string()
+            .ends_with("the file is empty")
+    );
+    std::fs::write(&loaded.config.kernel, "x").unwrap();
+    assert_eq!(loaded.check_files(), Ok(()));
+    let missing = dir.path().join("none.toml");
+    assert_eq!(
+        Loaded::read(&missing, &[]).unwrap_err().to_string(),
+        format!("{}: no such file", missing.display())
+    );
+}

@@ -1,0 +1,11 @@
+//! Microvisor's userspace in the root partition.
+//!
+//! [`cli`] is what a user types; `client` carries it to the `daemon`, which supervises one
+//! [`worker`] process per VM. [`config`] is a VM's TOML file. The command line talks to the driver
+//! itself where no VM's state is asked for (`doctor`, `top`, `hv-log`), so that those work without
+//! a daemon. Imports run `cli → client, daemon, worker → config, wire`; the daemon knows of a
+//! worker only its process, its socket and its messages.
+
+pub mod cli;
+pub mod config;
+pub mod worker;
