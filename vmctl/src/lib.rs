@@ -8,4 +8,6 @@
 
 pub mod cli;
 pub mod config;
+pub mod console;
+pub mod wire;
 pub mod worker;

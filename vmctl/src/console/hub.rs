@@ -1,0 +1,219 @@
+//! The worker's end of a console.
+//!
+//! Non-blocking and without a thread of its own: the worker's event loop waits for
+//! [`Hub::interests`], then calls [`Hub::service`], which gives what users typed. A client that
+//! doesn't read loses output, never the guest's time.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use rustix::event::PollFlags;
+
+use super::log::ConsoleLog;
+
+/// Output that a new client is shown, so that it sees the prompt, or why there is none.
+const REPLAY: usize = 16 << 10;
+/// Output that may wait for one client.
+const BACKLOG: usize = 256 << 10;
+/// Clients at once; more are turned away.
+const MAX_CLIENTS: usize = 16;
+
+/// Console of one VM.
+#[derive(Debug)]
+pub struct Hub {
+    listener: UnixListener,
+    log: Option<ConsoleLog>,
+    clients: Vec<Client>,
+    recent: VecDeque<u8>,
+}
+
+#[derive(Debug)]
+struct Client {
+    stream: UnixStream,
+    pending: VecDeque<u8>,
+}
+
+impl Hub {
+    /// Serves `listener` and writes to `log`.
+    ///
+    /// # Errors
+    ///
+    /// The listener can't be made non-blocking.
+    pub fn new(listener: UnixListener, log: Option<ConsoleLog>) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener,
+            log,
+            clients: Vec::new(),
+            recent: VecDeque::new(),
+        })
+    }
+
+    /// What the guest wrote, to every client and the log.
+    pub fn output(&mut self, bytes: &[u8]) {
+        if let Some(log) = &mut self.log
+            && let Err(e) = log.append(bytes)
+        {
+            eprintln!("console log: {e}; going on without it");
+            self.log = None;
+        }
+        keep_last(&mut self.recent, bytes, REPLAY);
+        self.clients.retain_mut(|client| {
+            keep_last(&mut client.pending, bytes, BACKLOG);
+            client.flush()
+        });
+    }
+
+    /// Descriptors to wait for, and for what.
+    pub fn interests(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        let clients = self.clients.iter().map(|c| {
+            let out = if c.pending.is_empty() {
+                PollFlags::empty()
+            } else {
+                PollFlags::OUT
+            };
+            (c.stream.as_fd(), PollFlags::IN | out)
+        });
+        std::iter::once((self.listener.as_fd(), PollFlags::IN)).chain(clients)
+    }
+
+    /// Accepts, reads and writes whatever is ready. At most `room` typed bytes are appended to
+    /// `typed`; the rest stays with the clients.
+    pub fn service(&mut self, typed: &mut Vec<u8>, room: usize) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            if self.clients.len() < MAX_CLIENTS && stream.set_nonblocking(true).is_ok() {
+                let pending = without_queries(self.recent.iter().copied());
+                self.clients.push(Client { stream, pending });
+            }
+        }
+        let limit = typed.len() + room;
+        self.clients
+            .retain_mut(|client| client.read(typed, limit) && client.flush());
+    }
+
+    /// Clients now.
+    pub fn clients(&self) -> usize {
+        self.clients.len()
+    }
+}
+
+impl Client {
+    /// Reads until `typed` holds `limit` bytes; false if the client is gone.
+    fn read(&mut self, typed: &mut Vec<u8>, limit: usize) -> bool {
+        let mut chunk = [0; 512];
+        while typed.len() < limit {
+            let want = chunk.len().min(limit - typed.len());
+            match self.stream.read(&mut chunk[..want]) {
+                Ok(0) => return false,
+                Ok(n) => typed.extend_from_slice(&chunk[..n]),
+                Err(e) => return retry(&e),
+            }
+        }
+        true
+    }
+
+    fn flush(&mut self) -> bool {
+        while !self.pending.is_empty() {
+            match self.stream.write(self.pending.as_slices().0) {
+                Ok(n) => drop(self.pending.drain(..n)),
+                Err(e) => return retry(&e),
+            }
+        }
+        true
+    }
+}
+
+fn retry(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+fn keep_last(buffer: &mut VecDeque<u8>, bytes: &[u8], limit: usize) {
+    buffer.extend(bytes);
+    let excess = buffer.len().saturating_sub(limit);
+    buffer.drain(..excess);
+}
+
+/// Leaves out terminal queries (`ESC [ … n`, `ESC [ … c`): the terminal would answer an old
+/// question, and the guest would take it for typing.
+fn without_queries(bytes: impl Iterator<Item = u8>) -> VecDeque<u8> {
+    let mut out = VecDeque::new();
+    let mut sequence: Vec<u8> = Vec::new();
+    for byte in bytes {
+        match (sequence.as_slice(), byte) {
+            ([], 0x1b) | ([0x1b], b'[') => sequence.push(byte),
+            ([0x1b, b'[', ..], b'0'..=b'9' | b';' | b'?' | b'>') => sequence.push(byte),
+            ([0x1b, b'[', ..], b'n' | b'c') => sequence.clear(),
+            _ => {
+                out.extend(sequence.drain(..));
+                out.push_back(byte);
+            }
+        }
+    }
+    out.extend(sequence);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hub(dir: &std::path::Path) -> (Hub, std::path::PathBuf) {
+        let path = dir.join("console.sock");
+        let hub = Hub::new(UnixListener::bind(&path).unwrap(), None).unwrap();
+        (hub, path)
+    }
+
+    fn read(stream: &mut UnixStream, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        stream.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn all_clients_see_output_and_may_type() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut hub, path) = hub(dir.path());
+        hub.output(b"before ");
+        let mut a = UnixStream::connect(&path).unwrap();
+        let mut b = UnixStream::connect(&path).unwrap();
+        let mut typed = Vec::new();
+        hub.service(&mut typed, 100);
+        hub.output(b"after");
+        assert_eq!(read(&mut a, 12), b"before after");
+        assert_eq!(read(&mut b, 12), b"before after");
+        a.write_all(b"ls\n").unwrap();
+        b.write_all(b"pwd\n").unwrap();
+        hub.service(&mut typed, 5);
+        assert_eq!(typed, b"ls\npw");
+        hub.service(&mut typed, 100);
+        assert_eq!(typed, b"ls\npwd\n");
+        drop(a);
+        hub.service(&mut typed, 100);
+        assert_eq!(hub.clients(), 1);
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_loses_only_its_own_output() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut hub, path) = hub(dir.path());
+        let _idle = UnixStream::connect(&path).unwrap();
+        hub.service(&mut Vec::new(), 1);
+        for _ in 0..1000 {
+            hub.output(&[b'x'; 4096]);
+        }
+        assert_eq!(hub.clients(), 1);
+        assert!(hub.clients[0].pending.len() <= BACKLOG);
+    }
+
+    #[test]
+    fn old_queries_are_not_replayed() {
+        let text = b"\x1b[31mred\x1b[6n$ \x1b[?1;2c\x1b[";
+        let clean: Vec<u8> = without_queries(text.iter().copied()).into();
+        assert_eq!(clean, b"\x1b[31mred$ \x1b[");
+    }
+}
