@@ -1,1 +1,7 @@
-//! Placeholder.
+//! The microvisor.
+#![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod memory;

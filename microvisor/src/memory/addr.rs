@@ -1,0 +1,84 @@
+//! Physical addresses, each of its own type so that they cannot be taken for one another.
+
+use guest_proto::limits::PAGE_SIZE;
+
+/// Bits of a physical address on x86 (APM vol. 2 §5.1).
+const PHYS_BITS: u32 = 52;
+const PHYS_MASK: u64 = (1 << PHYS_BITS) - 1;
+const PAGE_SHIFT: u32 = PAGE_SIZE.trailing_zeros();
+
+/// A host physical address: of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Hpa(u64);
+
+impl Hpa {
+    /// The address `address`; bits above 51 do not exist and are dropped.
+    pub const fn new(address: u64) -> Self {
+        Self(address & PHYS_MASK)
+    }
+
+    /// As a number, in bytes.
+    pub const fn as_u64(self) -> u64 {
+        self.0
+    }
+
+    /// The frame that it lies in.
+    pub const fn frame(self) -> Frame {
+        Frame(self.0 >> PAGE_SHIFT)
+    }
+}
+
+/// A guest physical address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gpa(u64);
+
+impl Gpa {
+    /// The address `address`; bits above 51 do not exist and are dropped.
+    pub const fn new(address: u64) -> Self {
+        Self(address & PHYS_MASK)
+    }
+
+    /// As a number, in bytes.
+    pub const fn as_u64(self) -> u64 {
+        self.0
+    }
+
+    /// Number of the guest page that it lies in.
+    pub const fn page(self) -> u64 {
+        self.0 >> PAGE_SHIFT
+    }
+
+    /// Bytes from the start of its page.
+    pub const fn page_offset(self) -> u64 {
+        self.0 & (PAGE_SIZE - 1)
+    }
+}
+
+/// A 4 KiB frame of the machine's memory, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frame(u64);
+
+impl Frame {
+    /// Frame number `number`; bits that no physical address has are dropped.
+    pub const fn new(number: u64) -> Self {
+        Self(number & (PHYS_MASK >> PAGE_SHIFT))
+    }
+
+    /// Frame number `number`, if a physical address can have it.
+    pub const fn checked(number: u64) -> Option<Self> {
+        if number > PHYS_MASK >> PAGE_SHIFT {
+            return None;
+        }
+        Some(Self(number))
+    }
+
+    /// Its number.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The address of its first byte.
+    pub const fn base(self) -> Hpa {
+        Hpa(self.0 << PAGE_SHIFT)
+    }
+}

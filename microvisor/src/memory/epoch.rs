@@ -1,0 +1,111 @@
+//! TLB epochs: when has every CPU forgotten a translation?
+//!
+//! The microvisor sends no interrupts, so it cannot make another CPU flush. Instead each CPU
+//! flushes on its way back into VM 0 and notes the epoch it has seen. What left a nested map
+//! before epoch `e` began is out of every TLB once all CPUs have passed `e`. A CPU in the middle
+//! of a hypercall has not passed, so an epoch also outlasts each access that the microvisor makes
+//! on behalf of a call.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use guest_proto::limits::MAX_CPUS;
+
+const CPUS: usize = MAX_CPUS as usize;
+
+/// The machine's epoch, and each CPU's.
+#[derive(Debug)]
+pub struct Epochs {
+    current: AtomicU64,
+    online: AtomicU64,
+    passed: [AtomicU64; CPUS],
+}
+
+impl Epochs {
+    /// No CPU online, epoch 1.
+    pub const fn new() -> Self {
+        Self {
+            current: AtomicU64::new(1),
+            online: AtomicU64::new(0),
+            passed: [const { AtomicU64::new(0) }; CPUS],
+        }
+    }
+
+    /// A CPU is about to enter VM 0 for the first time, with an empty TLB.
+    pub fn online(&self, cpu: usize) {
+        if let Some(passed) = self.passed.get(cpu) {
+            passed.store(self.current.load(Ordering::SeqCst), Ordering::SeqCst);
+            self.online.fetch_or(1 << cpu, Ordering::SeqCst);
+        }
+    }
+
+    /// A new epoch, begun after the caller changed a nested map.
+    pub fn advance(&self) -> u64 {
+        self.current.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// The CPU goes back into VM 0, and has no access of the microvisor's under way. If this
+    /// answers true it must flush VM 0's translations in the same entry.
+    #[must_use]
+    pub fn pass(&self, cpu: usize) -> bool {
+        let current = self.current.load(Ordering::SeqCst);
+        self.passed
+            .get(cpu)
+            .is_some_and(|passed| passed.swap(current, Ordering::SeqCst) != current)
+    }
+
+    /// The epoch that every CPU has passed.
+    pub fn passed_by_all(&self) -> u64 {
+        let online = self.online.load(Ordering::SeqCst);
+        let current = self.current.load(Ordering::SeqCst);
+        self.passed
+            .iter()
+            .enumerate()
+            .filter(|(cpu, _)| online & (1 << cpu) != 0)
+            .map(|(_, passed)| passed.load(Ordering::SeqCst))
+            .fold(current, u64::min)
+    }
+}
+
+impl Default for Epochs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_is_over_when_the_last_cpu_has_passed() {
+        let epochs = Epochs::new();
+        epochs.online(0);
+        epochs.online(3);
+        let e = epochs.advance();
+        assert!(epochs.passed_by_all() < e);
+        assert!(epochs.pass(0), "the first pass must flush");
+        assert!(!epochs.pass(0), "nothing changed since");
+        assert!(epochs.passed_by_all() < e);
+        assert!(epochs.pass(3));
+        assert_eq!(epochs.passed_by_all(), e);
+    }
+
+    #[test]
+    fn a_cpu_that_is_not_online_holds_nothing_up() {
+        let epochs = Epochs::new();
+        epochs.online(0);
+        let e = epochs.advance();
+        assert!(epochs.pass(0));
+        assert_eq!(epochs.passed_by_all(), e);
+        epochs.online(1);
+        assert_eq!(epochs.passed_by_all(), e);
+    }
+
+    #[test]
+    fn a_cpu_number_out_of_range_is_ignored() {
+        let epochs = Epochs::new();
+        epochs.online(CPUS);
+        assert!(!epochs.pass(CPUS));
+        assert_eq!(epochs.passed_by_all(), 1);
+    }
+}

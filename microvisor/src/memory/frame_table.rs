@@ -1,0 +1,364 @@
+//! Who owns each frame of the machine.
+//!
+//! One word per 4 KiB frame, changed by compare-and-swap only, one function per transition and
+//! named after it. A function that maps a frame anywhere has asked one of them first, so a frame
+//! cannot be root's and the microvisor's, or two partitions', at once.
+//!
+//! ```text
+//!                 root_deposit            pool_take
+//!        ┌──────────────────────▶ Pool ──────────────▶ Metadata
+//!        │◀──────────────────────      ◀──────────────
+//!      Root        pool_return              pool_put
+//!        │── root_share_guest ──▶ Shared ── guest_unshare ──▶ Root
+//!        │── root_donate_guest ─▶ Guest ─── guest_return ───▶ Root
+//!        └── root_share_page ───▶ SharedPage ─ page_unshare ─▶ Root
+//! ```
+//!
+//! `Absent` and `Reserved` are set at boot and never left. The payload is the next frame of the
+//! list for `Pool` (in the table and not in the frame, which root may still write through a stale
+//! translation), and the guest page for `Shared` and `Guest`.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Frame, Hpa, PhysMap};
+
+/// Number of a partition; 0 is root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PartitionId(pub u8);
+
+/// The owner of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// Not RAM that can be given away: a hole, a device, firmware's.
+    Absent,
+    /// The microvisor's own since boot.
+    Reserved,
+    /// The root partition.
+    Root,
+    /// The microvisor, for a partition: not in use. The payload links the pool's list.
+    Pool(PartitionId),
+    /// The microvisor, for a partition: a nested table, or virtual CPU state.
+    Metadata(PartitionId),
+    /// A partition's RAM that root cannot see. The payload is the guest page.
+    Guest(PartitionId),
+    /// A partition's RAM that root keeps mapped. The payload is the guest page.
+    Shared(PartitionId),
+    /// A `VcpuPage`: root's and the microvisor's.
+    SharedPage(PartitionId),
+}
+
+/// Why a transition did not happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameError {
+    /// The frame is not RAM.
+    NotRam,
+    /// The frame belongs to another.
+    NotOwner,
+}
+
+/// An unused link, or no guest page: all ones in the payload.
+const PAYLOAD_NONE: u64 = (1 << PAYLOAD_BITS) - 1;
+const PAYLOAD_BITS: u32 = 48;
+const PAYLOAD_SHIFT: u32 = 16;
+const ID_SHIFT: u32 = 8;
+
+const fn word(owner: Owner, payload: u64) -> u64 {
+    let (kind, id) = match owner {
+        Owner::Absent => (0, 0),
+        Owner::Reserved => (1, 0),
+        Owner::Root => (2, 0),
+        Owner::Pool(id) => (3, id.0),
+        Owner::Metadata(id) => (4, id.0),
+        Owner::Guest(id) => (5, id.0),
+        Owner::Shared(id) => (6, id.0),
+        Owner::SharedPage(id) => (7, id.0),
+    };
+    kind | (id as u64) << ID_SHIFT | (payload & PAYLOAD_NONE) << PAYLOAD_SHIFT
+}
+
+const fn owner_of(word: u64) -> Owner {
+    let id = PartitionId((word >> ID_SHIFT) as u8);
+    match word & 0xff {
+        1 => Owner::Reserved,
+        2 => Owner::Root,
+        3 => Owner::Pool(id),
+        4 => Owner::Metadata(id),
+        5 => Owner::Guest(id),
+        6 => Owner::Shared(id),
+        7 => Owner::SharedPage(id),
+        _ => Owner::Absent,
+    }
+}
+
+/// A frame that a partition's pool gave out: proof that nothing else has it. Made by
+/// [`FrameTable::pool_take`] alone and ended by [`FrameTable::pool_put`].
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a frame that is dropped is lost to its partition"]
+pub struct OwnedFrame {
+    frame: Frame,
+    partition: PartitionId,
+}
+
+impl OwnedFrame {
+    /// Which frame it is.
+    pub fn frame(&self) -> Frame {
+        self.frame
+    }
+
+    /// Takes up again a frame whose number was kept in a table entry of the partition's own
+    /// nested map. Only `nested` calls this, for table pages that it unlinked just now.
+    pub(super) fn from_table(frame: Frame, partition: PartitionId) -> Self {
+        Self { frame, partition }
+    }
+}
+
+/// The table. Its words lie in a reserved run of physical memory.
+#[derive(Debug)]
+pub struct FrameTable {
+    map: PhysMap,
+    base: Hpa,
+    frames: u64,
+    deposited: AtomicU64,
+    guest: AtomicU64,
+}
+
+impl FrameTable {
+    /// Bytes that a table for `frames` frames takes.
+    pub const fn bytes(frames: u64) -> u64 {
+        frames * size_of::<u64>() as u64
+    }
+
+    /// A table at `base` for the frames below `frames`, all `Absent`. The run must be inside
+    /// `map`, and the microvisor's alone; what is outside of `map` answers as `NotRam`.
+    pub fn new(map: PhysMap, base: Hpa, frames: u64) -> Self {
+        let table = Self {
+            map,
+            base,
+            frames,
+            deposited: AtomicU64::new(0),
+            guest: AtomicU64::new(0),
+        };
+        for n in 0..frames {
+            if let Some(entry) = table.entry(Frame::new(n)) {
+                entry.store(word(Owner::Absent, PAYLOAD_NONE), Ordering::Relaxed);
+            }
+        }
+        table
+    }
+
+    /// Frames that the table covers: the end of RAM.
+    pub fn frames(&self) -> u64 {
+        self.frames
+    }
+
+    /// Frames in pools and in use as metadata.
+    pub fn deposited(&self) -> u64 {
+        self.deposited.load(Ordering::Relaxed)
+    }
+
+    /// Frames that are guests' RAM.
+    pub fn guest(&self) -> u64 {
+        self.guest.load(Ordering::Relaxed)
+    }
+
+    /// The owner now. Another CPU may change it the next moment, unless the caller is the owner.
+    pub fn owner(&self, frame: Frame) -> Owner {
+        self.entry(frame)
+            .map_or(Owner::Absent, |e| owner_of(e.load(Ordering::Acquire)))
+    }
+
+    /// The guest page at which a `Shared` or `Guest` frame is mapped.
+    pub fn guest_page(&self, frame: Frame) -> Option<u64> {
+        let word = self.entry(frame)?.load(Ordering::Acquire);
+        match owner_of(word) {
+            Owner::Guest(_) | Owner::Shared(_) => Some(word >> PAYLOAD_SHIFT),
+            _ => None,
+        }
+    }
+
+    /// Boot: the frame is RAM of root's.
+    pub fn boot_root(&self, frame: Frame) {
+        self.boot(frame, Owner::Root);
+    }
+
+    /// Boot: the frame is the microvisor's own.
+    pub fn boot_reserve(&self, frame: Frame) {
+        self.boot(frame, Owner::Reserved);
+    }
+
+    /// Root → pool. The frame has yet to leave root's nested map.
+    pub fn root_deposit(
+        &self,
+        frame: Frame,
+        id: PartitionId,
+        next: Option<Frame>,
+    ) -> Result<(), FrameError> {
+        self.change(frame, Owner::Root, Owner::Pool(id), link(next))?;
+        self.deposited.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Pool → root. The frame is scrubbed and in root's nested map again. Answers the frame that
+    /// it was linked to.
+    pub fn pool_return(&self, frame: Frame, id: PartitionId) -> Result<Option<Frame>, FrameError> {
+        let next = self.change(frame, Owner::Pool(id), Owner::Root, PAYLOAD_NONE)?;
+        self.deposited.fetch_sub(1, Ordering::Relaxed);
+        Ok(unlink(next))
+    }
+
+    /// Pool → metadata. Answers proof of ownership and the frame that it was linked to.
+    pub fn pool_take(
+        &self,
+        frame: Frame,
+        id: PartitionId,
+    ) -> Result<(OwnedFrame, Option<Frame>), FrameError> {
+        let next = self.change(frame, Owner::Pool(id), Owner::Metadata(id), PAYLOAD_NONE)?;
+        let partition = id;
+        Ok((OwnedFrame { frame, partition }, unlink(next)))
+    }
+
+    /// Metadata → pool.
+    pub fn pool_put(&self, owned: OwnedFrame, next: Option<Frame>) -> Result<(), FrameError> {
+        let id = owned.partition;
+        self.change(
+            owned.frame,
+            Owner::Metadata(id),
+            Owner::Pool(id),
+            link(next),
+        )?;
+        Ok(())
+    }
+
+    /// The frame that a `Pool` frame is linked to.
+    pub fn pool_next(&self, frame: Frame) -> Option<Frame> {
+        let word = self.entry(frame)?.load(Ordering::Acquire);
+        match owner_of(word) {
+            Owner::Pool(_) => unlink(word >> PAYLOAD_SHIFT),
+            _ => None,
+        }
+    }
+
+    /// Links a `Pool` frame to another list.
+    pub fn pool_link(
+        &self,
+        frame: Frame,
+        id: PartitionId,
+        next: Option<Frame>,
+    ) -> Result<(), FrameError> {
+        self.change(frame, Owner::Pool(id), Owner::Pool(id), link(next))?;
+        Ok(())
+    }
+
+    /// Root → RAM of a guest's that root keeps mapped, at guest page `page`.
+    pub fn root_share_guest(
+        &self,
+        frame: Frame,
+        id: PartitionId,
+        page: u64,
+    ) -> Result<(), FrameError> {
+        self.change(frame, Owner::Root, Owner::Shared(id), page)?;
+        self.guest.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// RAM shared with a guest → root.
+    pub fn guest_unshare(&self, frame: Frame, id: PartitionId) -> Result<(), FrameError> {
+        self.change(frame, Owner::Shared(id), Owner::Root, PAYLOAD_NONE)?;
+        self.guest.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Root → RAM of a guest's alone, at guest page `page`.
+    pub fn root_donate_guest(
+        &self,
+        frame: Frame,
+        id: PartitionId,
+        page: u64,
+    ) -> Result<(), FrameError> {
+        self.change(frame, Owner::Root, Owner::Guest(id), page)?;
+        self.guest.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// RAM of a guest's alone → root. The frame is scrubbed and in root's nested map again.
+    pub fn guest_return(&self, frame: Frame, id: PartitionId) -> Result<(), FrameError> {
+        self.change(frame, Owner::Guest(id), Owner::Root, PAYLOAD_NONE)?;
+        self.guest.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Root → a page that root and the microvisor share.
+    pub fn root_share_page(&self, frame: Frame, id: PartitionId) -> Result<(), FrameError> {
+        self.change(frame, Owner::Root, Owner::SharedPage(id), PAYLOAD_NONE)?;
+        Ok(())
+    }
+
+    /// A page that root and the microvisor share → root.
+    pub fn page_unshare(&self, frame: Frame, id: PartitionId) -> Result<(), FrameError> {
+        self.change(frame, Owner::SharedPage(id), Owner::Root, PAYLOAD_NONE)?;
+        Ok(())
+    }
+
+    /// Whether a call of root's may read or write this frame for it. Only what is root's alone:
+    /// RAM that it shares with a guest is refused, as no structure of a call belongs there.
+    ///
+    /// The frame may be deposited by another CPU while this one copies; it is not put to use
+    /// before this CPU passes an epoch, which it does not do inside a call.
+    pub fn check_root(&self, frame: Frame) -> Result<(), FrameError> {
+        match self.owner(frame) {
+            Owner::Root => Ok(()),
+            Owner::Absent => Err(FrameError::NotRam),
+            _ => Err(FrameError::NotOwner),
+        }
+    }
+
+    fn entry(&self, frame: Frame) -> Option<&AtomicU64> {
+        if frame.number() >= self.frames {
+            return None;
+        }
+        let at = self.base.as_u64() + frame.number() * size_of::<u64>() as u64;
+        self.map.atomic(Hpa::new(at))
+    }
+
+    fn boot(&self, frame: Frame, owner: Owner) {
+        if let Some(entry) = self.entry(frame) {
+            entry.store(word(owner, PAYLOAD_NONE), Ordering::Release);
+        }
+    }
+
+    /// The one place where an entry changes. Answers the former payload.
+    fn change(
+        &self,
+        frame: Frame,
+        from: Owner,
+        to: Owner,
+        payload: u64,
+    ) -> Result<u64, FrameError> {
+        let entry = self.entry(frame).ok_or(FrameError::NotRam)?;
+        let mut old = entry.load(Ordering::Acquire);
+        loop {
+            match owner_of(old) {
+                owner if owner == from => {}
+                Owner::Absent => return Err(FrameError::NotRam),
+                _ => return Err(FrameError::NotOwner),
+            }
+            match entry.compare_exchange_weak(
+                old,
+                word(to, payload),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return Ok(old >> PAYLOAD_SHIFT),
+                Err(now) => old = now,
+            }
+        }
+    }
+}
+
+fn link(next: Option<Frame>) -> u64 {
+    next.map_or(PAYLOAD_NONE, Frame::number)
+}
+
+fn unlink(payload: u64) -> Option<Frame> {
+    (payload != PAYLOAD_NONE).then(|| Frame::new(payload))
+}

@@ -1,0 +1,416 @@
+//! A guest's nested map: the RAM that root donated to it.
+//!
+//! Its tables are frames of the partition's pool. How many a request needs is counted before
+//! anything changes. Pages of 2 MiB are used where guest page, frame and length allow.
+
+use super::entry::Entry;
+use super::{ENTRIES, GUEST_PAGES, LARGE_PAGES, index, load, split_into, store};
+use crate::memory::frame_table::{FrameError, OwnedFrame, PartitionId};
+use crate::memory::pool::{Pool, Shortage};
+use crate::memory::{Frame, Memory, PhysMap};
+
+/// A run of guest pages and the frames to map there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// First guest page.
+    pub page: u64,
+    /// First frame.
+    pub frame: Frame,
+    /// Pages; `page + pages` is at most [`GUEST_PAGES`].
+    pub pages: u64,
+    /// The guest may write.
+    pub writable: bool,
+}
+
+/// Why a page was not mapped or unmapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// Something is mapped there.
+    Overlap,
+    /// Nothing is mapped there.
+    NotMapped,
+    /// The frame is not the giver's.
+    Frame(FrameError),
+    /// The pool lacks a table.
+    Shortage(Shortage),
+}
+
+impl From<FrameError> for MapError {
+    fn from(error: FrameError) -> Self {
+        Self::Frame(error)
+    }
+}
+
+impl From<Shortage> for MapError {
+    fn from(error: Shortage) -> Self {
+        Self::Shortage(error)
+    }
+}
+
+/// The map of one partition.
+#[derive(Debug)]
+pub struct GuestMap {
+    id: PartitionId,
+    top: Option<Frame>,
+}
+
+impl GuestMap {
+    /// A map without a single table.
+    pub const fn new(id: PartitionId) -> Self {
+        Self { id, top: None }
+    }
+
+    /// Its top table, once there is one.
+    pub fn top(&self) -> Option<Frame> {
+        self.top
+    }
+
+    /// Makes the top table if there is none.
+    pub fn ensure_top(&mut self, memory: &Memory, pool: &mut Pool) -> Result<Frame, Shortage> {
+        if let Some(top) = self.top {
+            return Ok(top);
+        }
+        pool.check(memory, 1)?;
+        let table = pool.take(memory).ok_or(Shortage::Deposit(1))?.frame();
+        self.top = Some(table);
+        Ok(table)
+    }
+
+    /// Tables that mapping `runs`, in this order, takes from the pool: exact if all of them can
+    /// be mapped.
+    pub fn tables_needed(&self, map: &PhysMap, runs: &[Run]) -> u64 {
+        let mut needed = u64::from(self.top.is_none());
+        for (n, run) in runs.iter().enumerate() {
+            let earlier = runs.get(..n).unwrap_or_default();
+            for level in 1..=3 {
+                needed += self.tables_below(map, run, earlier, level);
+            }
+        }
+        needed
+    }
+
+    /// Tables that entries of `level` lack for `run`, but that `earlier` runs do not bring.
+    fn tables_below(&self, map: &PhysMap, run: &Run, earlier: &[Run], level: u32) -> u64 {
+        let span = 1 << (9 * level);
+        let first = run.page / span;
+        let last = (run.page + run.pages - 1) / span;
+        (first..=last)
+            .filter(|n| {
+                let start = n * span;
+                let touches = |run: &Run| {
+                    run.page < start + span
+                        && start < run.page + run.pages
+                        && !(level == 1 && run.covers_large(start))
+                };
+                touches(run)
+                    && !self.entry(map, start, level).is_present()
+                    && !earlier.iter().any(touches)
+            })
+            .count() as u64
+    }
+
+    /// Maps as much of a run as goes, and answers how many pages that was, with the error that
+    /// stopped it. The pool has been checked for [`GuestMap::tables_needed`].
+    pub fn map(
+        &mut self,
+        memory: &Memory,
+        pool: &mut Pool,
+        run: Run,
+    ) -> (u64, Result<(), MapError>) {
+        let mut done = 0;
+        while done < run.pages {
+            let rest = Run {
+                page: run.page + done,
+                frame: Frame::new(run.frame.number() + done),
+                pages: run.pages - done,
+                writable: run.writable,
+            };
+            match self.map_one(memory, pool, rest) {
+                Ok(pages) => done += pages,
+                Err(error) => {
+                    self.prune(memory, pool, rest.page);
+                    pool.seal(&memory.epochs);
+                    return (done, Err(error));
+                }
+            }
+        }
+        (done, Ok(()))
+    }
+
+    /// Maps the first page of `rest`, or the first 512 as a large one.
+    fn map_one(&mut self, memory: &Memory, pool: &mut Pool, rest: Run) -> Result<u64, MapError> {
+        let map = &memory.map;
+        let mut table = self.ensure_top(memory, pool)?;
+        for level in [3, 2] {
+            table = self.ensure_table(memory, pool, table, index(rest.page, level))?;
+        }
+        let slot = index(rest.page, 1);
+        let entry = load(map, table, slot);
+        if entry.is_present() && entry.is_large() {
+            return Err(MapError::Overlap);
+        }
+        if rest.covers_large(rest.page) && !entry.is_present() {
+            self.share(memory, rest, LARGE_PAGES)?;
+            store(map, table, slot, Entry::large(rest.frame, rest.writable));
+            return Ok(LARGE_PAGES);
+        }
+        // Ask for the frame before a table is made for it.
+        if load_page(map, entry, rest.page).is_present() {
+            return Err(MapError::Overlap);
+        }
+        self.share(memory, rest, 1)?;
+        match self.ensure_table(memory, pool, table, slot) {
+            Ok(table) => {
+                let entry = Entry::page(rest.frame, rest.writable);
+                store(map, table, index(rest.page, 0), entry);
+                Ok(1)
+            }
+            Err(error) => {
+                memory.frames.guest_unshare(rest.frame, self.id)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Unmaps up to `pages` pages from `page` on and gives their frames to root. Answers how many,
+    /// with the error that stopped it. The caller makes the guest's TLBs be flushed.
+    pub fn unmap(
+        &mut self,
+        memory: &Memory,
+        pool: &mut Pool,
+        page: u64,
+        pages: u64,
+    ) -> (u64, Result<(), MapError>) {
+        let mut done = 0;
+        let mut result = Ok(());
+        while done < pages && result.is_ok() {
+            match self.unmap_one(memory, pool, page + done, pages - done) {
+                Ok(count) => done += count,
+                Err(error) => result = Err(error),
+            }
+            let at = page + done;
+            if at.is_multiple_of(LARGE_PAGES) || done == pages || result.is_err() {
+                // A table is looked at once per visit, when the visit is over.
+                self.prune(memory, pool, at.saturating_sub(1));
+            }
+        }
+        pool.seal(&memory.epochs);
+        (done, result)
+    }
+
+    fn unmap_one(
+        &mut self,
+        memory: &Memory,
+        pool: &mut Pool,
+        page: u64,
+        pages: u64,
+    ) -> Result<u64, MapError> {
+        let map = &memory.map;
+        let directory = self.table(map, page, 1).ok_or(MapError::NotMapped)?;
+        let slot = index(page, 1);
+        let mut entry = load(map, directory, slot);
+        if !entry.is_present() {
+            return Err(MapError::NotMapped);
+        }
+        if entry.is_large() {
+            if page.is_multiple_of(LARGE_PAGES) && pages >= LARGE_PAGES {
+                store(map, directory, slot, Entry::ABSENT);
+                self.unshare(memory, entry.frame(), LARGE_PAGES);
+                return Ok(LARGE_PAGES);
+            }
+            pool.check(memory, 1)?;
+            let table = pool.take(memory).ok_or(Shortage::Deposit(1))?.frame();
+            split_into(map, table, entry);
+            entry = Entry::table(table);
+            store(map, directory, slot, entry);
+        }
+        let leaf = load_page(map, entry, page);
+        if !leaf.is_present() {
+            return Err(MapError::NotMapped);
+        }
+        store(map, entry.frame(), index(page, 0), Entry::ABSENT);
+        self.unshare(memory, leaf.frame(), 1);
+        Ok(1)
+    }
+
+    /// Gives up to `budget` frames back to root and the tables to the pool, until nothing is
+    /// left. No virtual CPU runs any more. Answers how many frames went to root.
+    pub fn tear_down(&mut self, memory: &Memory, pool: &mut Pool, budget: u64) -> u64 {
+        let Some(top) = self.top else {
+            return 0;
+        };
+        let mut left = budget;
+        if self.tear_table(memory, pool, top, 3, &mut left) {
+            self.top = None;
+            self.free_table(memory, pool, top);
+        }
+        pool.seal(&memory.epochs);
+        budget - left
+    }
+
+    /// What `page` is mapped to.
+    pub fn lookup(&self, map: &PhysMap, page: u64) -> Option<(Frame, bool)> {
+        let entry = self.entry(map, page, 1);
+        if entry.is_present() && entry.is_large() {
+            let frame = Frame::new(entry.frame().number() + page % LARGE_PAGES);
+            return Some((frame, entry.writable()));
+        }
+        let leaf = load_page(map, entry, page);
+        leaf.is_present().then(|| (leaf.frame(), leaf.writable()))
+    }
+
+    /// True when all of a table's entries are gone.
+    fn tear_table(
+        &self,
+        memory: &Memory,
+        pool: &mut Pool,
+        table: Frame,
+        level: u32,
+        left: &mut u64,
+    ) -> bool {
+        for slot in 0..ENTRIES {
+            let entry = load(&memory.map, table, slot);
+            if !entry.is_present() {
+                continue;
+            }
+            if *left == 0 {
+                return false;
+            }
+            if level == 0 || (level == 1 && entry.is_large()) {
+                let pages = 1 << (9 * level);
+                store(&memory.map, table, slot, Entry::ABSENT);
+                self.unshare(memory, entry.frame(), pages);
+                *left = left.saturating_sub(pages);
+            } else if self.tear_table(memory, pool, entry.frame(), level - 1, left) {
+                store(&memory.map, table, slot, Entry::ABSENT);
+                self.free_table(memory, pool, entry.frame());
+            } else {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Frees the tables on the way to `page` that have become empty.
+    fn prune(&mut self, memory: &Memory, pool: &mut Pool, page: u64) {
+        for level in 0..3 {
+            let Some(table) = self.table(&memory.map, page, level) else {
+                continue;
+            };
+            if (0..ENTRIES).any(|n| load(&memory.map, table, n).is_present()) {
+                return;
+            }
+            if let Some(parent) = self.table(&memory.map, page, level + 1) {
+                store(&memory.map, parent, index(page, level + 1), Entry::ABSENT);
+                self.free_table(memory, pool, table);
+            }
+        }
+    }
+
+    fn free_table(&self, memory: &Memory, pool: &mut Pool, table: Frame) {
+        pool.put(memory, OwnedFrame::from_table(table, self.id));
+    }
+
+    fn ensure_table(
+        &self,
+        memory: &Memory,
+        pool: &mut Pool,
+        table: Frame,
+        slot: u64,
+    ) -> Result<Frame, Shortage> {
+        let entry = load(&memory.map, table, slot);
+        if entry.is_present() {
+            return Ok(entry.frame());
+        }
+        pool.check(memory, 1)?;
+        let below = pool.take(memory).ok_or(Shortage::Deposit(1))?.frame();
+        store(&memory.map, table, slot, Entry::table(below));
+        Ok(below)
+    }
+
+    /// The table of `level` on the way to `page`.
+    fn table(&self, map: &PhysMap, page: u64, level: u32) -> Option<Frame> {
+        let mut table = self.top?;
+        for above in (level + 1..=3).rev() {
+            let entry = load(map, table, index(page, above));
+            if !entry.is_present() || (above == 1 && entry.is_large()) {
+                return None;
+            }
+            table = entry.frame();
+        }
+        Some(table)
+    }
+
+    /// The entry of `level` for `page`, absent if there is no table for it.
+    fn entry(&self, map: &PhysMap, page: u64, level: u32) -> Entry {
+        self.table(map, page, level)
+            .map_or(Entry::ABSENT, |table| load(map, table, index(page, level)))
+    }
+
+    /// Takes `count` frames from root, all or none.
+    fn share(&self, memory: &Memory, run: Run, count: u64) -> Result<(), FrameError> {
+        for n in 0..count {
+            let frame = Frame::new(run.frame.number() + n);
+            if let Err(error) = memory.frames.root_share_guest(frame, self.id, run.page + n) {
+                self.unshare(memory, run.frame, n);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn unshare(&self, memory: &Memory, first: Frame, count: u64) {
+        for n in 0..count {
+            // Mapped here, so the table says it is shared with this partition.
+            let frame = Frame::new(first.number() + n);
+            let _ = memory.frames.guest_unshare(frame, self.id);
+        }
+    }
+}
+
+impl Run {
+    /// The run as one piece covers the 2 MiB at guest page `start`, and its frames are aligned
+    /// like it.
+    fn covers_large(&self, start: u64) -> bool {
+        let Some(before) = start.checked_sub(self.page) else {
+            return false;
+        };
+        start.is_multiple_of(LARGE_PAGES)
+            && before + LARGE_PAGES <= self.pages
+            && (self.frame.number() + before).is_multiple_of(LARGE_PAGES)
+    }
+
+    /// The first `pages` of it, less what would leave a piece of a large page at the end.
+    #[must_use]
+    pub fn first(self, pages: u64) -> Self {
+        if self.pages <= pages {
+            return self;
+        }
+        let end = self.page + pages;
+        let aligned = end - end % LARGE_PAGES;
+        let pages = if aligned > self.page {
+            aligned - self.page
+        } else {
+            pages
+        };
+        Self { pages, ..self }
+    }
+
+    /// The run names guest pages that exist.
+    pub fn in_range(&self) -> bool {
+        self.pages > 0
+            && self
+                .page
+                .checked_add(self.pages)
+                .is_some_and(|end| end <= GUEST_PAGES)
+    }
+}
+
+/// The entry for `page` in the page table that `directory` points to, if it does.
+fn load_page(map: &PhysMap, directory: Entry, page: u64) -> Entry {
+    if directory.is_present() && !directory.is_large() {
+        load(map, directory.frame(), index(page, 0))
+    } else {
+        Entry::ABSENT
+    }
+}

@@ -1,0 +1,203 @@
+//! Root's nested map: the identity, less what is not root's.
+//!
+//! RAM is mapped by 2 MiB pages, what lies above it by 1 GiB pages where the CPU has them. Every
+//! table there can be is reserved at boot at a place that follows from the address, including a
+//! page table for each 2 MiB of RAM, so taking a page out can always split a large one.
+
+use core::sync::atomic::Ordering;
+
+use super::entry::Entry;
+use super::{ENTRIES, LARGE_PAGES, index, load, split_into, store};
+use crate::memory::frame_table::{FrameTable, Owner};
+use crate::memory::{Frame, PhysMap};
+
+const GIB_PAGES: u64 = ENTRIES * LARGE_PAGES;
+const TOP_PAGES: u64 = ENTRIES * GIB_PAGES;
+
+/// How large root's map is.
+#[derive(Clone, Copy, Debug)]
+pub struct RootLayout {
+    /// Frames that the frame table covers: the end of RAM.
+    pub frames: u64,
+    /// End of the identity map in frames: the physical addresses that the CPU has. Rounded up to
+    /// 1 GiB, and at most 2^48 bytes.
+    pub limit: u64,
+    /// The CPU maps 1 GiB pages.
+    pub gib_pages: bool,
+}
+
+impl RootLayout {
+    fn gibs(&self) -> u64 {
+        let limit = self.limit.min(ENTRIES * TOP_PAGES);
+        limit.max(self.frames).div_ceil(GIB_PAGES)
+    }
+
+    fn pointer_tables(&self) -> u64 {
+        self.gibs().div_ceil(ENTRIES)
+    }
+
+    fn directories(&self) -> u64 {
+        if self.gib_pages {
+            self.frames.div_ceil(GIB_PAGES)
+        } else {
+            self.gibs()
+        }
+    }
+
+    fn page_tables(&self) -> u64 {
+        self.frames.div_ceil(LARGE_PAGES)
+    }
+
+    /// Frames that the tables take, in one run.
+    pub fn table_frames(&self) -> u64 {
+        1 + self.pointer_tables() + self.directories() + self.page_tables()
+    }
+}
+
+/// Root's nested map.
+#[derive(Debug)]
+pub struct RootMap {
+    first_table: Frame,
+    layout: RootLayout,
+}
+
+impl RootMap {
+    /// Builds the map in the run of [`RootLayout::table_frames`] frames from `first_table`, after
+    /// what `frames` says: all but `Reserved` frames are root's to reach.
+    pub fn new(map: &PhysMap, first_table: Frame, layout: RootLayout, frames: &FrameTable) -> Self {
+        let root = Self {
+            first_table,
+            layout,
+        };
+        for n in 0..layout.table_frames() {
+            map.zero(Frame::new(first_table.number() + n));
+        }
+        for n in 0..layout.pointer_tables() {
+            store(map, first_table, n, Entry::table(root.pointer_table(n)));
+        }
+        for gib in 0..layout.gibs() {
+            let entry = if gib < layout.directories() {
+                Entry::table(root.directory(gib))
+            } else {
+                Entry::large(Frame::new(gib * GIB_PAGES), true)
+            };
+            let table = root.pointer_table(gib / ENTRIES);
+            store(map, table, gib % ENTRIES, entry);
+        }
+        for large in 0..layout.directories() * ENTRIES {
+            root.build_large(map, large * LARGE_PAGES, frames);
+        }
+        root
+    }
+
+    /// Its top table.
+    pub fn top(&self) -> Frame {
+        self.first_table
+    }
+
+    /// Takes a frame of RAM out. The caller begins an epoch afterwards.
+    pub fn unmap(&mut self, map: &PhysMap, frame: Frame) {
+        let page = frame.number();
+        if page >= self.layout.frames {
+            return;
+        }
+        let (directory, table) = self.tables(page);
+        let entry = load(map, directory, index(page, 1));
+        if entry.is_present() && entry.is_large() {
+            // A stale walk may still read this table from an earlier split: the same identity
+            // stands in it, or is put there now.
+            split_into(map, table, entry);
+            store(map, directory, index(page, 1), Entry::table(table));
+        }
+        store(map, table, index(page, 0), Entry::ABSENT);
+    }
+
+    /// Puts a frame of RAM in again, and makes a large page of its 2 MiB if they are whole.
+    pub fn restore(&mut self, map: &PhysMap, frame: Frame) {
+        let page = frame.number();
+        if page >= self.layout.frames {
+            return;
+        }
+        let (directory, table) = self.tables(page);
+        let entry = load(map, directory, index(page, 1));
+        if entry.is_present() && entry.is_large() {
+            return;
+        }
+        store(map, table, index(page, 0), Entry::page(frame, true));
+        if !entry.is_present() {
+            store(map, directory, index(page, 1), Entry::table(table));
+        }
+        if (0..ENTRIES).all(|n| load(map, table, n).is_present()) {
+            let first = Frame::new(page - page % LARGE_PAGES);
+            store(map, directory, index(page, 1), Entry::large(first, true));
+        }
+    }
+
+    /// Whether root reaches `frame`, by the tables as they stand.
+    pub fn is_mapped(&self, map: &PhysMap, frame: Frame) -> bool {
+        let mut table = self.first_table;
+        for level in (0..4).rev() {
+            let entry = load(map, table, index(frame.number(), level));
+            if !entry.is_present() {
+                return false;
+            }
+            if level == 0 {
+                return entry.frame() == frame;
+            }
+            if level < 3 && entry.is_large() {
+                let mask = (1 << (9 * level)) - 1;
+                return entry.frame().number() + (frame.number() & mask) == frame.number();
+            }
+            table = entry.frame();
+        }
+        false
+    }
+
+    /// Large pages of RAM that are whole.
+    pub fn large_pages(&self, map: &PhysMap) -> u64 {
+        (0..self.layout.page_tables())
+            .filter(|large| load(map, self.directory(large / ENTRIES), large % ENTRIES).is_large())
+            .count() as u64
+    }
+
+    fn build_large(&self, map: &PhysMap, first: u64, frames: &FrameTable) {
+        let reserved = |page| frames.owner(Frame::new(page)) == Owner::Reserved;
+        let span = first..first + LARGE_PAGES;
+        let count = span.clone().filter(|page| reserved(*page)).count() as u64;
+        let directory = self.directory(first / GIB_PAGES);
+        let entry = if count == 0 {
+            Entry::large(Frame::new(first), true)
+        } else if count == LARGE_PAGES {
+            Entry::ABSENT
+        } else {
+            let table = self.page_table(first);
+            for page in span.filter(|page| !reserved(*page)) {
+                let frame = Frame::new(page);
+                store(map, table, index(page, 0), Entry::page(frame, true));
+            }
+            Entry::table(table)
+        };
+        store(map, directory, index(first, 1), entry);
+        core::sync::atomic::fence(Ordering::Release);
+    }
+
+    fn pointer_table(&self, n: u64) -> Frame {
+        Frame::new(self.first_table.number() + 1 + n)
+    }
+
+    fn directory(&self, gib: u64) -> Frame {
+        let first = self.first_table.number() + 1 + self.layout.pointer_tables();
+        Frame::new(first + gib)
+    }
+
+    /// The directory and the page table for a page of RAM.
+    fn tables(&self, page: u64) -> (Frame, Frame) {
+        (self.directory(page / GIB_PAGES), self.page_table(page))
+    }
+
+    fn page_table(&self, page: u64) -> Frame {
+        let directories = self.layout.pointer_tables() + self.layout.directories();
+        let first = self.first_table.number() + 1 + directories;
+        Frame::new(first + page / LARGE_PAGES)
+    }
+}

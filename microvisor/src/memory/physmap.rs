@@ -1,0 +1,178 @@
+//! All of physical memory at one virtual address, and every access to it.
+//!
+//! Nothing else forms a pointer from a physical address. Memory that root or a guest can write is
+//! only copied or accessed atomically, never borrowed; [`Placed`] lends out memory that the frame
+//! table has given to the microvisor alone.
+#![allow(unsafe_code, reason = "turns physical addresses into accesses")]
+
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use guest_proto::limits::PAGE_SIZE;
+
+use super::frame_table::OwnedFrame;
+use super::{Frame, Hpa};
+
+/// Bytes of a frame.
+pub const FRAME_BYTES: usize = PAGE_SIZE as usize;
+
+/// Where physical memory is mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct PhysMap {
+    base: usize,
+    size: u64,
+}
+
+impl PhysMap {
+    /// Physical addresses below `size` are mapped from `base` on.
+    ///
+    /// # Safety
+    ///
+    /// `base` is page aligned, and for as long as the value or a copy of it is used, the `size`
+    /// bytes from it are mapped readable and writable (or, for holes, never owned by anyone in
+    /// the frame table, and never named by the microvisor itself), and no Rust reference other
+    /// than those made here points into them.
+    pub const unsafe fn new(base: usize, size: u64) -> Self {
+        Self { base, size }
+    }
+
+    /// Bytes of physical memory that are mapped.
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The aligned 64-bit word at `at`; `None` if it is misaligned or outside.
+    pub fn atomic(&self, at: Hpa) -> Option<&AtomicU64> {
+        let pointer = self.pointer::<AtomicU64>(at)?;
+        // SAFETY: `pointer` checked bounds and alignment, `new`'s contract gives validity; shared
+        // atomics may alias whatever else accesses this memory.
+        Some(unsafe { &*pointer })
+    }
+
+    /// The aligned 32-bit word at `at`; `None` if it is misaligned or outside.
+    pub fn atomic32(&self, at: Hpa) -> Option<&AtomicU32> {
+        let pointer = self.pointer::<AtomicU32>(at)?;
+        // SAFETY: as in `atomic`.
+        Some(unsafe { &*pointer })
+    }
+
+    /// Copies from memory, byte order kept: each 64-bit word is read once. `at` and the length
+    /// must be multiples of 8. False, with `to` untouched, if not, or if it is outside.
+    #[must_use]
+    pub fn read(&self, at: Hpa, to: &mut [u8]) -> bool {
+        if !self.contains_words(at, to.len()) {
+            return false;
+        }
+        for (n, bytes) in to.chunks_exact_mut(8).enumerate() {
+            if let Some(word) = self.atomic(Hpa::new(at.as_u64() + 8 * n as u64)) {
+                bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+            }
+        }
+        true
+    }
+
+    /// Copies to memory, as [`PhysMap::read`] does from it.
+    #[must_use]
+    pub fn write(&self, at: Hpa, from: &[u8]) -> bool {
+        if !self.contains_words(at, from.len()) {
+            return false;
+        }
+        for (n, bytes) in from.chunks_exact(8).enumerate() {
+            let mut raw = [0; 8];
+            raw.copy_from_slice(bytes);
+            if let Some(word) = self.atomic(Hpa::new(at.as_u64() + 8 * n as u64)) {
+                word.store(u64::from_ne_bytes(raw), Ordering::Relaxed);
+            }
+        }
+        true
+    }
+
+    /// Fills a frame with zeros. Nothing happens for one outside.
+    pub fn zero(&self, frame: Frame) {
+        if let Some(pointer) = self.pointer::<[AtomicU64; FRAME_BYTES / 8]>(frame.base()) {
+            // SAFETY: bounds and alignment are checked, and `new`'s contract gives validity. The
+            // microvisor owns a frame that it scrubs; that root may write it through a stale
+            // translation makes the contents of no interest, and root is not Rust.
+            unsafe { core::ptr::write_bytes(pointer.cast_mut().cast::<u8>(), 0, FRAME_BYTES) };
+        }
+    }
+
+    fn contains_words(&self, at: Hpa, len: usize) -> bool {
+        at.as_u64().is_multiple_of(8)
+            && len.is_multiple_of(8)
+            && at.as_u64() <= self.size
+            && len as u64 <= self.size - at.as_u64()
+    }
+
+    fn pointer<T>(&self, at: Hpa) -> Option<*const T> {
+        let end = at.as_u64().checked_add(size_of::<T>() as u64)?;
+        let aligned = at.as_u64().is_multiple_of(align_of::<T>() as u64);
+        (aligned && end <= self.size).then(|| (self.base + at.as_u64() as usize) as *const T)
+    }
+}
+
+/// A `T` that lives in a frame of a partition's metadata.
+#[derive(Debug)]
+pub struct Placed<T> {
+    frame: OwnedFrame,
+    map: PhysMap,
+    owns: PhantomData<T>,
+}
+
+impl<T> Placed<T> {
+    const FITS: () = assert!(size_of::<T>() <= FRAME_BYTES && align_of::<T>() <= FRAME_BYTES);
+
+    /// Moves `value` into the frame. Gives the frame back if it is not in `map`.
+    pub fn new(map: PhysMap, frame: OwnedFrame, value: T) -> Result<Self, OwnedFrame> {
+        let () = Self::FITS;
+        let Some(pointer) = map.pointer::<T>(frame.frame().base()) else {
+            return Err(frame);
+        };
+        // SAFETY: the frame is inside the map and page aligned, `T` fits (checked when compiled),
+        // and `OwnedFrame` is the proof that nothing else uses it.
+        unsafe { pointer.cast_mut().write(value) };
+        Ok(Self {
+            frame,
+            map,
+            owns: PhantomData,
+        })
+    }
+
+    /// Ends the value and gives the frame back.
+    pub fn into_frame(self) -> OwnedFrame {
+        let pointer = self.as_ptr();
+        // SAFETY: `new` put a `T` there, `self` owns it and ends here.
+        unsafe { pointer.drop_in_place() };
+        self.frame
+    }
+
+    /// The frame that it lives in.
+    pub fn frame(&self) -> Frame {
+        self.frame.frame()
+    }
+
+    fn as_ptr(&self) -> *mut T {
+        (self.map.base + self.frame.frame().base().as_u64() as usize) as *mut T
+    }
+}
+
+impl<T> core::ops::Deref for Placed<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: `new` put a `T` there and checked bounds; `self` owns the frame.
+        unsafe { &*self.as_ptr() }
+    }
+}
+
+impl<T> core::ops::DerefMut for Placed<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as in `deref`, and `&mut self` makes it exclusive.
+        unsafe { &mut *self.as_ptr() }
+    }
+}
+
+// SAFETY: a `Placed` owns its `T` as a `Box` does.
+unsafe impl<T: Send> Send for Placed<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Placed<T> {}

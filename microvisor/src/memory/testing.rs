@@ -1,0 +1,92 @@
+//! A machine of a few MiB in host memory, for tests.
+#![allow(unsafe_code, reason = "PhysMap over host memory")]
+
+use std::vec;
+use std::vec::Vec;
+
+use super::epoch::Epochs;
+use super::frame_table::FrameTable;
+use super::nested::RootMap;
+use super::nested::root::RootLayout;
+use super::{Frame, Memory, PhysMap};
+use guest_proto::limits::PAGE_SIZE;
+use spin::Mutex;
+
+#[derive(Clone)]
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
+
+/// Memory with RAM of root's from frame 1 on, the microvisor's own region at the top, and frame 0
+/// and what lies above 3/4 of the RAM's end a hole.
+pub(crate) struct Fake {
+    pub(crate) memory: Memory,
+    /// Root's frames: from 1 to this.
+    pub(crate) ram_end: u64,
+    /// All frames.
+    pub(crate) frames: u64,
+    _storage: Vec<Page>,
+}
+
+/// Frames of the hole between root's RAM and the microvisor's region.
+pub(crate) const HOLE: u64 = 3;
+
+impl Fake {
+    /// A machine of `frames` frames, with CPU 0 online.
+    pub(crate) fn new(frames: u64) -> Self {
+        let mut storage = vec![Page([0xa5; 4096]); frames as usize];
+        let base = storage.as_mut_ptr() as usize;
+        // SAFETY: the vector lives as long as the map, and is not touched otherwise.
+        let map = unsafe { PhysMap::new(base, frames * PAGE_SIZE) };
+        let layout = RootLayout {
+            frames,
+            limit: frames,
+            gib_pages: true,
+        };
+        let table_frames = FrameTable::bytes(frames).div_ceil(PAGE_SIZE);
+        let reserved = layout.table_frames() + table_frames;
+        let first = frames - reserved;
+        let table = FrameTable::new(map, Frame::new(first).base(), frames);
+        let ram_end = first - HOLE;
+        for n in 1..ram_end {
+            table.boot_root(Frame::new(n));
+        }
+        for n in first..frames {
+            table.boot_reserve(Frame::new(n));
+        }
+        let root = RootMap::new(&map, Frame::new(first + table_frames), layout, &table);
+        let epochs = Epochs::new();
+        epochs.online(0);
+        Self {
+            memory: Memory {
+                map,
+                frames: table,
+                epochs,
+                root: Mutex::new(root),
+            },
+            ram_end,
+            frames,
+            _storage: storage,
+        }
+    }
+
+    /// Every CPU goes through VM 0 once.
+    pub(crate) fn pass(&self) {
+        let _ = self.memory.epochs.pass(0);
+    }
+
+    /// Root's nested map says exactly what the frame table says.
+    pub(crate) fn check_root_map(&self) {
+        use super::frame_table::Owner;
+        let root = self.memory.root.lock();
+        for n in 0..self.frames {
+            let frame = Frame::new(n);
+            let owner = self.memory.frames.owner(frame);
+            let reachable = match owner {
+                Owner::Absent | Owner::Root | Owner::Shared(_) | Owner::SharedPage(_) => true,
+                Owner::Reserved | Owner::Pool(_) | Owner::Metadata(_) | Owner::Guest(_) => false,
+            };
+            let mapped = root.is_mapped(&self.memory.map, frame);
+            assert_eq!(mapped, reachable, "frame {n} is {owner:?}");
+        }
+    }
+}
