@@ -1,0 +1,510 @@
+//! Safe binding of `/dev/microvisor`.
+//!
+//! [`Device`] is the device, [`Vm`] a partition's descriptor, [`Vcpu`] a virtual CPU's. A virtual
+//! CPU's shared page ([`page`]) is split by who may touch it: [`Vcpu`] has what is exchanged while
+//! the virtual CPU is stopped, [`page::Ring`] the posted writes, which arrive at any time. This module and
+//! its child hold all of `vmctl`'s unsafe code; nothing here knows what a device or a guest is.
+
+#![allow(
+    unsafe_code,
+    reason = "ioctls and the shared page; the only such module of vmctl"
+)]
+
+pub mod page;
+
+use std::ffi::c_void;
+use std::fmt;
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use guest_proto::driver::{
+    ApicAccess, CreateVm, DeviceInfo, Doorbell, IrqFd, MemorySlot, Msi, ReadCounters, ReadLog,
+    SetProperty, VmInfo, VmList, ioctl as number,
+};
+use guest_proto::hypercall::{Counters, DoorbellSpace, MachineInfo, Property};
+use guest_proto::vcpu_page::{Intercept, Reply, VcpuState};
+use rustix::io::Errno;
+use rustix::ioctl::{Ioctl, IoctlOutput, NoArg, Opcode, Updater, ioctl};
+use zerocopy::{FromBytes, IntoBytes};
+
+use self::page::{Mapping, Ring};
+
+/// What the driver answered instead of doing something: the ioctl and the errno.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DriverError {
+    /// What was asked.
+    pub what: &'static str,
+    /// The driver's answer.
+    pub errno: Errno,
+}
+
+impl fmt::Display for DriverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let errno = std::io::Error::from(self.errno);
+        write!(f, "{}: {errno}", self.what)
+    }
+}
+
+impl std::error::Error for DriverError {}
+
+fn failed(what: &'static str) -> impl Fn(Errno) -> DriverError {
+    move |errno| DriverError { what, errno }
+}
+
+/// `number` as rustix wants it; every ioctl number fits 32 bits.
+const fn opcode(number: u64) -> Opcode {
+    number as Opcode
+}
+
+/// An ioctl whose argument is a plain number and whose result is one too.
+struct ByValue<const OPCODE: Opcode>(usize);
+
+// SAFETY: the argument is passed as a number that the driver does not dereference, and the output
+// is the returned integer alone.
+unsafe impl<const OPCODE: Opcode> Ioctl for ByValue<OPCODE> {
+    type Output = RawFd;
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        OPCODE
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::without_provenance_mut(self.0)
+    }
+
+    unsafe fn output_from_ptr(
+        out: IoctlOutput,
+        _: *mut c_void,
+    ) -> rustix::io::Result<Self::Output> {
+        Ok(out)
+    }
+}
+
+fn by_value<const OPCODE: Opcode>(fd: impl AsFd, value: u64) -> rustix::io::Result<RawFd> {
+    let value = usize::try_from(value).map_err(|_| Errno::INVAL)?;
+    // SAFETY: the numbers given here take an integer argument.
+    unsafe { ioctl(fd, ByValue::<OPCODE>(value)) }
+}
+
+/// As [`by_value`], for those ioctls that answer with a new descriptor.
+fn new_fd<const OPCODE: Opcode>(fd: impl AsFd, value: u64) -> rustix::io::Result<OwnedFd> {
+    let raw = by_value::<OPCODE>(fd, value)?;
+    // SAFETY: the driver made this descriptor for us, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+fn plain<const OPCODE: Opcode>(fd: impl AsFd) -> rustix::io::Result<()> {
+    // SAFETY: the numbers given here take no argument.
+    unsafe { ioctl(fd, NoArg::<OPCODE>::new()) }
+}
+
+fn update<const OPCODE: Opcode, T: FromBytes + IntoBytes>(
+    fd: impl AsFd,
+    value: &mut T,
+) -> rustix::io::Result<()> {
+    const {
+        assert!(
+            (OPCODE as usize >> 16) & 0x3fff == size_of::<T>(),
+            "the ioctl number carries the size of its argument"
+        );
+    }
+    // SAFETY: the driver reads and writes exactly `size_of::<T>()` bytes at the pointer, and any
+    // bytes are a `T`.
+    unsafe { ioctl(fd, Updater::<OPCODE, T>::new(value)) }
+}
+
+/// `/dev/microvisor`.
+#[derive(Debug)]
+pub struct Device(OwnedFd);
+
+impl Device {
+    /// Opens it.
+    ///
+    /// # Errors
+    ///
+    /// As `open(2)`: `NotFound` where the driver is not loaded.
+    pub fn open(path: &Path) -> std::io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(Self(file.into()))
+    }
+
+    /// What the driver says about itself, and the microvisor's own answer.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn info(&self) -> Result<(DeviceInfo, MachineInfo), DriverError> {
+        let mut info = DeviceInfo::default();
+        update::<{ opcode(number::DEV_INFO) }, _>(&self.0, &mut info)
+            .map_err(failed("machine information"))?;
+        let machine = zerocopy::transmute!(info.machine);
+        Ok((info, machine))
+    }
+
+    /// Makes a partition. `name` is cut to what fits.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno: ENOSPC when all ids are taken.
+    pub fn create_vm(&self, name: &str, flags: u64) -> Result<Vm, DriverError> {
+        let mut arg = CreateVm {
+            flags,
+            ..CreateVm::default()
+        };
+        let room = arg.name.len() - 1;
+        for (to, from) in arg.name[..room].iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+        // SAFETY: DEV_CREATE_VM reads and writes a `CreateVm` and returns a new descriptor.
+        let fd =
+            unsafe { ioctl(&self.0, CreateVmOp(&mut arg)) }.map_err(failed("create partition"))?;
+        Ok(Vm { fd, id: arg.id })
+    }
+
+    /// Attaches to a partition that exists.
+    ///
+    /// # Errors
+    ///
+    /// ENOENT: no such partition; EBUSY: another process is attached.
+    pub fn attach_vm(&self, id: u64) -> Result<Vm, DriverError> {
+        let fd = new_fd::<{ opcode(number::DEV_ATTACH_VM) }>(&self.0, id)
+            .map_err(failed("attach to partition"))?;
+        Ok(Vm { fd, id })
+    }
+
+    /// Ends a partition and gives everything back.
+    ///
+    /// # Errors
+    ///
+    /// ENOENT: no such partition; EBUSY: another living process is attached.
+    pub fn destroy_vm(&self, id: u64) -> Result<(), DriverError> {
+        by_value::<{ opcode(number::DEV_DESTROY_VM) }>(&self.0, id)
+            .map(drop)
+            .map_err(failed("destroy partition"))
+    }
+
+    /// Ids of all partitions but root.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn list_vms(&self) -> Result<Vec<u64>, DriverError> {
+        let mut list = Box::<VmList>::default();
+        update::<{ opcode(number::DEV_LIST_VMS) }, _>(&self.0, &mut *list)
+            .map_err(failed("list partitions"))?;
+        let count = list.ids.len().min(list.count as usize);
+        Ok(list.ids[..count].to_vec())
+    }
+
+    /// One partition.
+    ///
+    /// # Errors
+    ///
+    /// ENOENT: no such partition.
+    pub fn vm_info(&self, id: u64) -> Result<VmInfo, DriverError> {
+        let mut info = VmInfo {
+            id,
+            ..VmInfo::default()
+        };
+        update::<{ opcode(number::DEV_VM_INFO) }, _>(&self.0, &mut info)
+            .map_err(failed("partition information"))?;
+        Ok(info)
+    }
+
+    /// Copies from the microvisor's log into `buffer`, from `position` (bytes since boot). Answers
+    /// the bytes copied (0 at the end) and the position after them.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn read_log(&self, position: u64, buffer: &mut [u8]) -> Result<(usize, u64), DriverError> {
+        let mut arg = ReadLog {
+            position,
+            buffer: buffer.as_mut_ptr().expose_provenance() as u64,
+            size: buffer.len() as u64,
+            copied: 0,
+        };
+        update::<{ opcode(number::DEV_READ_LOG) }, _>(&self.0, &mut arg)
+            .map_err(failed("read the microvisor's log"))?;
+        Ok((buffer.len().min(arg.copied as usize), arg.position))
+    }
+
+    /// Exit counters of a virtual CPU, or of a physical one (partition 0).
+    ///
+    /// # Errors
+    ///
+    /// ENOENT: no such partition; ENXIO: no such CPU.
+    pub fn counters(&self, id: u64, vcpu: u64) -> Result<Counters, DriverError> {
+        let mut counters = Box::<Counters>::default();
+        let mut arg = ReadCounters {
+            id,
+            vcpu,
+            buffer: (&raw mut *counters).expose_provenance() as u64,
+        };
+        update::<{ opcode(number::DEV_READ_COUNTERS) }, _>(&self.0, &mut arg)
+            .map_err(failed("read exit counters"))?;
+        Ok(*counters)
+    }
+}
+
+/// DEV_CREATE_VM: a structure both ways, and a descriptor as the result.
+struct CreateVmOp<'a>(&'a mut CreateVm);
+
+// SAFETY: DEV_CREATE_VM reads and writes one `CreateVm` and returns a new descriptor that is ours.
+unsafe impl Ioctl for CreateVmOp<'_> {
+    type Output = OwnedFd;
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        opcode(number::DEV_CREATE_VM)
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        (&raw mut *self.0).cast()
+    }
+
+    unsafe fn output_from_ptr(
+        out: IoctlOutput,
+        _: *mut c_void,
+    ) -> rustix::io::Result<Self::Output> {
+        // SAFETY: see the impl.
+        Ok(unsafe { OwnedFd::from_raw_fd(out) })
+    }
+}
+
+/// A partition's descriptor. The partition outlives it.
+#[derive(Debug)]
+pub struct Vm {
+    fd: OwnedFd,
+    id: u64,
+}
+
+impl Vm {
+    /// The partition's id.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Sets a property.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn set_property(&self, property: Property, value: u64) -> Result<(), DriverError> {
+        let mut arg = SetProperty {
+            property: property.raw(),
+            value,
+        };
+        update::<{ opcode(number::VM_SET_PROPERTY) }, _>(&self.fd, &mut arg)
+            .map_err(failed("set a property of the partition"))
+    }
+
+    /// Makes `size` bytes of `memfd` at `offset` the guest's RAM at `gpa`.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn set_memory(
+        &self,
+        slot: u32,
+        memfd: BorrowedFd<'_>,
+        gpa: u64,
+        size: u64,
+        offset: u64,
+        flags: u64,
+    ) -> Result<(), DriverError> {
+        let mut arg = MemorySlot {
+            slot,
+            fd: memfd.as_raw_fd().cast_unsigned(),
+            gpa,
+            size,
+            offset,
+            flags,
+            reserved: 0,
+        };
+        update::<{ opcode(number::VM_SET_MEMORY) }, _>(&self.fd, &mut arg)
+            .map_err(failed("give memory to the partition"))
+    }
+
+    /// Opens a virtual CPU, and makes it if it is new.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn vcpu(&self, index: u32) -> Result<(Vcpu, Ring), DriverError> {
+        let fd = new_fd::<{ opcode(number::VM_VCPU) }>(&self.fd, u64::from(index))
+            .map_err(failed("make a virtual CPU"))?;
+        let page = Mapping::new(&fd).map_err(failed("map a virtual CPU's page"))?;
+        let page = Arc::new(page);
+        let ring = Ring::new(Arc::clone(&page));
+        Ok((Vcpu { fd, page }, ring))
+    }
+
+    /// Has guest writes to `length` ports or bytes from `base` on posted with `tag`, and `eventfd`
+    /// signalled when one finds its consumer asleep.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn doorbell(
+        &self,
+        space: DoorbellSpace,
+        base: u64,
+        length: u32,
+        tag: u16,
+        eventfd: BorrowedFd<'_>,
+    ) -> Result<(), DriverError> {
+        let mut arg = Doorbell {
+            base,
+            length,
+            space: space.raw(),
+            flags: 0,
+            tag,
+            eventfd: eventfd.as_raw_fd(),
+            reserved: 0,
+            reserved2: 0,
+        };
+        update::<{ opcode(number::VM_DOORBELL) }, _>(&self.fd, &mut arg)
+            .map_err(failed("register a doorbell"))
+    }
+
+    /// Has `eventfd` deliver this message-signalled interrupt.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn irqfd(&self, eventfd: BorrowedFd<'_>, msi: Msi) -> Result<(), DriverError> {
+        let mut arg = IrqFd {
+            eventfd: eventfd.as_raw_fd(),
+            remove: 0,
+            address: msi.address,
+            data: msi.data,
+            reserved: 0,
+        };
+        update::<{ opcode(number::VM_IRQFD) }, _>(&self.fd, &mut arg)
+            .map_err(failed("bind an interrupt"))
+    }
+
+    /// Delivers a message-signalled interrupt now.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn send_msi(&self, mut msi: Msi) -> Result<(), DriverError> {
+        update::<{ opcode(number::VM_MSI) }, _>(&self.fd, &mut msi)
+            .map_err(failed("deliver an interrupt"))
+    }
+
+    /// Makes every [`Vcpu::run`] return [`Errno::INTR`] once.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn kick_all(&self) -> Result<(), DriverError> {
+        plain::<{ opcode(number::VM_KICK_ALL) }>(&self.fd).map_err(failed("kick virtual CPUs"))
+    }
+}
+
+/// A virtual CPU, for the one thread that runs it.
+#[derive(Debug)]
+pub struct Vcpu {
+    fd: OwnedFd,
+    page: Arc<Mapping>,
+}
+
+impl Vcpu {
+    /// Runs it until it needs the worker: see [`Self::intercept`].
+    ///
+    /// # Errors
+    ///
+    /// [`Errno::INTR`]: a signal or a kick; [`Errno::NODEV`]: the partition is gone.
+    pub fn run(&mut self) -> Result<(), Errno> {
+        plain::<{ opcode(number::VCPU_RUN) }>(&self.fd)
+    }
+
+    /// Fetches the state from the microvisor.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn fetch_state(&mut self) -> Result<VcpuState, DriverError> {
+        plain::<{ opcode(number::VCPU_GET_STATE) }>(&self.fd)
+            .map_err(failed("read a virtual CPU's state"))?;
+        Ok(self.state())
+    }
+
+    /// Sets the whole state.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn store_state(&mut self, state: &VcpuState) -> Result<(), DriverError> {
+        self.set_state(state);
+        plain::<{ opcode(number::VCPU_SET_STATE) }>(&self.fd)
+            .map_err(failed("set a virtual CPU's state"))
+    }
+
+    /// Reads a vLAPIC register by its offset in the APIC page.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn read_apic(&mut self, register: u32) -> Result<u32, DriverError> {
+        self.apic(register, 0)
+    }
+
+    /// Writes a vLAPIC register by its offset in the APIC page.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn write_apic(&mut self, register: u32, value: u32) -> Result<(), DriverError> {
+        self.apic(register | 1 << 31, value).map(drop)
+    }
+
+    fn apic(&mut self, register: u32, value: u32) -> Result<u32, DriverError> {
+        let mut arg = ApicAccess {
+            register,
+            reserved: 0,
+            value: u64::from(value),
+        };
+        update::<{ opcode(number::VCPU_APIC) }, _>(&self.fd, &mut arg)
+            .map_err(failed("access a virtual APIC"))?;
+        Ok(arg.value as u32)
+    }
+
+    /// Why it stopped. Valid after [`Self::run`] answered `Ok`.
+    pub fn intercept(&self) -> Intercept {
+        self.page.read(std::mem::offset_of!(
+            guest_proto::vcpu_page::VcpuPage,
+            intercept
+        ))
+    }
+
+    /// The registers beside an intercept that has them.
+    pub fn state(&self) -> VcpuState {
+        self.page.read(std::mem::offset_of!(
+            guest_proto::vcpu_page::VcpuPage,
+            state
+        ))
+    }
+
+    /// Puts registers where a [`Reply`] with `REGISTERS` is answered from.
+    pub fn set_state(&mut self, state: &VcpuState) {
+        self.page.write(
+            std::mem::offset_of!(guest_proto::vcpu_page::VcpuPage, state),
+            state,
+        );
+    }
+
+    /// Answers the intercept; taken by the next [`Self::run`].
+    pub fn reply(&mut self, reply: &Reply) {
+        self.page.write(
+            std::mem::offset_of!(guest_proto::vcpu_page::VcpuPage, reply),
+            reply,
+        );
+    }
+}
