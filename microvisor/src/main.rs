@@ -1,0 +1,17 @@
+//! The bootable image: entry points in assembly, and what must stand in the binary itself.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+mod entry;
+
+#[cfg(target_os = "none")]
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    microvisor::console::print(format_args!("microvisor: panic: {info}\n"));
+    microvisor::arch::halt()
+}
+
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("microvisor: boots by Multiboot; build it with `cargo xtask build`");
+}
