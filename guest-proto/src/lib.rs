@@ -3,7 +3,8 @@
 //! Four borders, each a module: [`hypercall`] (root kernel → microvisor), [`vcpu_page`] (the page
 //! that the microvisor, the driver and a worker share per virtual CPU), [`driver`] (worker →
 //! driver, ioctls) and [`cpuid`] (discovery). Everything is a number or a `repr(C)` structure
-//! without padding; nothing here executes. The feature `control` adds the messages between the CLI,
+//! without padding. What executes here is both ends of the protocols in the shared page: [`shared`],
+//! [`ring`], [`posted`]. The feature `control` adds the messages between the CLI,
 //! the daemon and the workers (serde and postcard). `layout` describes the definitions to the C
 //! header and the documentation.
 
@@ -19,6 +20,9 @@ pub mod cpuid;
 pub mod driver;
 pub mod hypercall;
 pub mod layout;
+pub mod posted;
+pub mod ring;
+pub mod shared;
 pub mod status;
 pub mod vcpu_page;
 

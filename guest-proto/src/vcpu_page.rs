@@ -125,9 +125,9 @@ abi_struct! {
 
 abi_struct! {
     /// Interrupts for this virtual CPU, posted by the driver, merged into the vLAPIC at entry:
-    /// the software twin of the VMX posted-interrupt descriptor. Set the bit in `pending` (and in
-    /// `level` for a level-triggered one), then `outstanding` = 1, each atomically and in this
-    /// order; the microvisor exchanges them with 0.
+    /// the software twin of the VMX posted-interrupt descriptor. For a level-triggered one set
+    /// the bit in `level`; then the bit in `pending`; then `outstanding` = 1; each atomically and
+    /// in this order. The microvisor takes them in the opposite order.
     pub struct PostedInterrupts: 128 {
         /// One bit per vector.
         pub pending: [u64; 4],

@@ -1,0 +1,171 @@
+//! The [`VcpuPage`] as both sides may touch it while the other one runs: atomics only.
+//!
+//! A `&SharedPage` is sound over memory that somebody else writes at the same time. Groups that
+//! have one writer and a hand-over by other means (`vcpu_run` and its return) are copied as
+//! [`Words`]; the ring's ends are in [`ring`](crate::ring), the interrupts in
+//! [`posted`](crate::posted).
+//!
+//! With `--cfg loom`, tests use loom's atomics, and the layout means nothing.
+
+use core::marker::PhantomData;
+
+#[cfg(not(all(loom, test)))]
+pub(crate) use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+#[cfg(all(loom, test))]
+pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::vcpu_page::{Intercept, Reply, VcpuState};
+
+/// A plain structure `T` of `N` 64-bit words, copied word by word. No order is implied: the caller
+/// knows by other means that the other side is done with it, or takes what it gets as an
+/// allegation.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct Words<T, const N: usize> {
+    words: [AtomicU64; N],
+    holds: PhantomData<T>,
+}
+
+impl<T: FromBytes + IntoBytes + zerocopy::Immutable, const N: usize> Words<T, N> {
+    const FITS: () = assert!(size_of::<T>() == 8 * N);
+
+    /// Copies it out; each word is read once.
+    pub fn load(&self) -> T {
+        const { Self::FITS };
+        let mut value = T::new_zeroed();
+        for (bytes, word) in value.as_mut_bytes().chunks_exact_mut(8).zip(&self.words) {
+            bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        value
+    }
+
+    /// Copies `value` in.
+    pub fn store(&self, value: &T) {
+        const { Self::FITS };
+        for (bytes, word) in value.as_bytes().chunks_exact(8).zip(&self.words) {
+            let mut raw = [0; 8];
+            raw.copy_from_slice(bytes);
+            word.store(u64::from_ne_bytes(raw), Ordering::Relaxed);
+        }
+    }
+
+    /// One of its words, for a field that is wanted alone. `None` past the end.
+    pub fn word(&self, index: usize) -> Option<&AtomicU64> {
+        self.words.get(index)
+    }
+}
+
+/// [`PostedInterrupts`](crate::vcpu_page::PostedInterrupts) as atomics.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct PostedLines {
+    pub(crate) pending: [AtomicU64; 4],
+    pub(crate) level: [AtomicU64; 4],
+    pub(crate) outstanding: AtomicU32,
+    pub(crate) nmi: AtomicU32,
+    #[cfg(not(all(loom, test)))]
+    reserved: [AtomicU64; 7],
+}
+
+/// [`RingProducer`](crate::vcpu_page::RingProducer) as atomics.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct ProducerLine {
+    pub(crate) head: AtomicU32,
+    #[cfg(not(all(loom, test)))]
+    reserved: [AtomicU32; 15],
+}
+
+/// [`RingConsumer`](crate::vcpu_page::RingConsumer) as atomics.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct ConsumerLine {
+    pub(crate) tail: AtomicU32,
+    pub(crate) need_wakeup: AtomicU32,
+    #[cfg(not(all(loom, test)))]
+    reserved: [AtomicU32; 14],
+}
+
+/// [`PostedWrite`](crate::vcpu_page::PostedWrite) as atomics.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Slot {
+    pub(crate) words: [AtomicU64; 2],
+}
+
+/// [`VcpuPage`](crate::vcpu_page::VcpuPage) as atomics.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct SharedPage {
+    /// Microvisor → root.
+    pub intercept: Words<Intercept, 16>,
+    /// Worker → microvisor.
+    pub reply: Words<Reply, 8>,
+    /// The driver's.
+    pub driver: [AtomicU64; 8],
+    /// Driver → microvisor.
+    pub posted: PostedLines,
+    /// Microvisor → worker.
+    pub producer: ProducerLine,
+    /// Worker → microvisor.
+    pub consumer: ConsumerLine,
+    /// Both ways, while the virtual CPU is stopped.
+    pub state: Words<VcpuState, 80>,
+    reserved: [AtomicU64; 112],
+    /// Ring entries.
+    pub ring: [Slot; crate::limits::RING_ENTRIES as usize],
+}
+
+#[cfg(not(all(loom, test)))]
+mod layout {
+    use super::{AtomicU64, PhantomData, SharedPage, Slot, Words};
+    use crate::vcpu_page::VcpuPage;
+    use core::mem::offset_of;
+
+    impl SharedPage {
+        /// A page of zeros.
+        pub fn new() -> Self {
+            fn words<T, const N: usize>() -> Words<T, N> {
+                Words {
+                    words: [const { AtomicU64::new(0) }; N],
+                    holds: PhantomData,
+                }
+            }
+            Self {
+                intercept: words(),
+                reply: words(),
+                driver: Default::default(),
+                posted: Default::default(),
+                producer: Default::default(),
+                consumer: Default::default(),
+                state: words(),
+                reserved: [const { AtomicU64::new(0) }; 112],
+                ring: [const {
+                    Slot {
+                        words: [const { AtomicU64::new(0) }; 2],
+                    }
+                }; 128],
+            }
+        }
+    }
+
+    impl Default for SharedPage {
+        fn default() -> Self {
+            Self::new()
+        }
+    }
+
+    macro_rules! same_place {
+        ($($field:ident),*) => {
+            $( const _: () = assert!(
+                offset_of!(SharedPage, $field) == offset_of!(VcpuPage, $field)
+            ); )*
+        };
+    }
+    same_place!(
+        intercept, reply, driver, posted, producer, consumer, state, reserved, ring
+    );
+    const _: () = assert!(size_of::<SharedPage>() == size_of::<VcpuPage>());
+}
