@@ -37,18 +37,76 @@ pub(crate) fn install(needs: &[Need]) -> Result<()> {
 }
 
 fn apt_get() -> Command {
+    let mut command = as_root("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+fn as_root(program: &str) -> Command {
     // `id -u` rather than a crate: this is the only place that asks.
     let root = Command::new("id")
         .arg("-u")
         .output()
         .is_ok_and(|output| output.stdout.trim_ascii() == b"0");
-    let mut command = if root {
-        Command::new("apt-get")
-    } else {
-        let mut sudo = Command::new("sudo");
-        sudo.arg("apt-get");
-        sudo
+    if root {
+        return Command::new(program);
+    }
+    let mut sudo = Command::new("sudo");
+    sudo.arg(program);
+    sudo
+}
+
+const BACKPORTS: &str = "deb http://deb.debian.org/debian bookworm-backports main";
+const BACKPORTS_FILE: &str = "/etc/apt/sources.list.d/microvisor-backports.list";
+
+/// Installs QEMU 9 or later: the first with x2APIC in TCG. Debian 12's own is 7.2.
+pub(crate) fn install_qemu() -> Result<()> {
+    if qemu_major().is_some_and(|major| major >= 9) {
+        return Ok(());
+    }
+    println!("installing qemu-system-x86 from bookworm-backports: the emulated machine");
+    // Through a shell: the file needs root, which `apt_get` may get by sudo.
+    let mut write = as_root("sh");
+    write.args(["-c", &format!("echo '{BACKPORTS}' > {BACKPORTS_FILE}")]);
+    checked(&mut write)?;
+    checked(apt_get().arg("update").arg("-qq"))?;
+    checked(apt_get().args([
+        "install",
+        "-y",
+        "-qq",
+        "--no-install-recommends",
+        "-t",
+        "bookworm-backports",
+        "qemu-system-x86",
+    ]))
+}
+
+/// `QEMU emulator version 10.0.2 (Debian ...)` → 10.
+fn qemu_major() -> Option<u32> {
+    let output = Command::new("qemu-system-x86_64")
+        .arg("--version")
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.split_once("version ")?.1;
+    version.split('.').next()?.parse().ok()
+}
+
+/// The package that a metapackage depends on.
+pub(crate) fn dependency(package: &str) -> Result<String> {
+    let ask = || {
+        let output = Command::new("apt-cache")
+            .args(["depends", package])
+            .output()
+            .ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let line = text.lines().find(|line| line.contains("Depends: "))?;
+        Some(line.split_once("Depends: ")?.1.trim().to_string())
     };
-    command.env("DEBIAN_FRONTEND", "noninteractive");
-    command
+    if let Some(found) = ask() {
+        return Ok(found);
+    }
+    // A fresh machine has no package lists.
+    checked(apt_get().arg("update").arg("-qq"))?;
+    ask().ok_or_else(|| format!("{package}: no such Debian package"))
 }

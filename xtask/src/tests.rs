@@ -2,7 +2,8 @@
 
 use std::process::{Command, Stdio};
 
-use crate::{Result, freestanding, root};
+use crate::machine::Machine;
+use crate::{Result, root};
 
 /// A check that passes when its command does.
 const CHECKS: &[(&str, &[&str])] = &[
@@ -58,10 +59,7 @@ pub(crate) fn run() -> Result<()> {
         count.record(name, &result);
     }
     host_tests(&mut count)?;
-    count.record(
-        "freestanding image builds",
-        &freestanding::build().map(drop),
-    );
+    machine_tests(&mut count);
     let Count {
         passed,
         failed,
@@ -72,6 +70,72 @@ pub(crate) fn run() -> Result<()> {
         return Err(format!("{failed} tests failed"));
     }
     Ok(())
+}
+
+/// Boots the image.
+fn machine_tests(count: &mut Count) {
+    let scripts = root().join("root-partition/tests");
+    for (cpus, name) in [
+        ("1", "one-cpu.sh"),
+        ("2", "two-cpus.sh"),
+        ("4", "protection.sh"),
+    ] {
+        let machine = Machine {
+            cpus: cpus.into(),
+            ..Machine::default()
+        };
+        let result = machine.script(&scripts.join(name), Stdio::inherit());
+        let result = result.and_then(|status| match status {
+            0 => Ok(()),
+            _ => Err(format!("exit status {status}")),
+        });
+        count.record(&format!("VM 0 with {cpus} CPUs: {name}"), &result);
+    }
+    let good = Machine::default;
+    let refused = [
+        (
+            "no SVM",
+            Machine {
+                cpu: "EPYC-Milan,svm=off",
+                ..good()
+            },
+            "this CPU has no SVM",
+        ),
+        (
+            "no nested paging",
+            Machine {
+                cpu: "EPYC-Milan,npt=off",
+                ..good()
+            },
+            "no nested paging",
+        ),
+        (
+            "256 MiB",
+            Machine {
+                memory: "256M".into(),
+                ..good()
+            },
+            "at least 512 MiB are needed",
+        ),
+        (
+            "no modules",
+            Machine {
+                modules: false,
+                ..good()
+            },
+            "no boot modules",
+        ),
+    ];
+    for (name, machine, expected) in refused {
+        let result = machine.console(8).and_then(|text| {
+            let line = text.lines().find(|line| line.contains("cannot start: "));
+            match line {
+                Some(line) if line.contains(expected) => Ok(()),
+                other => Err(format!("the console says {other:?}")),
+            }
+        });
+        count.record(&format!("refuses to start: {name}"), &result);
+    }
 }
 
 /// Runs the host's tests and adds up what the test runner's closing lines say.
