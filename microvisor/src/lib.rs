@@ -1,7 +1,8 @@
 //! The microvisor: controls CPUs and memory, and nothing else.
 //!
 //! `boot` finds the machine and loads VM 0, `arch` is the CPU, `root` runs the root partition,
-//! `memory` knows who owns each frame. Everything compiles on the host too, so that what is pure is
+//! `hypercall` checks what it asks for, `partition` and `vcpu` are the guests, `memory` knows who
+//! owns each frame. Everything compiles on the host too, so that what is pure is
 //! tested there.
 #![no_std]
 
@@ -11,5 +12,10 @@ extern crate std;
 pub mod arch;
 pub mod boot;
 pub mod console;
+pub mod counters;
+pub mod hypercall;
+pub mod machine;
 pub mod memory;
+pub mod partition;
 pub mod root;
+pub mod vcpu;

@@ -55,12 +55,21 @@ impl Epochs {
 
     /// The epoch that every CPU has passed.
     pub fn passed_by_all(&self) -> u64 {
+        self.passed_by(self.online.load(Ordering::SeqCst))
+    }
+
+    /// The epoch that every CPU has passed once `cpu`, which is on its way, has.
+    pub fn passed_with(&self, cpu: usize) -> u64 {
         let online = self.online.load(Ordering::SeqCst);
+        self.passed_by(online & !1_u64.checked_shl(cpu as u32).unwrap_or(0))
+    }
+
+    fn passed_by(&self, cpus: u64) -> u64 {
         let current = self.current.load(Ordering::SeqCst);
         self.passed
             .iter()
             .enumerate()
-            .filter(|(cpu, _)| online & (1 << cpu) != 0)
+            .filter(|(cpu, _)| cpus & (1 << cpu) != 0)
             .map(|(_, passed)| passed.load(Ordering::SeqCst))
             .fold(current, u64::min)
     }
@@ -86,6 +95,7 @@ mod tests {
         assert!(epochs.pass(0), "the first pass must flush");
         assert!(!epochs.pass(0), "nothing changed since");
         assert!(epochs.passed_by_all() < e);
+        assert_eq!(epochs.passed_with(3), e);
         assert!(epochs.pass(3));
         assert_eq!(epochs.passed_by_all(), e);
     }

@@ -9,6 +9,7 @@ use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use guest_proto::limits::PAGE_SIZE;
+use guest_proto::shared::SharedPage;
 
 use super::frame_table::OwnedFrame;
 use super::{Frame, Hpa};
@@ -53,6 +54,13 @@ impl PhysMap {
     pub fn atomic32(&self, at: Hpa) -> Option<&AtomicU32> {
         let pointer = self.pointer::<AtomicU32>(at)?;
         // SAFETY: as in `atomic`.
+        Some(unsafe { &*pointer })
+    }
+
+    /// The page that root, a worker and the microvisor share; `None` if it is outside.
+    pub fn shared_page(&self, frame: Frame) -> Option<&SharedPage> {
+        let pointer = self.pointer::<SharedPage>(frame.base())?;
+        // SAFETY: as in `atomic`: nothing but atomics is in it.
         Some(unsafe { &*pointer })
     }
 
@@ -138,12 +146,11 @@ impl<T> Placed<T> {
         })
     }
 
-    /// Ends the value and gives the frame back.
-    pub fn into_frame(self) -> OwnedFrame {
-        let pointer = self.as_ptr();
-        // SAFETY: `new` put a `T` there, `self` owns it and ends here.
-        unsafe { pointer.drop_in_place() };
-        self.frame
+    /// Moves the value out and gives the frame back.
+    pub fn into_parts(self) -> (T, OwnedFrame) {
+        // SAFETY: `new` put a `T` there, and `self` owns it and ends here.
+        let value = unsafe { self.as_ptr().read() };
+        (value, self.frame)
     }
 
     /// The frame that it lives in.

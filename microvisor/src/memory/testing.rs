@@ -5,7 +5,7 @@ use std::vec;
 use std::vec::Vec;
 
 use super::epoch::Epochs;
-use super::frame_table::FrameTable;
+use super::frame_table::{FrameTable, Owner};
 use super::nested::RootMap;
 use super::nested::root::RootLayout;
 use super::{Frame, Memory, PhysMap};
@@ -24,7 +24,13 @@ pub(crate) struct Fake {
     pub(crate) ram_end: u64,
     /// All frames.
     pub(crate) frames: u64,
-    _storage: Vec<Page>,
+    /// What the map points into.
+    pub(crate) storage: Storage,
+}
+
+/// Keeps the memory of a fake machine.
+pub(crate) struct Storage {
+    _pages: Vec<Page>,
 }
 
 /// Frames of the hole between root's RAM and the microvisor's region.
@@ -65,7 +71,7 @@ impl Fake {
             },
             ram_end,
             frames,
-            _storage: storage,
+            storage: Storage { _pages: storage },
         }
     }
 
@@ -73,20 +79,19 @@ impl Fake {
     pub(crate) fn pass(&self) {
         let _ = self.memory.epochs.pass(0);
     }
+}
 
-    /// Root's nested map says exactly what the frame table says.
-    pub(crate) fn check_root_map(&self) {
-        use super::frame_table::Owner;
-        let root = self.memory.root.lock();
-        for n in 0..self.frames {
-            let frame = Frame::new(n);
-            let owner = self.memory.frames.owner(frame);
-            let reachable = match owner {
-                Owner::Absent | Owner::Root | Owner::Shared(_) | Owner::SharedPage(_) => true,
-                Owner::Reserved | Owner::Pool(_) | Owner::Metadata(_) | Owner::Guest(_) => false,
-            };
-            let mapped = root.is_mapped(&self.memory.map, frame);
-            assert_eq!(mapped, reachable, "frame {n} is {owner:?}");
-        }
+/// Root's nested map says exactly what the frame table says.
+pub(crate) fn check_root_map(memory: &Memory) {
+    let root = memory.root.lock();
+    for n in 0..memory.frames.frames() {
+        let frame = Frame::new(n);
+        let owner = memory.frames.owner(frame);
+        let reachable = match owner {
+            Owner::Absent | Owner::Root | Owner::Shared(_) | Owner::SharedPage(_) => true,
+            Owner::Reserved | Owner::Pool(_) | Owner::Metadata(_) | Owner::Guest(_) => false,
+        };
+        let mapped = root.is_mapped(&memory.map, frame);
+        assert_eq!(mapped, reachable, "frame {n} is {owner:?}");
     }
 }

@@ -10,7 +10,7 @@ use super::frame_table::{FrameError, FrameTable, Owner, PartitionId};
 use super::nested::guest::{MapError, Run};
 use super::nested::{GUEST_PAGES, GuestMap, LARGE_PAGES};
 use super::pool::{Pool, Shortage};
-use super::testing::Fake;
+use super::testing::{Fake, check_root_map};
 
 const FRAMES: u64 = 6 * LARGE_PAGES;
 const PARTITIONS: usize = 2;
@@ -169,7 +169,7 @@ impl World {
     }
 
     fn check(&self) {
-        self.fake.check_root_map();
+        check_root_map(&self.fake.memory);
         let memory = &self.fake.memory;
         let mut shared = 0;
         for guest in &self.guests {
@@ -209,7 +209,7 @@ impl World {
         let fresh = Fake::new(FRAMES);
         let whole = fresh.memory.root.lock().large_pages(&fresh.memory.map);
         assert_eq!(memory.root.lock().large_pages(&memory.map), whole);
-        self.fake.check_root_map();
+        check_root_map(&self.fake.memory);
     }
 }
 

@@ -1,0 +1,67 @@
+//! Exit counters of one CPU, virtual or physical: one writer, any number of readers.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use guest_proto::hypercall::{Counters, EXIT_KINDS, ExitKind};
+
+/// Counters since creation.
+#[derive(Debug)]
+pub struct ExitCounters {
+    exits: [AtomicU64; EXIT_KINDS],
+    guest_tsc: AtomicU64,
+    runs: AtomicU64,
+}
+
+impl ExitCounters {
+    /// All zero.
+    pub const fn new() -> Self {
+        Self {
+            exits: [const { AtomicU64::new(0) }; EXIT_KINDS],
+            guest_tsc: AtomicU64::new(0),
+            runs: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts an exit. Only the CPU that the counters are of calls this.
+    pub fn exit(&self, kind: ExitKind) {
+        if let Some(counter) = self.exits.get(kind.raw() as usize) {
+            add(counter, 1);
+        }
+    }
+
+    /// Counts ticks inside the guest.
+    pub fn inside(&self, ticks: u64) {
+        add(&self.guest_tsc, ticks);
+    }
+
+    /// Counts a `vcpu_run`, or for root a hypercall.
+    pub fn run(&self) {
+        add(&self.runs, 1);
+    }
+
+    /// A copy, taken at `now_tsc`.
+    pub fn read(&self, now_tsc: u64) -> Counters {
+        let mut copy = Counters {
+            guest_tsc: self.guest_tsc.load(Ordering::Relaxed),
+            runs: self.runs.load(Ordering::Relaxed),
+            now_tsc,
+            ..Counters::default()
+        };
+        for (to, from) in copy.exits.iter_mut().zip(&self.exits) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        copy
+    }
+}
+
+impl Default for ExitCounters {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// There is one writer, so this needs no locked instruction.
+fn add(counter: &AtomicU64, n: u64) {
+    let now = counter.load(Ordering::Relaxed);
+    counter.store(now.wrapping_add(n), Ordering::Relaxed);
+}

@@ -1,0 +1,183 @@
+//! Hypercalls of root's: raw registers in, checked arguments on, a status and a value out.
+//!
+//! Nothing below this module sees a raw register. Each call is a function in the module of its
+//! group; its arguments are checked once, here at the border, and what they name is found before
+//! anything changes. A call is bounded in time: what can be long is done in batches, with
+//! `TryAgain` in between.
+
+mod args;
+mod machine;
+mod memory;
+mod partition;
+
+#[cfg(test)]
+mod tests;
+
+use guest_proto::Status;
+use guest_proto::hypercall::Hypercall;
+
+use crate::machine::Machine;
+use crate::memory::frame_table::FrameError;
+use crate::memory::nested::guest::MapError;
+use crate::memory::pool::Shortage;
+use crate::partition::PartitionError;
+use crate::partition::doorbell::DoorbellError;
+
+/// The registers of a call, and who makes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// RAX.
+    pub number: u64,
+    /// RDI, RSI, RDX, R10, R8.
+    pub args: [u64; 5],
+    /// Privilege level of the caller.
+    pub cpl: u8,
+}
+
+/// The registers of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// RAX.
+    pub status: Status,
+    /// RDX.
+    pub value: u64,
+    /// The CPU passes an epoch: it flushes VM 0's translations as it enters it.
+    pub flush: bool,
+}
+
+/// Why a call did not succeed, with the value that goes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Failure {
+    status: Status,
+    value: u64,
+}
+
+/// A call's value, or why there is none.
+type Outcome = Result<u64, Failure>;
+
+impl Failure {
+    const fn new(status: Status, value: u64) -> Self {
+        Self { status, value }
+    }
+
+    /// The same after `done` pages: that is the value, but for what `NeedPages` has.
+    fn at(self, done: u64) -> Self {
+        match self.status {
+            Status::NeedPages => self,
+            status => Self::new(status, done),
+        }
+    }
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        Self::new(status, 0)
+    }
+}
+
+/// Does what a call asks for, and passes an epoch: the call is over but for its registers. On physical CPU `cpu`, at `now` by the time-stamp counter.
+pub fn dispatch(machine: &Machine, cpu: usize, now: u64, call: &Call) -> Answer {
+    let cx = Context { machine, cpu, now };
+    let outcome = if call.cpl == 0 {
+        route(&cx, call)
+    } else {
+        Err(Status::NotPermitted.into())
+    };
+    let (status, value) = match outcome {
+        Ok(value) => (Status::Ok, value),
+        Err(Failure { status, value }) => (status, value),
+    };
+    Answer {
+        status,
+        value,
+        flush: machine.memory.epochs.pass(cpu),
+    }
+}
+
+fn route(cx: &Context<'_>, call: &Call) -> Outcome {
+    let args = call.args;
+    match Hypercall::from_raw(call.number).ok_or(Status::UnknownCall)? {
+        Hypercall::AbiVersion => machine::abi_version(args),
+        Hypercall::EpochPass => machine::epoch_pass(cx, args),
+        Hypercall::LogRead => Err(Status::NotSupported.into()),
+        Hypercall::CountersRead => machine::counters_read(cx, args),
+        Hypercall::MachineInfo => machine::machine_info(cx, args),
+        Hypercall::PartitionCreate => partition::create(cx, args),
+        Hypercall::PartitionDestroy => partition::destroy(cx, args),
+        Hypercall::PartitionSet => partition::set(cx, args),
+        Hypercall::DoorbellAdd => partition::doorbell_add(cx, args),
+        Hypercall::DoorbellRemove => partition::doorbell_remove(cx, args),
+        Hypercall::InterruptSend => Err(Status::NotSupported.into()),
+        Hypercall::Deposit => memory::deposit(cx, args),
+        Hypercall::MemoryMap => memory::map(cx, args),
+        Hypercall::MemoryUnmap => memory::unmap(cx, args),
+        Hypercall::VcpuCreate => Err(Status::NotSupported.into()),
+        Hypercall::VcpuRun => Err(Status::NotSupported.into()),
+        Hypercall::VcpuGetState => Err(Status::NotSupported.into()),
+        Hypercall::VcpuSetState => Err(Status::NotSupported.into()),
+        Hypercall::VcpuApic => Err(Status::NotSupported.into()),
+    }
+}
+
+impl From<PartitionError> for Failure {
+    fn from(error: PartitionError) -> Self {
+        match error {
+            PartitionError::NoSuchPartition => Status::NoSuchPartition,
+            PartitionError::Ending => Status::InvalidState,
+            PartitionError::Full => Status::Full,
+            PartitionError::Busy => Status::Busy,
+        }
+        .into()
+    }
+}
+
+impl From<DoorbellError> for Failure {
+    fn from(error: DoorbellError) -> Self {
+        match error {
+            DoorbellError::Overlap => Status::Overlap,
+            DoorbellError::Full => Status::Full,
+            DoorbellError::OutOfRange | DoorbellError::NoSuchTag => Status::OutOfRange,
+        }
+        .into()
+    }
+}
+
+impl From<FrameError> for Failure {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::NotRam => Status::BadAddress,
+            FrameError::NotOwner => Status::NotOwner,
+        }
+        .into()
+    }
+}
+
+impl From<Shortage> for Failure {
+    fn from(shortage: Shortage) -> Self {
+        match shortage {
+            Shortage::Deposit(frames) => Self::new(Status::NeedPages, frames),
+            Shortage::Epoch => Status::TryAgain.into(),
+        }
+    }
+}
+
+impl From<MapError> for Failure {
+    fn from(error: MapError) -> Self {
+        match error {
+            MapError::Overlap => Status::Overlap.into(),
+            MapError::NotMapped => Status::BadAddress.into(),
+            MapError::Frame(error) => error.into(),
+            MapError::Shortage(shortage) => shortage.into(),
+        }
+    }
+}
+
+/// What every call has at hand.
+#[derive(Clone, Copy, Debug)]
+struct Context<'a> {
+    machine: &'a Machine,
+    /// Number of the physical CPU.
+    cpu: usize,
+    /// Time-stamp counter when the call was made.
+    now: u64,
+}

@@ -1,0 +1,84 @@
+//! Calls about partitions: life, properties, doorbells, interrupts.
+
+use guest_proto::Status;
+use guest_proto::hypercall::{DoorbellSpace, Property, doorbell_flags, partition_flags};
+use guest_proto::limits::MAX_VCPUS;
+
+use super::args::{control, live, take};
+use super::{Context, Failure, Outcome};
+use crate::partition::doorbell::Doorbell;
+
+/// Frames that one `partition_destroy` gives back at most, about.
+const DESTROY_BATCH: u64 = 4096;
+/// Frequencies of the TSC that can be.
+const TSC_KHZ: core::ops::RangeInclusive<u64> = 100_000..=100_000_000;
+
+pub(super) fn create(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
+    let [flags] = take(args)?;
+    if flags & !partition_flags::PRIVATE != 0 {
+        return Err(Status::InvalidArgument.into());
+    }
+    if flags & partition_flags::PRIVATE != 0 {
+        return Err(Status::NotSupported.into());
+    }
+    let id = cx.machine.partitions.create(cx.now)?;
+    Ok(u64::from(id.0))
+}
+
+pub(super) fn destroy(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
+    let [partition] = take(args)?;
+    let partition = cx.machine.partitions.find(partition)?;
+    match partition.destroy(&cx.machine.memory, DESTROY_BATCH)? {
+        (given, true) => Ok(given),
+        (given, false) => Err(Failure::new(Status::TryAgain, given)),
+    }
+}
+
+pub(super) fn set(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
+    let [partition, property, value] = take(args)?;
+    let property = Property::from_raw(property).ok_or(Status::InvalidArgument)?;
+    let (partition, _control) = control(cx.machine, partition)?;
+    let properties = &partition.properties;
+    if properties.started() {
+        return Err(Status::InvalidState.into());
+    }
+    match property {
+        Property::TscKhz if TSC_KHZ.contains(&value) => properties.set_tsc_khz(value),
+        Property::WallClock => properties.set_wall(value, cx.now),
+        Property::Vcpus if (1..=MAX_VCPUS).contains(&value) => properties.set_vcpus(value as u32),
+        Property::X2Apic if value <= 1 => properties.set_x2apic(value == 1),
+        Property::TscKhz | Property::Vcpus | Property::X2Apic => {
+            return Err(Status::OutOfRange.into());
+        }
+    }
+    Ok(0)
+}
+
+pub(super) fn doorbell_add(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
+    let [partition, packed, base, tag] = take(args)?;
+    let [space, flags, low, high, 0, 0, 0, 0] = packed.to_le_bytes() else {
+        return Err(Status::InvalidArgument.into());
+    };
+    let space = DoorbellSpace::from_raw(space).ok_or(Status::InvalidArgument)?;
+    if flags & !doorbell_flags::SIGNAL_ONLY != 0 {
+        return Err(Status::InvalidArgument.into());
+    }
+    let doorbell = Doorbell {
+        space,
+        base,
+        length: u16::from_le_bytes([low, high]),
+        tag: u16::try_from(tag).map_err(|_| Status::OutOfRange)?,
+        signal_only: flags & doorbell_flags::SIGNAL_ONLY != 0,
+    };
+    let (partition, _control) = live(cx.machine, partition)?;
+    partition.doorbells.add(doorbell)?;
+    Ok(0)
+}
+
+pub(super) fn doorbell_remove(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
+    let [partition, tag] = take(args)?;
+    let tag = u16::try_from(tag).map_err(|_| Status::OutOfRange)?;
+    let (partition, _control) = live(cx.machine, partition)?;
+    partition.doorbells.remove(tag)?;
+    Ok(0)
+}

@@ -1,0 +1,240 @@
+//! Partitions: the table of them, and what one consists of.
+//!
+//! A partition is a pool of metadata frames, a nested map, doorbells, properties and virtual CPUs.
+//! It is *free*, *live* or *ending*; its number is used again only once it is free, which is when
+//! its last frame is root's again.
+//!
+//! Locks, in order: [`Partition::control`], then a virtual CPU's claim, then `Memory::root`. A
+//! claim is only ever tried for, never waited for. Running a virtual CPU takes its claim and
+//! reads atomics; it never takes `control`.
+
+pub mod doorbell;
+pub mod properties;
+pub mod slots;
+
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use spin::{Mutex, MutexGuard};
+
+use crate::memory::frame_table::PartitionId;
+use crate::memory::nested::GuestMap;
+use crate::memory::pool::Pool;
+use crate::memory::{Frame, Memory};
+use doorbell::Doorbells;
+use properties::Properties;
+use slots::VcpuSlots;
+
+/// Where a partition is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// There is none of this number.
+    Free,
+    /// It can be used.
+    Live,
+    /// It is being destroyed, and only that can go on.
+    Ending,
+}
+
+/// Why a partition cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartitionError {
+    /// No partition has this number.
+    NoSuchPartition,
+    /// It is being destroyed.
+    Ending,
+    /// All numbers are taken.
+    Full,
+    /// A virtual CPU of it is in use.
+    Busy,
+}
+
+/// What only one CPU at a time works on.
+#[derive(Debug)]
+pub struct Control {
+    /// Metadata frames.
+    pub pool: Pool,
+    /// RAM.
+    pub map: GuestMap,
+}
+
+/// One partition, or room for it.
+#[derive(Debug)]
+pub struct Partition {
+    id: PartitionId,
+    life: AtomicU8,
+    control: Mutex<Control>,
+    /// Top nested table as a frame number plus 1, 0 for none: for entry, which takes no lock.
+    top: AtomicU64,
+    /// Which state of the nested map a TLB must not be older than. Unique in the machine's life.
+    flush: AtomicU64,
+    /// Ranges whose writes are posted.
+    pub doorbells: Doorbells,
+    /// What `partition_set` sets.
+    pub properties: Properties,
+    /// Virtual CPUs.
+    pub vcpus: VcpuSlots,
+}
+
+/// The next value for [`Partition::flush`], of any partition: an address space identifier that a
+/// CPU gives to another partition is thereby flushed too.
+static NEXT_FLUSH: AtomicU64 = AtomicU64::new(1);
+
+impl Partition {
+    /// Room for partition `id`.
+    pub const fn new(id: PartitionId) -> Self {
+        Self {
+            id,
+            life: AtomicU8::new(0),
+            control: Mutex::new(Control {
+                pool: Pool::new(id),
+                map: GuestMap::new(id),
+            }),
+            top: AtomicU64::new(0),
+            flush: AtomicU64::new(0),
+            doorbells: Doorbells::new(),
+            properties: Properties::new(),
+            vcpus: VcpuSlots::new(),
+        }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> PartitionId {
+        self.id
+    }
+
+    /// Where it is in its life, if nobody changes that at the moment.
+    pub fn life(&self) -> Life {
+        match self.life.load(Ordering::Acquire) {
+            1 => Life::Live,
+            2 => Life::Ending,
+            _ => Life::Free,
+        }
+    }
+
+    /// Locks it for a change, if it is live.
+    pub fn control(&self) -> Result<MutexGuard<'_, Control>, PartitionError> {
+        let control = self.control.lock();
+        match self.life() {
+            Life::Live => Ok(control),
+            Life::Ending => Err(PartitionError::Ending),
+            Life::Free => Err(PartitionError::NoSuchPartition),
+        }
+    }
+
+    /// Its top nested table, once it has one.
+    pub fn top(&self) -> Option<Frame> {
+        self.top
+            .load(Ordering::Acquire)
+            .checked_sub(1)
+            .map(Frame::new)
+    }
+
+    /// The state of the nested map that a TLB must not be older than.
+    pub fn flush(&self) -> u64 {
+        self.flush.load(Ordering::Acquire)
+    }
+
+    /// Shows entries the top table of `map`, which does not change while there is one.
+    pub fn publish_top(&self, map: &GuestMap) {
+        let top = map.top().map_or(0, |frame| frame.number() + 1);
+        self.top.store(top, Ordering::Release);
+    }
+
+    /// Makes each CPU flush this partition's translations before it enters it again.
+    pub fn flush_all(&self) {
+        let next = NEXT_FLUSH.fetch_add(1, Ordering::AcqRel);
+        self.flush.store(next, Ordering::Release);
+    }
+
+    fn set_life(&self, life: Life) {
+        let life = match life {
+            Life::Free => 0,
+            Life::Live => 1,
+            Life::Ending => 2,
+        };
+        self.life.store(life, Ordering::Release);
+    }
+
+    /// Makes it live if it is free.
+    fn start(&self, now_tsc: u64) -> bool {
+        let Some(mut control) = self.control.try_lock() else {
+            return false;
+        };
+        if self.life() != Life::Free {
+            return false;
+        }
+        *control = Control {
+            pool: Pool::new(self.id),
+            map: GuestMap::new(self.id),
+        };
+        self.publish_top(&control.map);
+        self.flush_all();
+        self.doorbells.clear();
+        self.properties.reset(now_tsc);
+        self.set_life(Life::Live);
+        true
+    }
+
+    /// Gives back up to some `budget` of frames, and answers how many, and whether it is over.
+    /// Whatever was begun stays begun: call again until it is.
+    pub fn destroy(&self, memory: &Memory, budget: u64) -> Result<(u64, bool), PartitionError> {
+        let mut control = self.control.lock();
+        match self.life() {
+            Life::Free => return Err(PartitionError::NoSuchPartition),
+            Life::Live => self.vcpus.stop_for_good(|| self.set_life(Life::Ending))?,
+            Life::Ending => {}
+        }
+        let Control { pool, map } = &mut *control;
+        let mut given = self.vcpus.remove_all(memory, pool);
+        self.top.store(0, Ordering::Release);
+        if given < budget {
+            given += map.tear_down(memory, pool, budget - given);
+        }
+        // Scrubbing costs more than a change in a table.
+        const SCRUB_COST: u64 = 8;
+        let mut spent = given;
+        while map.top().is_none() && spent < budget && pool.give_back(memory) {
+            given += 1;
+            spent += SCRUB_COST;
+        }
+        let over = map.top().is_none() && pool.is_empty();
+        if over {
+            self.set_life(Life::Free);
+        }
+        Ok((given, over))
+    }
+}
+
+/// All partitions but root, by number from 1 on.
+#[derive(Clone, Copy, Debug)]
+pub struct Partitions {
+    slots: &'static [Partition],
+}
+
+impl Partitions {
+    /// The partitions that `slots` has room for; entry `n` is number `n + 1`.
+    pub const fn new(slots: &'static [Partition]) -> Self {
+        Self { slots }
+    }
+
+    /// Makes one.
+    pub fn create(&self, now_tsc: u64) -> Result<PartitionId, PartitionError> {
+        let started = self.slots.iter().find(|slot| slot.start(now_tsc));
+        started.map(Partition::id).ok_or(PartitionError::Full)
+    }
+
+    /// The partition of this number, live or ending.
+    pub fn find(&self, number: u64) -> Result<&'static Partition, PartitionError> {
+        let index = number.checked_sub(1).and_then(|n| usize::try_from(n).ok());
+        index
+            .and_then(|n| self.slots.get(n))
+            .filter(|slot| slot.life() != Life::Free)
+            .ok_or(PartitionError::NoSuchPartition)
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        let used = |slot: &&Partition| slot.life() != Life::Free;
+        self.slots.iter().filter(used).count()
+    }
+}

@@ -1,0 +1,106 @@
+//! What root tells a partition about itself: set once, read by running virtual CPUs.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+/// Properties of one partition. Written under its control lock.
+#[derive(Debug)]
+pub struct Properties {
+    /// TSC at creation: the zero of the guest's TSC.
+    tsc_zero: AtomicU64,
+    tsc_khz: AtomicU64,
+    wall_ns: AtomicU64,
+    wall_tsc: AtomicU64,
+    vcpus: AtomicU32,
+    x2apic: AtomicBool,
+    started: AtomicBool,
+}
+
+impl Properties {
+    /// Nothing set.
+    pub const fn new() -> Self {
+        Self {
+            tsc_zero: AtomicU64::new(0),
+            tsc_khz: AtomicU64::new(0),
+            wall_ns: AtomicU64::new(0),
+            wall_tsc: AtomicU64::new(0),
+            vcpus: AtomicU32::new(1),
+            x2apic: AtomicBool::new(false),
+            started: AtomicBool::new(false),
+        }
+    }
+
+    /// As at creation, `now_tsc`.
+    pub fn reset(&self, now_tsc: u64) {
+        self.tsc_zero.store(now_tsc, Ordering::Relaxed);
+        self.tsc_khz.store(0, Ordering::Relaxed);
+        self.set_wall(0, now_tsc);
+        self.vcpus.store(1, Ordering::Relaxed);
+        self.x2apic.store(false, Ordering::Relaxed);
+        self.started.store(false, Ordering::Relaxed);
+    }
+
+    /// TSC of root's at which the guest's was zero.
+    pub fn tsc_zero(&self) -> u64 {
+        self.tsc_zero.load(Ordering::Relaxed)
+    }
+
+    /// Frequency of the TSC in kHz, 0 if it was not set.
+    pub fn tsc_khz(&self) -> u64 {
+        self.tsc_khz.load(Ordering::Relaxed)
+    }
+
+    /// Sets the frequency of the TSC in kHz.
+    pub fn set_tsc_khz(&self, khz: u64) {
+        self.tsc_khz.store(khz, Ordering::Relaxed);
+    }
+
+    /// A wall clock reading in nanoseconds since 1970, and root's TSC at that time.
+    pub fn wall(&self) -> (u64, u64) {
+        let ns = self.wall_ns.load(Ordering::Relaxed);
+        (ns, self.wall_tsc.load(Ordering::Relaxed))
+    }
+
+    /// Sets the wall clock: `ns` since 1970 at root's TSC `tsc`.
+    pub fn set_wall(&self, ns: u64, tsc: u64) {
+        self.wall_ns.store(ns, Ordering::Relaxed);
+        self.wall_tsc.store(tsc, Ordering::Relaxed);
+    }
+
+    /// Virtual CPUs of the guest's topology, 1 to 64.
+    pub fn vcpus(&self) -> u32 {
+        self.vcpus.load(Ordering::Relaxed)
+    }
+
+    /// Sets the count of virtual CPUs.
+    pub fn set_vcpus(&self, count: u32) {
+        self.vcpus.store(count, Ordering::Relaxed);
+    }
+
+    /// vLAPICs start in x2APIC mode.
+    pub fn x2apic(&self) -> bool {
+        self.x2apic.load(Ordering::Relaxed)
+    }
+
+    /// Sets how vLAPICs start.
+    pub fn set_x2apic(&self, on: bool) {
+        self.x2apic.store(on, Ordering::Relaxed);
+    }
+
+    /// A virtual CPU has run: nothing can be set any more.
+    pub fn started(&self) -> bool {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// A virtual CPU runs.
+    pub fn start(&self) {
+        if !self.started() {
+            self.started.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Default for Properties {
+    fn default() -> Self {
+        Self::new()
+    }
+}
