@@ -1,7 +1,7 @@
 //! Discovery by CPUID.
 //!
-//! Root finds [`SIGNATURE`] at leaf [`ROOT_BASE`]. A guest finds KVM's signature there (the
-//! documented subset of `Documentation/virt/kvm/x86/cpuid.rst`) and ours at [`GUEST_BASE`].
+//! Root finds [`SIGNATURE`] at leaf [`leaf::ROOT_BASE`]. A guest finds KVM's signature there (the
+//! documented subset of `Documentation/virt/kvm/x86/cpuid.rst`) and ours at [`leaf::GUEST_BASE`].
 
 use crate::layout::abi_consts;
 

@@ -1,6 +1,6 @@
 //! Self-describing ABI definitions.
 //!
-//! [`abi_struct!`] and [`abi_enum!`] define a type and, beside it, a constant that describes it.
+//! `abi_struct!` and `abi_enum!` define a type and, beside it, a constant that describes it.
 //! The C header and the tables in `docs/` are printed from those constants, so that neither can
 //! say anything that the Rust side does not.
 

@@ -1,4 +1,4 @@
-//! The [`VcpuPage`] as both sides may touch it while the other one runs: atomics only.
+//! The [`VcpuPage`](crate::vcpu_page::VcpuPage) as both sides may touch it while the other one runs: atomics only.
 //!
 //! A `&SharedPage` is sound over memory that somebody else writes at the same time. Groups that
 //! have one writer and a hand-over by other means (`vcpu_run` and its return) are copied as
