@@ -7,6 +7,11 @@
 //! the place of an older one, and a lost one does not disturb the VM, because the daemon may be
 //! restarting.
 
+pub mod acpi;
+pub mod devices;
+pub mod loader;
+pub mod memory;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -1,0 +1,250 @@
+//! The devices of one VM, and the bus that finds them.
+//!
+//! [`Devices`] is plain state behind one lock: a port or memory access goes in, an answer comes
+//! out, and interrupts leave as messages through [`Devices::take_msis`]. What a guest asks for as a whole
+//! machine (power-off, reset, a panic) is kept until [`Devices::take_request`]. No device waits, and none
+//! knows of the driver, a file descriptor or another device.
+
+mod ioapic;
+mod panic_text;
+mod rtc;
+mod serial;
+#[cfg(test)]
+mod tests;
+
+use guest_proto::driver::Msi;
+use guest_proto::vcpu_page::{PostedKind, PostedWrite};
+
+use super::acpi::S5;
+use super::memory::layout;
+use ioapic::Ioapic;
+pub use panic_text::PanicText;
+use rtc::Rtc;
+use serial::Uart;
+
+/// Port numbers.
+pub mod port {
+    /// COM1, 8 ports.
+    pub const SERIAL: u16 = 0x3f8;
+    /// CMOS index; data is the next one.
+    pub const RTC_INDEX: u16 = 0x70;
+    /// CMOS data.
+    pub const RTC_DATA: u16 = 0x71;
+    /// pvpanic (QEMU's `docs/specs/pvpanic.rst`).
+    pub const PVPANIC: u16 = 0x505;
+    /// ACPI sleep control.
+    pub const SLEEP_CONTROL: u16 = 0x600;
+    /// ACPI sleep status.
+    pub const SLEEP_STATUS: u16 = 0x601;
+    /// ACPI reset register.
+    pub const RESET: u16 = 0x602;
+    /// What it wants.
+    pub const RESET_VALUE: u8 = 1;
+    /// Events of the Generic Event Device; reading takes them. Bit 0: power button.
+    pub const EVENTS: u16 = 0x604;
+    /// Keyboard controller's command port, for its reset line alone.
+    pub const I8042: u16 = 0x64;
+    /// Reset control of PC chip sets.
+    pub const RESET_CONTROL: u16 = 0xcf9;
+}
+
+/// Global system interrupts: pins of the I/O APIC.
+pub mod irq {
+    /// COM1.
+    pub const SERIAL: u32 = 4;
+    /// Generic Event Device.
+    pub const EVENTS: u32 = 5;
+}
+
+/// Tag of the serial port's doorbell.
+pub const SERIAL_TAG: u16 = 1;
+/// `SLP_EN` in the sleep control register.
+const SLEEP_ENABLE: u8 = 1 << 5;
+/// Pulses the CPU's reset line.
+const I8042_RESET: u8 = 0xfe;
+/// pvpanic: the guest has panicked; its kernel has loaded a crash kernel.
+const PANICKED: u8 = 1 << 0;
+const CRASH_LOADED: u8 = 1 << 1;
+
+/// What the guest wants done with the whole machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Power off.
+    PowerOff,
+    /// Start again.
+    Reset,
+    /// It has panicked (pvpanic).
+    Panicked,
+}
+
+/// All devices of a VM.
+#[derive(Debug)]
+pub struct Devices {
+    serial: Uart,
+    ioapic: Ioapic,
+    rtc: Rtc,
+    events: u8,
+    request: Option<Request>,
+    unknown: u64,
+}
+
+impl Default for Devices {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Devices {
+    /// Devices as after a reset.
+    pub fn new() -> Self {
+        Self {
+            serial: Uart::new(),
+            ioapic: Ioapic::new(),
+            rtc: Rtc::new(),
+            events: 0,
+            request: None,
+            unknown: 0,
+        }
+    }
+
+    /// Reads `size` bytes at a port: from byte-wide devices one after the other.
+    pub fn read_port(&mut self, port: u16, size: u8) -> u64 {
+        if port == 0xcf8 && size == 4 {
+            // The address register of a PCI bus that isn't there.
+            return 0xffff_ffff;
+        }
+        (0..u16::from(size)).rev().fold(0, |value, i| {
+            value << 8 | u64::from(self.read_byte(port.wrapping_add(i)))
+        })
+    }
+
+    /// Writes `size` bytes at a port.
+    pub fn write_port(&mut self, port: u16, size: u8, value: u64) {
+        for (i, byte) in (0..u16::from(size)).zip(value.to_le_bytes()) {
+            self.write_byte(port.wrapping_add(i), byte);
+        }
+    }
+
+    fn read_byte(&mut self, port: u16) -> u8 {
+        match port {
+            self::port::SERIAL..=0x3ff => {
+                let value = self.serial.read((port - self::port::SERIAL) as u8);
+                self.pulse_serial();
+                value
+            }
+            self::port::RTC_DATA => self.rtc.read(),
+            self::port::PVPANIC => PANICKED | CRASH_LOADED,
+            self::port::SLEEP_STATUS => 0,
+            self::port::EVENTS => std::mem::take(&mut self.events),
+            _ => {
+                self.unknown += 1;
+                0xff
+            }
+        }
+    }
+
+    fn write_byte(&mut self, port: u16, value: u8) {
+        match port {
+            self::port::SERIAL..=0x3ff => {
+                self.serial.write((port - self::port::SERIAL) as u8, value);
+                self.pulse_serial();
+            }
+            self::port::RTC_INDEX => self.rtc.select(value),
+            self::port::RTC_DATA => self.rtc.write(value),
+            self::port::PVPANIC if value & PANICKED != 0 => self.ask(Request::Panicked),
+            self::port::SLEEP_CONTROL if value & SLEEP_ENABLE != 0 && value >> 2 & 0x7 == S5 => {
+                self.ask(Request::PowerOff);
+            }
+            self::port::RESET if value == self::port::RESET_VALUE => self.ask(Request::Reset),
+            self::port::I8042 if value == I8042_RESET => self.ask(Request::Reset),
+            // Bit 2 starts the reset; the kind (bits 1 and 3) makes no difference here.
+            self::port::RESET_CONTROL if value & 1 << 2 != 0 => self.ask(Request::Reset),
+            self::port::PVPANIC
+            | self::port::SLEEP_CONTROL
+            | self::port::SLEEP_STATUS
+            | self::port::RESET
+            | self::port::RESET_CONTROL => {}
+            _ => self.unknown += 1,
+        }
+    }
+
+    /// Reads guest memory that is no RAM.
+    pub fn read_memory(&mut self, gpa: u64, size: u8) -> u64 {
+        match gpa.checked_sub(layout::IOAPIC) {
+            Some(offset @ 0..0x1000) => u64::from(self.ioapic.read(offset)),
+            _ => {
+                self.unknown += 1;
+                u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)))
+            }
+        }
+    }
+
+    /// Writes guest memory that is no RAM.
+    pub fn write_memory(&mut self, gpa: u64, _size: u8, value: u64) {
+        match gpa.checked_sub(layout::IOAPIC) {
+            Some(offset @ 0..0x1000) => self.ioapic.write(offset, value as u32),
+            _ => self.unknown += 1,
+        }
+    }
+
+    /// Takes a posted write.
+    pub fn posted(&mut self, entry: &PostedWrite) {
+        match (PostedKind::from_raw(entry.kind), entry.tag) {
+            (Some(PostedKind::Port), SERIAL_TAG) => {
+                // The offset is below the doorbell's length.
+                let port = port::SERIAL.wrapping_add(entry.offset as u16);
+                self.write_port(port, entry.size, entry.data);
+            }
+            (Some(PostedKind::Eoi), _) => self.ioapic.end_of_interrupt(entry.data as u8),
+            _ => self.unknown += 1,
+        }
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&mut self) {
+        self.events |= 1;
+        self.ioapic.pulse(irq::EVENTS);
+    }
+
+    /// Bytes that the serial port can take as typed.
+    pub fn serial_room(&self) -> usize {
+        self.serial.room()
+    }
+
+    /// Types at the serial port; `bytes` beyond [`Self::serial_room`] are lost.
+    pub fn type_serial(&mut self, bytes: &[u8]) {
+        self.serial.receive(bytes);
+        self.pulse_serial();
+    }
+
+    /// What the guest wrote to the serial port since the last call.
+    pub fn serial_output(&mut self) -> &mut Vec<u8> {
+        self.serial.output()
+    }
+
+    /// Interrupts to deliver since the last call.
+    pub fn take_msis(&mut self) -> Vec<Msi> {
+        self.ioapic.take_msis()
+    }
+
+    /// What the guest wants done, once.
+    pub fn take_request(&mut self) -> Option<Request> {
+        self.request.take()
+    }
+
+    /// Accesses to ports and memory where nothing is.
+    pub fn unknown_accesses(&self) -> u64 {
+        self.unknown
+    }
+
+    /// The first wish counts: a panic is told before the reboot that it leads to.
+    fn ask(&mut self, request: Request) {
+        self.request.get_or_insert(request);
+    }
+
+    fn pulse_serial(&mut self) {
+        if self.serial.take_interrupt() {
+            self.ioapic.pulse(irq::SERIAL);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The bus, and what devices do to each other.
+
+use super::*;
+
+fn post(offset: u32, data: u64) -> PostedWrite {
+    PostedWrite {
+        kind: PostedKind::Port.raw(),
+        size: 1,
+        tag: SERIAL_TAG,
+        offset,
+        data,
+    }
+}
+
+fn redirect_serial(devices: &mut Devices) {
+    devices.write_memory(layout::IOAPIC, 4, 0x10 + 2 * u64::from(irq::SERIAL));
+    devices.write_memory(layout::IOAPIC + 0x10, 4, 0x24);
+}
+
+#[test]
+fn posted_bytes_come_out_in_order_and_interrupt() {
+    let mut devices = Devices::new();
+    redirect_serial(&mut devices);
+    devices.posted(&post(1, 2));
+    assert_eq!(devices.take_msis().len(), 1, "the transmitter is empty");
+    assert_eq!(devices.read_port(port::SERIAL + 2, 1) & 0xf, 0x2);
+    for byte in *b"hi\n" {
+        devices.posted(&post(0, u64::from(byte)));
+    }
+    assert_eq!(devices.serial_output(), b"hi\n");
+    assert_eq!(devices.take_msis()[0].data & 0xff, 0x24);
+}
+
+#[test]
+fn typed_bytes_are_read_and_interrupt() {
+    let mut devices = Devices::new();
+    redirect_serial(&mut devices);
+    devices.write_port(port::SERIAL + 1, 1, 1);
+    devices.type_serial(b"ls");
+    assert_eq!(devices.take_msis().len(), 1);
+    assert_eq!(devices.read_port(port::SERIAL + 5, 1) & 1, 1);
+    assert_eq!(devices.read_port(port::SERIAL, 1), u64::from(b'l'));
+    assert_eq!(devices.read_port(port::SERIAL, 1), u64::from(b's'));
+    assert_eq!(devices.read_port(port::SERIAL + 5, 1) & 1, 0);
+    assert_eq!(devices.serial_room(), 64);
+}
+
+#[test]
+fn what_ends_a_machine() {
+    let wish = |at: u16, value: u64| {
+        let mut devices = Devices::new();
+        devices.write_port(at, 1, value);
+        devices.take_request()
+    };
+    assert_eq!(wish(port::SLEEP_CONTROL, 0x34), Some(Request::PowerOff));
+    assert_eq!(wish(port::SLEEP_CONTROL, 0x14), None);
+    assert_eq!(wish(port::RESET, 1), Some(Request::Reset));
+    assert_eq!(wish(port::I8042, 0xfe), Some(Request::Reset));
+    assert_eq!(wish(port::RESET_CONTROL, 6), Some(Request::Reset));
+    assert_eq!(wish(port::RESET_CONTROL, 2), None);
+    assert_eq!(wish(port::PVPANIC, 1), Some(Request::Panicked));
+    assert_eq!(wish(port::PVPANIC, 2), None);
+}
+
+#[test]
+fn the_power_button_is_an_event_that_is_read_once() {
+    let mut devices = Devices::new();
+    devices.write_memory(layout::IOAPIC, 4, 0x10 + 2 * u64::from(irq::EVENTS));
+    devices.write_memory(layout::IOAPIC + 0x10, 4, 0x25);
+    devices.press_power_button();
+    assert_eq!(devices.take_msis().len(), 1);
+    assert_eq!(devices.read_port(port::EVENTS, 1), 1);
+    assert_eq!(devices.read_port(port::EVENTS, 1), 0);
+}
+
+#[test]
+fn where_nothing_is_all_ones_are_read_and_counted() {
+    let mut devices = Devices::new();
+    assert_eq!(devices.read_port(0x1234, 2), 0xffff);
+    assert_eq!(devices.read_port(0xcfc, 4), 0xffff_ffff);
+    assert_eq!(devices.read_memory(0xe000_0000, 8), u64::MAX);
+    assert_eq!(devices.read_memory(0xe000_0000, 1), 0xff);
+    devices.write_port(0x80, 1, 0);
+    assert_eq!(devices.unknown_accesses(), 2 + 4 + 2 + 1);
+}
+
+#[test]
+fn an_end_of_interrupt_reaches_the_ioapic() {
+    let mut devices = Devices::new();
+    let eoi = PostedWrite {
+        kind: PostedKind::Eoi.raw(),
+        size: 0,
+        tag: 0,
+        offset: 0,
+        data: 0x41,
+    };
+    devices.posted(&eoi);
+    assert_eq!(devices.unknown_accesses(), 0);
+}
