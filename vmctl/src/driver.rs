@@ -478,33 +478,21 @@ impl Vcpu {
 
     /// Why it stopped. Valid after [`Self::run`] answered `Ok`.
     pub fn intercept(&self) -> Intercept {
-        self.page.read(std::mem::offset_of!(
-            guest_proto::vcpu_page::VcpuPage,
-            intercept
-        ))
+        self.page.intercept.load()
     }
 
     /// The registers beside an intercept that has them.
     pub fn state(&self) -> VcpuState {
-        self.page.read(std::mem::offset_of!(
-            guest_proto::vcpu_page::VcpuPage,
-            state
-        ))
+        self.page.state.load()
     }
 
     /// Puts registers where a [`Reply`] with `REGISTERS` is answered from.
     pub fn set_state(&mut self, state: &VcpuState) {
-        self.page.write(
-            std::mem::offset_of!(guest_proto::vcpu_page::VcpuPage, state),
-            state,
-        );
+        self.page.state.store(state);
     }
 
     /// Answers the intercept; taken by the next [`Self::run`].
     pub fn reply(&mut self, reply: &Reply) {
-        self.page.write(
-            std::mem::offset_of!(guest_proto::vcpu_page::VcpuPage, reply),
-            reply,
-        );
+        self.page.reply.store(reply);
     }
 }

@@ -1,32 +1,23 @@
-//! A virtual CPU's shared page, mapped.
-//!
-//! The microvisor and the driver write to it beside us, so that it is only ever copied from and to
-//! in whole words, atomically, and never referred to. [`Ring`] is the consumer of posted writes.
+//! A virtual CPU's shared page, mapped, and its posted-write ring.
 
+use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use guest_proto::limits::{PAGE_SIZE, RING_ENTRIES};
-use guest_proto::vcpu_page::{PostedWrite, RingConsumer, RingProducer, VcpuPage};
+use guest_proto::limits::PAGE_SIZE;
+use guest_proto::ring::Consumer;
+use guest_proto::shared::SharedPage;
+use guest_proto::vcpu_page::PostedWrite;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 const PAGE: usize = PAGE_SIZE as usize;
-const HEAD: usize =
-    std::mem::offset_of!(VcpuPage, producer) + std::mem::offset_of!(RingProducer, head);
-const TAIL: usize =
-    std::mem::offset_of!(VcpuPage, consumer) + std::mem::offset_of!(RingConsumer, tail);
-const NEED_WAKEUP: usize =
-    std::mem::offset_of!(VcpuPage, consumer) + std::mem::offset_of!(RingConsumer, need_wakeup);
-const ENTRIES: usize = std::mem::offset_of!(VcpuPage, ring);
 
 /// One page of shared memory.
 #[derive(Debug)]
-pub(super) struct Mapping(NonNull<u8>);
+pub(super) struct Mapping(NonNull<SharedPage>);
 
-// SAFETY: every access is an atomic one of a word inside the page; the mapping moves with its owner.
+// SAFETY: a `SharedPage` is all atomics; the mapping moves with its owner.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -49,46 +40,15 @@ impl Mapping {
             .map(Self)
             .ok_or(rustix::io::Errno::NOMEM)
     }
+}
 
-    /// A word of 4 bytes at `offset`.
-    fn word(&self, offset: usize) -> &AtomicU32 {
-        assert!(
-            offset.is_multiple_of(4) && offset <= PAGE - 4,
-            "inside the page"
-        );
-        // SAFETY: aligned and inside the mapping, which lives as long as `self`; whoever else
-        // accesses this memory does so atomically.
-        unsafe { AtomicU32::from_ptr(self.0.as_ptr().add(offset).cast()) }
-    }
+impl Deref for Mapping {
+    type Target = SharedPage;
 
-    /// A word of 8 bytes at `offset`.
-    fn long(&self, offset: usize) -> &AtomicU64 {
-        assert!(
-            offset.is_multiple_of(8) && offset <= PAGE - 8,
-            "inside the page"
-        );
-        // SAFETY: as in `word`.
-        unsafe { AtomicU64::from_ptr(self.0.as_ptr().add(offset).cast()) }
-    }
-
-    /// Copies a structure out, word by word.
-    pub(super) fn read<T: FromBytes + IntoBytes>(&self, offset: usize) -> T {
-        let mut value = T::new_zeroed();
-        for (i, bytes) in value.as_mut_bytes().chunks_exact_mut(8).enumerate() {
-            let word = self.long(offset + 8 * i).load(Ordering::Relaxed);
-            bytes.copy_from_slice(&word.to_le_bytes());
-        }
-        value
-    }
-
-    /// Copies a structure in, word by word.
-    pub(super) fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: &T) {
-        for (i, bytes) in value.as_bytes().chunks_exact(8).enumerate() {
-            let mut word = [0; 8];
-            word.copy_from_slice(bytes);
-            self.long(offset + 8 * i)
-                .store(u64::from_le_bytes(word), Ordering::Relaxed);
-        }
+    fn deref(&self) -> &SharedPage {
+        // SAFETY: a page is as large and as aligned as a `SharedPage`, which is sound over memory
+        // that others write, and the mapping lives as long as `self`.
+        unsafe { self.0.as_ref() }
     }
 }
 
@@ -104,105 +64,48 @@ impl Drop for Mapping {
 #[derive(Debug)]
 pub struct Ring {
     page: Arc<Mapping>,
-    tail: u32,
+    consumer: Consumer,
 }
 
 impl Ring {
     pub(super) fn new(page: Arc<Mapping>) -> Self {
-        let tail = page.word(TAIL).load(Ordering::Relaxed);
-        Self { page, tail }
+        let consumer = Consumer::attach((&**page).into());
+        Self { page, consumer }
     }
 
     /// Takes the oldest entry.
     pub fn pop(&mut self) -> Option<PostedWrite> {
-        // Acquire: the entry was written before the index.
-        let head = self.page.word(HEAD).load(Ordering::Acquire);
-        if head == self.tail {
-            return None;
-        }
-        let slot = self.tail as usize % RING_ENTRIES as usize;
-        let entry = self.page.read(ENTRIES + slot * size_of::<PostedWrite>());
-        self.tail = self.tail.wrapping_add(1);
-        // Release: the entry is read before its slot is free.
-        self.page.word(TAIL).store(self.tail, Ordering::Release);
-        Some(entry)
+        self.consumer.pop((&**self.page).into())
     }
 
-    /// Asks for a Notify with the next entry; true if there is none yet, so that the consumer may
-    /// sleep. The microvisor clears the wish when it has notified.
+    /// Asks to be notified of the next entry. False if there is one already: take it first.
     #[must_use]
-    pub fn sleep(&mut self) -> bool {
-        self.page.word(NEED_WAKEUP).store(1, Ordering::SeqCst);
-        // The wish must be seen before the index is looked at once more (the producer does the
-        // same the other way round): else both could miss the other.
-        fence(Ordering::SeqCst);
-        self.page.word(HEAD).load(Ordering::Acquire) == self.tail
+    pub fn prepare_sleep(&mut self) -> bool {
+        self.consumer.prepare_sleep((&**self.page).into())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use guest_proto::vcpu_page::{Intercept, PostedKind};
+    use guest_proto::ring::{Producer, Push};
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
-    fn mapping() -> Arc<Mapping> {
+    #[test]
+    fn a_ring_works_across_two_mappings() {
         let fd = memfd_create("page", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&fd, PAGE_SIZE).unwrap();
-        Arc::new(Mapping::new(&fd).unwrap())
-    }
-
-    fn post(page: &Mapping, data: u64) {
-        let head = page.word(HEAD).load(Ordering::Relaxed);
+        let theirs = Mapping::new(&fd).unwrap();
+        let mut ring = Ring::new(Arc::new(Mapping::new(&fd).unwrap()));
+        let mut producer = Producer::new();
         let entry = PostedWrite {
-            kind: PostedKind::Port.raw(),
-            size: 1,
-            tag: 7,
-            offset: 0,
-            data,
+            data: 7,
+            ..PostedWrite::default()
         };
-        page.write(ENTRIES + (head as usize % 128) * 16, &entry);
-        page.word(HEAD)
-            .store(head.wrapping_add(1), Ordering::Release);
-    }
-
-    #[test]
-    fn entries_come_in_order_across_the_wrap() {
-        let page = mapping();
-        for index in [HEAD, TAIL] {
-            page.word(index).store(u32::MAX - 1, Ordering::Relaxed);
-        }
-        let mut ring = Ring::new(Arc::clone(&page));
-        assert!(ring.pop().is_none());
-        for data in 0..5 {
-            post(&page, data);
-        }
-        for data in 0..5 {
-            assert_eq!(ring.pop().unwrap().data, data);
-        }
-        assert!(ring.pop().is_none());
-        assert_eq!(page.word(TAIL).load(Ordering::Relaxed), 3);
-    }
-
-    #[test]
-    fn sleep_is_refused_while_something_waits() {
-        let page = mapping();
-        let mut ring = Ring::new(Arc::clone(&page));
-        assert!(ring.sleep());
-        assert_eq!(page.word(NEED_WAKEUP).load(Ordering::Relaxed), 1);
-        post(&page, 1);
-        assert!(!ring.sleep());
-    }
-
-    #[test]
-    fn structures_cross_whole() {
-        let page = mapping();
-        let intercept = Intercept {
-            address: 0x1234_5678_9abc,
-            instruction: *b"fifteen bytes!!",
-            ..Intercept::default()
-        };
-        page.write(0, &intercept);
-        assert_eq!(page.read::<Intercept>(0), intercept);
+        assert!(ring.prepare_sleep());
+        assert_eq!(producer.push((&*theirs).into(), entry), Push::PostedWake);
+        assert!(!ring.prepare_sleep());
+        assert_eq!(ring.pop(), Some(entry));
+        assert_eq!(ring.pop(), None);
     }
 }
