@@ -8,6 +8,16 @@ use crate::layout::abi_consts;
 /// EBX, ECX, EDX of the base leaf, in this order.
 pub const SIGNATURE: [u8; 12] = *b"MicrovisorHV";
 
+/// A signature as EBX, ECX and EDX of its leaf.
+pub const fn signature_words(signature: [u8; 12]) -> [u32; 3] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = signature;
+    [
+        u32::from_le_bytes([a, b, c, d]),
+        u32::from_le_bytes([e, f, g, h]),
+        u32::from_le_bytes([i, j, k, l]),
+    ]
+}
+
 abi_consts! {
     /// CPUID leaves. `base + 0`: EAX = highest leaf, EBX/ECX/EDX = signature. `base + 1`: EAX = ABI
     /// version, EBX = feature bits (`features`), ECX = partition id (root: 0), EDX = 0.

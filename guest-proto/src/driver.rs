@@ -2,8 +2,13 @@
 //!
 //! `/dev/microvisor` gives partition fds, a partition fd gives virtual CPU fds; a virtual CPU fd
 //! maps its [`VcpuPage`](crate::vcpu_page::VcpuPage) at offset 0. A partition lives by its id until
-//! `DESTROY`, whoever holds fds. At most one process at a time is attached to a partition: the
-//! one that holds its partition fd. Errors are Linux errnos.
+//! `DESTROY`, whoever holds fds; after that they answer ENODEV. Errors are Linux errnos; a
+//! hypercall's status is handed on as the errno of its number.
+//!
+//! At most one process at a time is attached to a partition, from CREATE or ATTACH until it has
+//! closed its fds of the partition and its virtual CPUs, or is dead. Its doorbells and irqfds end
+//! with that; memory and virtual CPUs stay. In any other process that has come by its fds (by
+//! fork, or sent) they answer EPERM, and keep no successor out.
 
 use crate::layout::{abi_consts, abi_enum, abi_struct};
 
@@ -42,7 +47,7 @@ abi_consts! {
         /// VM, `MemorySlot`: guest RAM from a memfd (sealed against shrinking).
         VM_SET_MEMORY = super::ioc(super::WRITE, 0x10, size_of::<super::MemorySlot>()),
         /// VM, `MemorySlot` with `slot` set: fills in the rest and a new fd of the memfd; ENOENT
-        /// past the last. For a successor worker.
+        /// where there is none. For a successor worker.
         VM_GET_MEMORY = super::ioc(super::BOTH, 0x11, size_of::<super::MemorySlot>()),
         /// VM, argument is the index → virtual CPU fd; makes the virtual CPU if it is new.
         VM_VCPU = super::ioc(super::NONE, 0x12, 0),
@@ -57,7 +62,9 @@ abi_consts! {
         /// VM, no argument: makes every VCPU_RUN return EINTR once, or at its next call.
         VM_KICK_ALL = super::ioc(super::NONE, 0x17, 0),
         /// VCPU, no argument: runs until the guest needs the worker. 0: see `intercept`;
-        /// EINTR: a signal, or a kick; ENODEV: the partition is gone.
+        /// EINTR: a signal, a kick, or the kernel wants the thread to pass through user space;
+        /// ENODEV: the partition is gone. EBUSY, as from each of those that follow but KICK: a
+        /// thread is in one of them.
         VCPU_RUN = super::ioc(super::NONE, 0x20, 0),
         /// VCPU, no argument: state → page.
         VCPU_GET_STATE = super::ioc(super::NONE, 0x21, 0),
@@ -193,7 +200,9 @@ abi_consts! {
 }
 
 abi_struct! {
-    /// Binds a range of guest ports or memory to an eventfd.
+    /// Binds a range of guest ports or memory to an eventfd. With the tag `doorbell_tags::EOI` there
+    /// is no range: the eventfd is signalled when the end of a level-triggered interrupt finds its
+    /// consumer asleep.
     pub struct Doorbell: 32 {
         /// First port or guest physical address.
         pub base: u64,
@@ -215,7 +224,8 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// Binds an eventfd to an MSI: signalling it delivers the interrupt.
+    /// Binds an eventfd to an MSI: signalling it delivers the interrupt. One that is bound is bound
+    /// to the new MSI from then on.
     pub struct IrqFd: 32 {
         /// The eventfd.
         pub eventfd: i32,

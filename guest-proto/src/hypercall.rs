@@ -28,8 +28,8 @@ pub struct CallDoc {
     pub args: &'static [Arg],
     /// What RDX holds on success, and with which statuses besides.
     pub value: &'static str,
-    /// Errors beyond `NotPermitted`, `UnknownCall` and `InvalidArgument` (reserved bits).
-    pub errors: &'static [crate::Status],
+    /// Errors beyond `NotPermitted`, `UnknownCall` and `InvalidArgument` (reserved bits), and when.
+    pub errors: &'static [(crate::Status, &'static str)],
     /// What it does and why.
     pub doc: &'static str,
 }
@@ -41,7 +41,7 @@ macro_rules! hypercalls {
         $variant:ident = $number:literal, $name:literal
         ( $( $arg:literal : $adoc:literal ),* )
         -> $value:literal
-        errors [ $( $err:ident ),* ];
+        errors [ $( $err:ident : $when:literal ),* $(,)? ];
     )*) => {
         abi_enum! {
             /// Hypercall numbers. The high byte of the low word groups them: 0 the machine,
@@ -57,7 +57,7 @@ macro_rules! hypercalls {
             name: $name,
             args: &[ $( Arg { name: $arg, doc: $adoc } ),* ],
             value: $value,
-            errors: &[ $( crate::Status::$err ),* ],
+            errors: &[ $( (crate::Status::$err, $when) ),* ],
             doc: concat!($($doc, "\n"),*),
         } ),* ];
     };
@@ -79,7 +79,10 @@ hypercalls! {
     LogRead = 0x0003, "log_read"(
         "pfn": "page of root's to fill: `u64` count, then at most 4088 bytes of text",
         "position": "bytes since boot, where to start"
-    ) -> "position after the last byte copied" errors [BadAddress, NotOwner];
+    ) -> "position after the last byte copied" errors [
+        BadAddress: "`pfn` is not RAM",
+        NotOwner: "`pfn` is not root's alone"
+    ];
 
     /// Fills a page of root's with a `Counters`: exits by kind of one virtual CPU, or for partition
     /// 0, of one physical CPU.
@@ -87,30 +90,49 @@ hypercalls! {
         "partition": "id, 0 for root",
         "vcpu": "index of the virtual (root: physical) CPU",
         "pfn": "page of root's to fill"
-    ) -> "0" errors [NoSuchPartition, NoSuchVcpu, BadAddress, NotOwner];
+    ) -> "0" errors [
+        NoSuchPartition: "no partition has this id",
+        NoSuchVcpu: "the partition (root: the machine) has no CPU of this index",
+        BadAddress: "`pfn` is not RAM",
+        NotOwner: "`pfn` is not root's alone"
+    ];
 
     /// Fills a page of root's with a `MachineInfo`.
     MachineInfo = 0x0005, "machine_info"(
         "pfn": "page of root's to fill"
-    ) -> "0" errors [BadAddress, NotOwner];
+    ) -> "0" errors [
+        BadAddress: "`pfn` is not RAM",
+        NotOwner: "`pfn` is not root's alone"
+    ];
 
     /// Makes an empty partition. It has no memory, no virtual CPU and an empty pool.
     PartitionCreate = 0x0101, "partition_create"(
         "flags": "`partition_flags`"
-    ) -> "partition id, 1 to 255" errors [Full, NotSupported];
+    ) -> "partition id, 1 to 255" errors [
+        Full: "255 partitions exist",
+        NotSupported: "PRIVATE: this build has no private memory"
+    ];
 
     /// Ends a partition and gives every frame of it back to root, scrubbed, some thousand frames
     /// a call: `TryAgain` until it is done. The id is free afterwards.
     PartitionDestroy = 0x0102, "partition_destroy"(
         "partition": "id"
-    ) -> "frames given back by this call (also with TryAgain)" errors [NoSuchPartition, Busy, TryAgain];
+    ) -> "frames given back by this call (also with TryAgain)" errors [
+        NoSuchPartition: "no partition has this id",
+        Busy: "a virtual CPU runs, or is looked at",
+        TryAgain: "frames are left: call again"
+    ];
 
     /// Sets a `Property` of a partition.
     PartitionSet = 0x0103, "partition_set"(
         "partition": "id",
         "property": "`Property`",
         "value": "as the property says"
-    ) -> "0" errors [NoSuchPartition, OutOfRange, InvalidState];
+    ) -> "0" errors [
+        NoSuchPartition: "no partition has this id",
+        OutOfRange: "the value is outside the property's range",
+        InvalidState: "a virtual CPU has run, or the partition ends"
+    ];
 
     /// Registers a doorbell: guest writes to this range are posted to the writing virtual CPU's
     /// ring instead of ending its turn.
@@ -118,14 +140,22 @@ hypercalls! {
         "partition": "id",
         "space": "`DoorbellSpace` in bits 7:0, `doorbell_flags` in bits 15:8, length in bytes (1 to 4096) in bits 31:16",
         "base": "first port, or guest physical address",
-        "tag": "0 to 65535; identifies the range in ring entries and NOTIFY"
-    ) -> "0" errors [NoSuchPartition, Overlap, Full, OutOfRange];
+        "tag": "0 to 65534; identifies the range in ring entries and NOTIFY"
+    ) -> "0" errors [
+        NoSuchPartition: "no partition has this id",
+        Overlap: "a doorbell overlaps it, or has this tag",
+        Full: "64 doorbells exist",
+        OutOfRange: "the range is empty, longer than 4096 bytes or leaves its space, or the tag is above 65534"
+    ];
 
     /// Removes a doorbell. Entries that are already in rings stay there.
     DoorbellRemove = 0x0105, "doorbell_remove"(
         "partition": "id",
         "tag": "as registered"
-    ) -> "0" errors [NoSuchPartition, OutOfRange];
+    ) -> "0" errors [
+        NoSuchPartition: "no partition has this id",
+        OutOfRange: "no doorbell has this tag"
+    ];
 
     /// Delivers a message-signalled interrupt (MSI), or a line of a virtual IOAPIC, to the virtual
     /// CPUs that it addresses, by the rules of the vLAPIC (physical, logical, lowest priority).
@@ -134,7 +164,9 @@ hypercalls! {
         "partition": "id",
         "address": "MSI address, 0xFEExxxxx",
         "data": "MSI data; bit 15 set: level-triggered, its EOI is posted to the ring"
-    ) -> "set of virtual CPUs to wake or kick" errors [NoSuchPartition];
+    ) -> "set of virtual CPUs to wake or kick" errors [
+        NoSuchPartition: "no partition has this id"
+    ];
 
     /// Moves frames from root into a partition's pool, the microvisor's metadata memory for it
     /// (nested tables, virtual CPU state). They leave root's nested map at once and become usable
@@ -143,7 +175,13 @@ hypercalls! {
         "partition": "id",
         "pfn": "first frame",
         "count": "frames, 1 to 512"
-    ) -> "epoch after which they are usable" errors [NoSuchPartition, NotOwner, BadAddress, OutOfRange, InvalidState];
+    ) -> "epoch after which they are usable" errors [
+        NoSuchPartition: "no partition has this id",
+        NotOwner: "a frame is not root's; none was taken",
+        BadAddress: "a frame is not RAM",
+        OutOfRange: "the count is 0 or above 512",
+        InvalidState: "the partition ends"
+    ];
 
     /// Donates root's frames as a partition's RAM and maps them. Ordinary guests share them with
     /// root, which keeps them mapped. Works entry by entry and stops at the first error, or after
@@ -153,8 +191,16 @@ hypercalls! {
         "pfn": "page of root's that holds `MapRange` entries; copied once",
         "start": "pages of the list to skip, counted over all entries (0, or a former value)",
         "count": "entries, 1 to 170"
-    ) -> "pages of the list done, counted over all entries (also with TryAgain, and the errors but NeedPages); with NeedPages: pages to deposit, then call again with the same start" errors
-        [NoSuchPartition, NeedPages, NotOwner, BadAddress, Overlap, TryAgain, OutOfRange, InvalidState];
+    ) -> "pages of the list done, counted over all entries (also with TryAgain, and the errors but NeedPages); with NeedPages: pages to deposit, then call again with the same start" errors [
+        NoSuchPartition: "no partition has this id",
+        NeedPages: "the pool lacks nested tables",
+        NotOwner: "the list, or a frame of it, is not root's alone",
+        BadAddress: "the list, or a frame of it, is not RAM",
+        Overlap: "something is mapped there",
+        TryAgain: "a batch is full, or the pool waits for an epoch (then the value has not grown: pass one on every CPU)",
+        OutOfRange: "`count`, `start`, or guest pages that do not exist",
+        InvalidState: "the partition ends"
+    ];
 
     /// Takes RAM back from a partition. Frames return to root scrubbed where they were private;
     /// they are root's to reuse when every CPU has passed the epoch.
@@ -162,7 +208,13 @@ hypercalls! {
         "partition": "id",
         "gpa_pfn": "first guest page",
         "count": "pages"
-    ) -> "pages done (also with TryAgain)" errors [NoSuchPartition, BadAddress, TryAgain, NeedPages, InvalidState];
+    ) -> "pages done (also with TryAgain)" errors [
+        NoSuchPartition: "no partition has this id",
+        BadAddress: "a page is not mapped, or does not exist",
+        TryAgain: "a batch is full, or a large page cannot be split yet: call again for the rest of the range",
+        NeedPages: "the pool lacks the table that splits a large page",
+        InvalidState: "the partition ends"
+    ];
 
     /// Makes a virtual CPU. Its state is that of a CPU after INIT, waiting for a SIPI; index 0 is
     /// the boot CPU. The page stays root's, and shared with the microvisor until the partition ends.
@@ -170,26 +222,48 @@ hypercalls! {
         "partition": "id",
         "vcpu": "index, 0 to 63; also its APIC id",
         "pfn": "page of root's that becomes the `VcpuPage`"
-    ) -> "0; with NeedPages: pages to deposit" errors [NoSuchPartition, NeedPages, TryAgain, Exists, OutOfRange, NotOwner, BadAddress, InvalidState];
+    ) -> "0; with NeedPages: pages to deposit" errors [
+        NoSuchPartition: "no partition has this id",
+        NeedPages: "the pool lacks its frames",
+        TryAgain: "the pool waits for an epoch",
+        Exists: "there is one of this index",
+        OutOfRange: "the index is above 63",
+        NotOwner: "`pfn` is not root's alone",
+        BadAddress: "`pfn` is not RAM",
+        InvalidState: "the partition ends"
+    ];
 
     /// Runs a virtual CPU on the calling CPU until something needs root. Call it with interrupts
     /// disabled and the task's vector state saved.
     VcpuRun = 0x0302, "vcpu_run"(
         "partition": "id",
         "vcpu": "index"
-    ) -> "`RunExit` in bits 7:0; with Notify the doorbell's tag in bits 31:16" errors [NoSuchPartition, NoSuchVcpu, Busy, InvalidState];
+    ) -> "`RunExit` in bits 7:0; with Notify in bits 31:16 the doorbell's tag, or `doorbell_tags::EOI`" errors [
+        NoSuchPartition: "no partition has this id",
+        NoSuchVcpu: "it has no virtual CPU of this index",
+        Busy: "it runs on another CPU, or is looked at",
+        InvalidState: "the partition has no memory"
+    ];
 
     /// Copies a stopped virtual CPU's state into its page's `state`.
     VcpuGetState = 0x0303, "vcpu_get_state"(
         "partition": "id",
         "vcpu": "index"
-    ) -> "0" errors [NoSuchPartition, NoSuchVcpu, Busy];
+    ) -> "0" errors [
+        NoSuchPartition: "no partition has this id",
+        NoSuchVcpu: "it has no virtual CPU of this index",
+        Busy: "it runs"
+    ];
 
     /// Sets a stopped virtual CPU's state from its page's `state`, copied once and checked.
     VcpuSetState = 0x0304, "vcpu_set_state"(
         "partition": "id",
         "vcpu": "index"
-    ) -> "0" errors [NoSuchPartition, NoSuchVcpu, Busy];
+    ) -> "0" errors [
+        NoSuchPartition: "no partition has this id",
+        NoSuchVcpu: "it has no virtual CPU of this index",
+        Busy: "it runs"
+    ];
 
     /// Reads or writes a register of a stopped virtual CPU's vLAPIC: the worker's half of an
     /// emulated xAPIC access. Side effects (ICR, EOI, timer) are those of the guest's own access.
@@ -198,7 +272,13 @@ hypercalls! {
         "vcpu": "index",
         "register": "offset in the APIC page (0 to 0xFF0, a multiple of 16); bit 31 set: write",
         "value": "value to write, 32 bits"
-    ) -> "value read; for a write, the set of virtual CPUs to wake or kick" errors [NoSuchPartition, NoSuchVcpu, Busy, OutOfRange, InvalidState];
+    ) -> "value read; for a write, the set of virtual CPUs to wake or kick" errors [
+        NoSuchPartition: "no partition has this id",
+        NoSuchVcpu: "it has no virtual CPU of this index",
+        Busy: "it runs",
+        OutOfRange: "the register or the value",
+        InvalidState: "its vLAPIC is not in xAPIC mode"
+    ];
 }
 
 abi_consts! {
@@ -239,6 +319,14 @@ abi_consts! {
         /// Never put into the ring: each write returns Notify (for consumers that only have an
         /// eventfd, such as vhost).
         SIGNAL_ONLY = 1 << 0,
+    }
+}
+
+abi_consts! {
+    /// Tags that no doorbell has.
+    pub mod doorbell_tags: u16 {
+        /// With Notify: the end of a level-triggered interrupt was posted.
+        EOI = 0xffff,
     }
 }
 

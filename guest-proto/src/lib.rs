@@ -14,6 +14,8 @@
 #[cfg(feature = "control")]
 extern crate alloc;
 
+#[cfg(feature = "codegen")]
+pub mod codegen;
 #[cfg(feature = "control")]
 pub mod control;
 pub mod cpuid;

@@ -100,7 +100,8 @@ abi_consts! {
         DATA = 1 << 0,
         /// Registers are to be taken from `state` (general registers, RIP and RFLAGS only).
         REGISTERS = 1 << 1,
-        /// Inject the exception `exception` with `error_code` instead of completing.
+        /// Inject the exception `exception` with `error_code` instead of completing; with
+        /// REGISTERS after those: a string instruction that faults has made its progress.
         EXCEPTION = 1 << 2,
     }
 }

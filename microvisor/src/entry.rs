@@ -6,10 +6,11 @@
 
 use core::arch::global_asm;
 
-use microvisor::boot::{self, Image};
+use microvisor::arch::memory::BootMemory;
+use microvisor::arch::paging::{Access, Image};
+use microvisor::arch::stack;
+use microvisor::boot;
 
-/// Bytes of stack per CPU; `AP_STACKS` and the boot CPU's stack are this large.
-const STACK: usize = 16 * 1024;
 const CPUS: usize = guest_proto::limits::MAX_CPUS as usize;
 
 global_asm!(
@@ -22,6 +23,22 @@ global_asm!(
 multiboot1:
     .long 0x1BADB002, FLAGS, -(0x1BADB002 + FLAGS)
     .long multiboot1, image_start, image_load_end, image_end, boot_entry32
+
+.balign 8
+multiboot2:
+    .long 0xE85250D6, 0, multiboot2_end - multiboot2
+    .long 0x17ADAF2A - (multiboot2_end - multiboot2)    /* the four add up to 0 */
+    .short 1, 0                 /* needed: the memory map */
+    .long 12, 6, 0
+    .short 2, 0                 /* load addresses */
+    .long 24, multiboot2, image_start, image_load_end, image_end
+    .short 3, 0                 /* entry */
+    .long 12, boot_entry32, 0
+    .short 6, 0                 /* modules are page-aligned */
+    .long 8
+    .short 0, 0
+    .long 8
+multiboot2_end:
 
 .section .boot, "awx"
 .code32
@@ -75,7 +92,7 @@ boot_long_bsp:
     mov ds, ax
     mov es, ax
     mov ss, ax
-    movabs rsp, offset {bsp_stack} + {stack}
+    movabs rsp, offset {stacks} + {top}
     mov edi, edi
     mov esi, esi
     xor ebp, ebp
@@ -92,8 +109,8 @@ boot_long_ap:
     cmp edi, {aps}
     jae 2f
     lea eax, [edi + 1]
-    imul rax, rax, {stack}
-    movabs rsp, offset {ap_stacks}
+    imul rax, rax, {stride}
+    movabs rsp, offset {stacks} + {top}
     add rsp, rax
     xor ebp, ebp
     movabs rax, offset {ap}
@@ -155,39 +172,56 @@ boot_stack_end:
 .code64
 .text
 "#,
-    bsp_stack = sym BSP_STACK,
-    ap_stacks = sym AP_STACKS,
-    stack = const STACK,
+    stacks = sym stack::STACKS,
+    top = const stack::TOP,
+    stride = const stack::STRIDE,
     aps = const CPUS - 1,
     bsp = sym boot_rust,
     ap = sym boot_rust_ap,
 );
 
-#[repr(C, align(4096))]
-struct Stacks<const BYTES: usize>(core::cell::UnsafeCell<[u8; BYTES]>);
-
-// SAFETY: only the CPU whose stack it is uses each part, through its stack pointer.
-unsafe impl<const BYTES: usize> Sync for Stacks<BYTES> {}
-
-static BSP_STACK: Stacks<STACK> = Stacks(core::cell::UnsafeCell::new([0; STACK]));
-static AP_STACKS: Stacks<{ STACK * (CPUS - 1) }> =
-    Stacks(core::cell::UnsafeCell::new([0; STACK * (CPUS - 1)]));
-
 unsafe extern "C" {
     static image_start: u8;
     static image_end: u8;
+    static text_start: u8;
+    static rodata_start: u8;
+    static data_start: u8;
+    static protected_start: u8;
+    static protected_end: u8;
+    static image_end_high: u8;
     static boot_trampoline: u8;
     static boot_trampoline_end: u8;
 }
 
 extern "C" fn boot_rust(magic: u32, info: u32) -> ! {
+    let address = |symbol: *const u8| symbol as u64;
+    let [text, rodata, data, protected, bss, end] = [
+        &raw const text_start,
+        &raw const rodata_start,
+        &raw const data_start,
+        &raw const protected_start,
+        &raw const protected_end,
+        &raw const image_end_high,
+    ]
+    .map(address);
     let image = Image {
-        start: (&raw const image_start) as u64,
-        end: (&raw const image_end) as u64,
-        trampoline: (&raw const boot_trampoline) as u64,
-        trampoline_end: (&raw const boot_trampoline_end) as u64,
+        start: address(&raw const image_start),
+        end: address(&raw const image_end),
+        sections: [
+            (text..rodata, Access::Execute),
+            (rodata..data, Access::Read),
+            (data..protected, Access::Write),
+            (protected..bss, Access::Read),
+            (bss..end, Access::Write),
+        ],
     };
-    boot::start(magic, info, &image)
+    let trampoline = &raw const boot_trampoline;
+    let len = (&raw const boot_trampoline_end) as usize - trampoline as usize;
+    // SAFETY: code in the image, which nobody writes.
+    let trampoline = unsafe { core::slice::from_raw_parts(trampoline, len) };
+    // SAFETY: this is the boot CPU, first and once.
+    let memory = unsafe { BootMemory::new((image.start, image.end)) };
+    boot::start(memory, (magic, info), &image, trampoline)
 }
 
 extern "C" fn boot_rust_ap(index: u32) -> ! {

@@ -13,9 +13,14 @@ pub mod arch;
 pub mod boot;
 pub mod console;
 pub mod counters;
+#[cfg(feature = "fault-injection")]
+pub mod fault;
 pub mod hypercall;
+pub mod log;
 pub mod machine;
 pub mod memory;
+pub mod panic;
 pub mod partition;
 pub mod root;
+pub mod trace;
 pub mod vcpu;

@@ -3,9 +3,8 @@
 //! Boot makes it once, before any CPU enters VM 0. It allocates nothing: the frame table and
 //! root's tables lie in frames that boot reserved, partitions and counters in static memory.
 
-use guest_proto::limits::MAX_CPUS;
-
 use crate::counters::ExitCounters;
+use crate::log::Log;
 use crate::memory::Memory;
 use crate::partition::Partitions;
 
@@ -19,7 +18,9 @@ pub struct Machine {
     /// What boot found out.
     pub facts: MachineFacts,
     /// Exits of VM 0 by physical CPU.
-    pub root_counters: [ExitCounters; MAX_CPUS as usize],
+    pub root_counters: &'static [ExitCounters],
+    /// What the microvisor said.
+    pub log: &'static Log,
 }
 
 /// What boot found out about the machine.
@@ -33,16 +34,25 @@ pub struct MachineFacts {
     pub frames: u64,
     /// Of those, taken at boot.
     pub reserved_frames: u64,
+    /// The CPU can tell when a guest's task priority falls below a class: see `arch::has_tpr_window`.
+    pub tpr_window: bool,
 }
 
 impl Machine {
     /// The machine of these parts, nothing counted yet.
-    pub const fn new(memory: Memory, partitions: Partitions, facts: MachineFacts) -> Self {
+    pub const fn new(
+        memory: Memory,
+        partitions: Partitions,
+        facts: MachineFacts,
+        root_counters: &'static [ExitCounters],
+        log: &'static Log,
+    ) -> Self {
         Self {
             memory,
             partitions,
             facts,
-            root_counters: [const { ExitCounters::new() }; MAX_CPUS as usize],
+            root_counters,
+            log,
         }
     }
 }

@@ -7,8 +7,7 @@ mod entry;
 #[cfg(target_os = "none")]
 #[panic_handler]
 fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
-    microvisor::console::print(format_args!("microvisor: panic: {info}\n"));
-    microvisor::arch::halt()
+    microvisor::panic::stop(info)
 }
 
 #[cfg(not(target_os = "none"))]

@@ -1,42 +1,65 @@
 //! The root partition on one CPU: runs it, and answers the few exits that it has.
 
-use guest_proto::hypercall::Hypercall;
-use guest_proto::{ABI_VERSION, Status, cpuid};
+use guest_proto::{ABI_VERSION, cpuid};
 
-use crate::arch::svm::{Event, ExitCode, RootCpu, Start};
+use crate::arch::hw::{Event, Exit};
+use crate::arch::svm::{RootCpu, Start};
 use crate::arch::{self, svm};
 use crate::console;
+use crate::hypercall::{self, Call};
+use crate::machine::Machine;
+use crate::vcpu::msr;
+use crate::{panic, trace};
 
 /// Runs VM 0 on this CPU for good. RSI = `argument`: the Linux boot protocol's parameters.
-pub fn run(mut cpu: RootCpu, start: &Start, argument: u64) -> ! {
+pub fn run(machine: &Machine, mut cpu: RootCpu, start: &Start, argument: u64) -> ! {
+    cpu.set_nested_map(machine.memory.root.lock().top());
     cpu.vmcb().start(start);
     cpu.registers.rsi = argument;
+    cpu.flush();
+    machine.memory.epochs.online(cpu.index());
     loop {
-        match cpu.enter() {
-            ExitCode::CPUID => answer_cpuid(&mut cpu),
-            ExitCode::MSR => answer_msr(&mut cpu),
-            ExitCode::VMMCALL => answer_hypercall(&mut cpu),
+        let exit = cpu.enter();
+        if panic::happened() {
+            arch::halt();
+        }
+        trace::exit(cpu.index(), 0, cpu.index() as u8, cpu.vmcb().raw_exit());
+        #[cfg(feature = "fault-injection")]
+        crate::fault::after_exit();
+        if let Some(counters) = machine.root_counters.get(cpu.index()) {
+            counters.exit(exit.kind());
+        }
+        match exit {
+            Exit::Cpuid => answer_cpuid(&mut cpu),
+            Exit::Msr { is_write } => answer_msr(&mut cpu, is_write),
+            Exit::Hypercall => answer_hypercall(machine, &mut cpu),
             // What is protected does not exist for root.
-            ExitCode::NESTED_FAULT => cpu.vmcb().inject(Event::GeneralProtection),
+            Exit::NestedFault(_) => cpu.vmcb().inject(Event::GENERAL_PROTECTION),
             // Held: another CPU of root's cannot reset this one from under the microvisor.
-            ExitCode::INIT => {}
-            code if code.is_svm_instruction() => cpu.vmcb().inject(Event::InvalidOpcode),
-            code => stop(&mut cpu, code),
+            Exit::Init => {}
+            Exit::Forbidden => cpu.vmcb().inject(Event::INVALID_OPCODE),
+            // As without the microvisor: Linux resets the machine so, when all else fails.
+            Exit::Shutdown => {
+                console::last_words(format_args!(
+                    "microvisor: VM 0: triple fault on CPU {} at rip {:#x}; resetting the machine\n",
+                    cpu.index(),
+                    cpu.vmcb().rip(),
+                ));
+                arch::shut_down()
+            }
+            _ => stop(&mut cpu),
         }
     }
 }
 
-fn stop(cpu: &mut RootCpu, code: ExitCode) -> ! {
-    let (info1, info2) = cpu.vmcb().exit_info();
-    let rip = cpu.vmcb().rip();
-    let why = match code {
-        ExitCode::SHUTDOWN => "triple fault",
-        _ => "exit without an answer",
-    };
-    console::print(format_args!(
-        "microvisor: VM 0 stopped on CPU {}: {why}, exit {:#x} ({info1:#x}, {info2:#x}) at rip {rip:#x}\n",
+fn stop(cpu: &mut RootCpu) -> ! {
+    let raw = cpu.vmcb().raw_exit();
+    let (info1, info2) = raw.info;
+    console::last_words(format_args!(
+        "microvisor: VM 0 stopped on CPU {}: no answer to exit {:#x} ({info1:#x}, {info2:#x}) at rip {:#x}\n",
         arch::apic_id(),
-        code.0,
+        raw.code,
+        raw.rip,
     ));
     arch::halt()
 }
@@ -63,14 +86,8 @@ fn answer_cpuid(cpu: &mut RootCpu) {
             (answer.eax, answer.ebx, answer.ecx, answer.edx) = (0, 0, 0, 0);
         }
         cpuid::leaf::ROOT_BASE => {
-            let word = |n: usize| {
-                cpuid::SIGNATURE[4 * n..4 * n + 4]
-                    .iter()
-                    .rev()
-                    .fold(0, |word, byte| word << 8 | u32::from(*byte))
-            };
             answer.eax = cpuid::leaf::ROOT_BASE + 1;
-            (answer.ebx, answer.ecx, answer.edx) = (word(0), word(1), word(2));
+            [answer.ebx, answer.ecx, answer.edx] = cpuid::signature_words(cpuid::SIGNATURE);
         }
         _ if leaf == cpuid::leaf::ROOT_BASE + 1 => {
             answer.eax = ABI_VERSION;
@@ -87,7 +104,7 @@ fn answer_cpuid(cpu: &mut RootCpu) {
 }
 
 /// `cpuid::features`, from what SVM has here.
-fn features() -> u32 {
+pub fn features() -> u32 {
     use guest_proto::cpuid::features as ours;
     // Bits of CPUID 8000_000A EDX (APM vol. 3 §E.4.9).
     let map = [
@@ -105,66 +122,54 @@ fn features() -> u32 {
 }
 
 /// EFER is root's but for SVME; the registers of SVM read as absent.
-fn answer_msr(cpu: &mut RootCpu) {
+fn answer_msr(cpu: &mut RootCpu, is_write: bool) {
     const EFER: u32 = 0xc000_0080;
     /// Bits of EFER that root may set: SCE, LME, LMA, NXE, FFXSR, TCE. Others are SVM's or new.
     const EFER_ALLOWED: u64 = 0xcd01;
-    let is_write = cpu.vmcb().exit_info().0 & 1 != 0;
     let msr = cpu.registers.rcx as u32;
     let value = cpu.vmcb().rax() & 0xffff_ffff | cpu.registers.rdx << 32;
     match (msr, is_write) {
-        (EFER, true) if value & !EFER_ALLOWED == 0 => cpu.vmcb().set_efer(value),
+        (EFER, true) => {
+            let vmcb = cpu.vmcb();
+            match msr::write_efer(EFER_ALLOWED, vmcb.efer(), value, vmcb.cr0()) {
+                Ok(value) => vmcb.set_efer(value),
+                Err(msr::GeneralProtection) => return vmcb.inject(Event::GENERAL_PROTECTION),
+            }
+        }
         (EFER, false) => {
             let value = cpu.vmcb().efer();
             cpu.vmcb().set_rax(value & 0xffff_ffff);
             cpu.registers.rdx = value >> 32;
         }
         // Without SVM in CPUID none of the others exists.
-        _ => {
-            cpu.vmcb().inject(Event::GeneralProtection);
-            return;
-        }
+        _ => return cpu.vmcb().inject(Event::GENERAL_PROTECTION),
     }
     cpu.vmcb().advance(2);
 }
 
-fn answer_hypercall(cpu: &mut RootCpu) {
-    let (status, value) = if cpu.vmcb().cpl() != 0 {
-        (Status::NotPermitted, 0)
-    } else {
-        let registers = &cpu.registers;
-        let arguments = [
-            registers.rdi,
-            registers.rsi,
-            registers.rdx,
-            registers.r[2],
-            registers.r[0],
-        ];
-        hypercall(cpu.vmcb().rax(), arguments)
+fn answer_hypercall(machine: &Machine, cpu: &mut RootCpu) {
+    let index = cpu.index();
+    if let Some(counters) = machine.root_counters.get(index) {
+        counters.run();
+    }
+    let registers = &cpu.registers;
+    let args = [
+        registers.rdi,
+        registers.rsi,
+        registers.rdx,
+        registers.r[2],
+        registers.r[0],
+    ];
+    let call = Call {
+        number: cpu.vmcb().rax(),
+        args,
+        cpl: cpu.vmcb().cpl(),
     };
-    cpu.vmcb().set_rax(status.raw() as u64);
-    cpu.registers.rdx = value;
+    let answer = hypercall::dispatch(machine, &mut cpu.cpu, arch::tsc(), &call);
+    if answer.flush {
+        cpu.flush();
+    }
+    cpu.vmcb().set_rax(answer.status.raw() as u64);
+    cpu.registers.rdx = answer.value;
     cpu.vmcb().advance(3);
-}
-
-/// The calls that need nothing but the microvisor itself.
-fn hypercall(number: u64, arguments: [u64; 5]) -> (Status, u64) {
-    match Hypercall::from_raw(number) {
-        Some(Hypercall::AbiVersion) if arguments == [0; 5] => (Status::Ok, ABI_VERSION.into()),
-        Some(Hypercall::AbiVersion) => (Status::InvalidArgument, 0),
-        Some(_) => (Status::NotSupported, 0),
-        None => (Status::UnknownCall, 0),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn unknown_numbers_and_reserved_arguments_are_named() {
-        assert_eq!(hypercall(1, [0; 5]), (Status::Ok, ABI_VERSION.into()));
-        assert_eq!(hypercall(1, [0, 0, 0, 0, 1]).0, Status::InvalidArgument);
-        assert_eq!(hypercall(0xdead, [0; 5]).0, Status::UnknownCall);
-    }
 }

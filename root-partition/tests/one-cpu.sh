@@ -1,4 +1,6 @@
-# VM 0 on one CPU: runs, and sees the microvisor but no SVM.
-[ "$(nproc)" = 1 ] || { echo "nproc: $(nproc)"; exit 1; }
-grep -qw svm /proc/cpuinfo && { echo "SVM is visible"; exit 1; }
+# VM 0 on one CPU runs, and sees no SVM.
+# cpus: 1
+. /lib/testing.sh
+[ "$(nproc)" = 1 ] || fail "nproc: $(nproc)"
+grep -qw svm /proc/cpuinfo && fail "SVM is visible"
 exit 0

@@ -132,6 +132,11 @@ impl Loaded {
         Ok(Self { config, source })
     }
 
+    /// Where a top-level key was written: `file:line`, or the override.
+    pub fn locate(&self, key: &str) -> String {
+        self.source.locate(key)
+    }
+
     /// Checks that the files it names are there and can be read. What is in them the worker's
     /// loader checks.
     ///

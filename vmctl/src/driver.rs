@@ -11,6 +11,7 @@
 )]
 
 pub mod page;
+mod vcpu;
 
 use std::ffi::c_void;
 use std::fmt;
@@ -20,16 +21,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use guest_proto::driver::{
-    ApicAccess, CreateVm, DeviceInfo, Doorbell, IrqFd, MemorySlot, Msi, ReadCounters, ReadLog,
-    SetProperty, VmInfo, VmList, ioctl as number,
+    CreateVm, DeviceInfo, Doorbell, IrqFd, MemorySlot, Msi, ReadCounters, ReadLog, SetProperty,
+    VmInfo, VmList, ioctl as number,
 };
-use guest_proto::hypercall::{Counters, DoorbellSpace, MachineInfo, Property};
-use guest_proto::vcpu_page::{Intercept, Reply, VcpuState};
+use guest_proto::hypercall::{Counters, DoorbellSpace, MachineInfo, Property, doorbell_tags};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, NoArg, Opcode, Updater, ioctl};
 use zerocopy::{FromBytes, IntoBytes};
 
 use self::page::{Mapping, Ring};
+pub use self::vcpu::{Kicker, Vcpu};
 
 /// What the driver answered instead of doing something: the ioctl and the errno.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +120,12 @@ fn update<const OPCODE: Opcode, T: FromBytes + IntoBytes>(
 /// `/dev/microvisor`.
 #[derive(Debug)]
 pub struct Device(OwnedFd);
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl Device {
     /// Opens it.
@@ -282,10 +289,22 @@ pub struct Vm {
     id: u64,
 }
 
+impl AsFd for Vm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl Vm {
     /// The partition's id.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// A descriptor without a driver behind it: every call fails.
+    #[cfg(test)]
+    pub(crate) fn without_driver(fd: OwnedFd) -> Self {
+        Self { fd, id: 0 }
     }
 
     /// Sets a property.
@@ -329,6 +348,27 @@ impl Vm {
             .map_err(failed("give memory to the partition"))
     }
 
+    /// A slot of RAM and its memfd, as a former worker set it; `None` where there is none.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn memory(&self, slot: u32) -> Result<Option<(MemorySlot, OwnedFd)>, DriverError> {
+        let mut arg = MemorySlot {
+            slot,
+            ..MemorySlot::default()
+        };
+        match update::<{ opcode(number::VM_GET_MEMORY) }, _>(&self.fd, &mut arg) {
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(failed("find the partition's memory")(errno)),
+            Ok(()) => {
+                // SAFETY: the driver made this descriptor for us, and nobody else has it.
+                let memfd = unsafe { OwnedFd::from_raw_fd(arg.fd.cast_signed()) };
+                Ok(Some((arg, memfd)))
+            }
+        }
+    }
+
     /// Opens a virtual CPU, and makes it if it is new.
     ///
     /// # Errors
@@ -340,7 +380,7 @@ impl Vm {
         let page = Mapping::new(&fd).map_err(failed("map a virtual CPU's page"))?;
         let page = Arc::new(page);
         let ring = Ring::new(Arc::clone(&page));
-        Ok((Vcpu { fd, page }, ring))
+        Ok((Vcpu::new(fd, page), ring))
     }
 
     /// Has guest writes to `length` ports or bytes from `base` on posted with `tag`, and `eventfd`
@@ -361,17 +401,39 @@ impl Vm {
             base,
             length,
             space: space.raw(),
-            flags: 0,
             tag,
             eventfd: eventfd.as_raw_fd(),
-            reserved: 0,
-            reserved2: 0,
+            ..Doorbell::default()
         };
         update::<{ opcode(number::VM_DOORBELL) }, _>(&self.fd, &mut arg)
             .map_err(failed("register a doorbell"))
     }
 
-    /// Has `eventfd` deliver this message-signalled interrupt.
+    /// Has `eventfd` signalled when the end of an interrupt finds its consumer asleep.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn eoi_eventfd(&self, eventfd: BorrowedFd<'_>) -> Result<(), DriverError> {
+        self.doorbell(DoorbellSpace::Port, 0, 1, doorbell_tags::EOI, eventfd)
+    }
+
+    /// Removes the doorbell of a tag.
+    ///
+    /// # Errors
+    ///
+    /// ENOENT: there is none.
+    pub fn remove_doorbell(&self, tag: u16) -> Result<(), DriverError> {
+        let mut arg = Doorbell {
+            tag,
+            eventfd: -1,
+            ..Doorbell::default()
+        };
+        update::<{ opcode(number::VM_DOORBELL) }, _>(&self.fd, &mut arg)
+            .map_err(failed("remove a doorbell"))
+    }
+
+    /// Has `eventfd` deliver this message-signalled interrupt, instead of another one if it did.
     ///
     /// # Errors
     ///
@@ -379,13 +441,27 @@ impl Vm {
     pub fn irqfd(&self, eventfd: BorrowedFd<'_>, msi: Msi) -> Result<(), DriverError> {
         let mut arg = IrqFd {
             eventfd: eventfd.as_raw_fd(),
-            remove: 0,
             address: msi.address,
             data: msi.data,
-            reserved: 0,
+            ..IrqFd::default()
         };
         update::<{ opcode(number::VM_IRQFD) }, _>(&self.fd, &mut arg)
             .map_err(failed("bind an interrupt"))
+    }
+
+    /// Has `eventfd` deliver nothing any more.
+    ///
+    /// # Errors
+    ///
+    /// ENOENT: it did not.
+    pub fn remove_irqfd(&self, eventfd: BorrowedFd<'_>) -> Result<(), DriverError> {
+        let mut arg = IrqFd {
+            eventfd: eventfd.as_raw_fd(),
+            remove: 1,
+            ..IrqFd::default()
+        };
+        update::<{ opcode(number::VM_IRQFD) }, _>(&self.fd, &mut arg)
+            .map_err(failed("unbind an interrupt"))
     }
 
     /// Delivers a message-signalled interrupt now.
@@ -405,94 +481,5 @@ impl Vm {
     /// The driver's errno.
     pub fn kick_all(&self) -> Result<(), DriverError> {
         plain::<{ opcode(number::VM_KICK_ALL) }>(&self.fd).map_err(failed("kick virtual CPUs"))
-    }
-}
-
-/// A virtual CPU, for the one thread that runs it.
-#[derive(Debug)]
-pub struct Vcpu {
-    fd: OwnedFd,
-    page: Arc<Mapping>,
-}
-
-impl Vcpu {
-    /// Runs it until it needs the worker: see [`Self::intercept`].
-    ///
-    /// # Errors
-    ///
-    /// [`Errno::INTR`]: a signal or a kick; [`Errno::NODEV`]: the partition is gone.
-    pub fn run(&mut self) -> Result<(), Errno> {
-        plain::<{ opcode(number::VCPU_RUN) }>(&self.fd)
-    }
-
-    /// Fetches the state from the microvisor.
-    ///
-    /// # Errors
-    ///
-    /// The driver's errno.
-    pub fn fetch_state(&mut self) -> Result<VcpuState, DriverError> {
-        plain::<{ opcode(number::VCPU_GET_STATE) }>(&self.fd)
-            .map_err(failed("read a virtual CPU's state"))?;
-        Ok(self.state())
-    }
-
-    /// Sets the whole state.
-    ///
-    /// # Errors
-    ///
-    /// The driver's errno.
-    pub fn store_state(&mut self, state: &VcpuState) -> Result<(), DriverError> {
-        self.set_state(state);
-        plain::<{ opcode(number::VCPU_SET_STATE) }>(&self.fd)
-            .map_err(failed("set a virtual CPU's state"))
-    }
-
-    /// Reads a vLAPIC register by its offset in the APIC page.
-    ///
-    /// # Errors
-    ///
-    /// The driver's errno.
-    pub fn read_apic(&mut self, register: u32) -> Result<u32, DriverError> {
-        self.apic(register, 0)
-    }
-
-    /// Writes a vLAPIC register by its offset in the APIC page.
-    ///
-    /// # Errors
-    ///
-    /// The driver's errno.
-    pub fn write_apic(&mut self, register: u32, value: u32) -> Result<(), DriverError> {
-        self.apic(register | 1 << 31, value).map(drop)
-    }
-
-    fn apic(&mut self, register: u32, value: u32) -> Result<u32, DriverError> {
-        let mut arg = ApicAccess {
-            register,
-            reserved: 0,
-            value: u64::from(value),
-        };
-        update::<{ opcode(number::VCPU_APIC) }, _>(&self.fd, &mut arg)
-            .map_err(failed("access a virtual APIC"))?;
-        Ok(arg.value as u32)
-    }
-
-    /// Why it stopped. Valid after [`Self::run`] answered `Ok`.
-    pub fn intercept(&self) -> Intercept {
-        self.page.intercept.load()
-    }
-
-    /// The registers beside an intercept that has them.
-    pub fn state(&self) -> VcpuState {
-        self.page.state.load()
-    }
-
-    /// Puts registers where a [`Reply`] with `REGISTERS` is answered from.
-    pub fn set_state(&mut self, state: &VcpuState) {
-        self.page.state.store(state);
-    }
-
-    /// Answers the intercept; taken by the next [`Self::run`].
-    pub fn reply(&mut self, reply: &Reply) {
-        self.page.reply.store(reply);
     }
 }

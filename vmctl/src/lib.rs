@@ -1,14 +1,22 @@
 //! Microvisor's userspace in the root partition.
 //!
-//! [`cli`] is what a user types; `client` carries it to the `daemon`, which supervises one
+//! [`cli`] is what a user types; [`client`] carries it to the [`daemon`], which supervises one
 //! [`worker`] process per VM. [`config`] is a VM's TOML file. The command line talks to the driver
 //! itself where no VM's state is asked for (`doctor`, `top`, `hv-log`), so that those work without
-//! a daemon. Imports run `cli → client, daemon, worker → config, wire`; the daemon knows of a
-//! worker only its process, its socket and its messages.
+//! a daemon. Imports run `cli → client, daemon, worker → config, disk, wire`; the daemon knows of a
+//! worker only its process, its socket and its messages. [`disk`] opens, locks and makes disk images,
+//! [`net`] makes host networks; neither knows a VM.
 
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod console;
+pub mod daemon;
+pub mod disk;
 pub mod driver;
+pub mod exit;
+pub mod net;
+pub mod platform;
+mod proc;
 pub mod wire;
 pub mod worker;

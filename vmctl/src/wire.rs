@@ -129,14 +129,28 @@ impl Link {
         }
     }
 
+    /// Whether the peer hung up; messages that were read before may be left.
+    pub fn is_closed(&self) -> bool {
+        !self.open
+    }
+
     /// Queues a message and sends what the socket takes.
     ///
     /// # Errors
     ///
     /// The message is too long, the socket failed, or the peer has stopped reading.
     pub fn send<T: Serialize>(&mut self, message: &T) -> Result<(), LinkError> {
-        encode(message, &mut self.output)?;
+        self.queue(message)?;
         self.flush()
+    }
+
+    /// Queues a message, for the next [`Self::flush`] to send with others.
+    ///
+    /// # Errors
+    ///
+    /// The message is too long.
+    pub fn queue<T: Serialize>(&mut self, message: &T) -> Result<(), LinkError> {
+        Ok(encode(message, &mut self.output)?)
     }
 
     /// Sends what the socket takes.

@@ -28,6 +28,17 @@ const DEBIAN: &[Need] = &[
     },
 ];
 
+const DEBIAN_CLIPPY: &[Need] = &[Need {
+    file: "/usr/bin/cargo-clippy",
+    packages: &["rust-web-clippy"],
+    why: "checks the microvisor with the compiler that builds it",
+}];
+
+/// What is built for the target.
+const PACKAGES: &[&str] = &["microvisor", "test-kernel"];
+/// Where, in the workspace.
+const FOLDER: &str = "target/freestanding";
+
 /// A way to compile for the freestanding target.
 enum Way {
     /// The active toolchain has the target.
@@ -56,23 +67,34 @@ impl Way {
         }
     }
 
-    fn cargo(&self) -> Command {
-        let (way, mut cargo) = match self {
-            Self::Target => ("the active toolchain's target", Command::new("cargo")),
-            Self::Sources => ("the active toolchain's sources", Command::new("cargo")),
-            Self::Debian => {
-                let mut cargo = Command::new("/usr/bin/cargo");
-                // Set by rustup's own cargo, which runs this; they would lead back to it.
-                for name in ["CARGO", "RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER"] {
-                    cargo.env_remove(name);
-                }
-                cargo.env("RUSTC", "/usr/bin/rustc");
-                cargo.env("RUSTDOC", "/usr/bin/rustdoc");
-                ("Debian's rustc-web and its sources", cargo)
-            }
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Target => "the active toolchain's target",
+            Self::Sources => "the active toolchain's sources",
+            Self::Debian => "Debian's rustc-web and its sources",
+        }
+    }
+
+    /// A cargo subcommand that compiles packages for the target.
+    fn cargo(&self, subcommand: &str, folder: &str, packages: &[&str]) -> Command {
+        let mut cargo = match (self, subcommand) {
+            // Not through cargo, which would find rustup's before Debian's.
+            (Self::Debian, "clippy") => Command::new("/usr/bin/cargo-clippy"),
+            (Self::Debian, _) => Command::new("/usr/bin/cargo"),
+            _ => Command::new("cargo"),
         };
-        eprintln!("freestanding build by {way}");
-        cargo.arg("build");
+        if matches!(self, Self::Debian) {
+            // Set by rustup's own cargo, which runs this; they would lead back to it.
+            for name in ["RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER"] {
+                cargo.env_remove(name);
+            }
+            cargo
+                .env("CARGO", "/usr/bin/cargo")
+                .env("RUSTC", "/usr/bin/rustc")
+                .env("RUSTDOC", "/usr/bin/rustdoc");
+        }
+        eprintln!("freestanding {subcommand} by {}", self.name());
+        cargo.current_dir(root()).arg(subcommand);
         if !matches!(self, Self::Target) {
             cargo.env("RUSTC_BOOTSTRAP", "1").args([
                 "-Zbuild-std=core,compiler_builtins",
@@ -86,22 +108,45 @@ impl Way {
             .env(
                 "CARGO_TARGET_X86_64_UNKNOWN_NONE_RUSTFLAGS",
                 "-Crelocation-model=static -Ccode-model=kernel -Cforce-frame-pointers=yes",
-            );
+            )
+            .args(["--quiet", "--release", "--target", TARGET])
+            // A target folder of its own: the two compilers do not share artefacts.
+            .args(["--target-dir", folder]);
+        for package in packages {
+            cargo.args(["--package", package]);
+        }
         cargo
     }
 }
 
 /// Builds the microvisor; its Multiboot image.
 pub(crate) fn build() -> Result<PathBuf> {
-    // A target folder of its own: the two compilers do not share artefacts.
-    let folder = root().join("target/freestanding");
+    build_package("microvisor")
+}
+
+/// Builds a microvisor that makes faults on purpose.
+pub(crate) fn build_faulty() -> Result<PathBuf> {
+    /// Beside the other folder, so that nobody takes this image for the other.
+    const FAULTY: &str = "target/freestanding-faulty";
+    let mut cargo = Way::find()?.cargo("build", FAULTY, &["microvisor"]);
+    checked(cargo.args(["--features", "fault-injection"]))?;
+    Ok(root().join(FAULTY).join(TARGET).join("release/microvisor"))
+}
+
+/// Builds a package of the workspace; its binary of the same name.
+pub(crate) fn build_package(name: &str) -> Result<PathBuf> {
+    checked(&mut Way::find()?.cargo("build", FOLDER, &[name]))?;
+    Ok(root().join(FOLDER).join(TARGET).join("release").join(name))
+}
+
+/// Checks the freestanding packages, warnings denied.
+pub(crate) fn clippy() -> Result<()> {
+    let way = Way::find()?;
+    if matches!(way, Way::Debian) {
+        packages::install(DEBIAN_CLIPPY)?;
+    }
     checked(
-        Way::find()?
-            .cargo()
-            .current_dir(root())
-            .args(["--release", "--package", "microvisor", "--target", TARGET])
-            .arg("--target-dir")
-            .arg(&folder),
-    )?;
-    Ok(folder.join(TARGET).join("release/microvisor"))
+        way.cargo("clippy", FOLDER, PACKAGES)
+            .args(["--", "-Dwarnings"]),
+    )
 }

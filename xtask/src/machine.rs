@@ -1,245 +1,262 @@
-//! The emulated machine: its kernel and initramfs, and QEMU itself.
+//! The emulated machine: QEMU and its devices.
 
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::packages::{self, Need};
-use crate::{Result, checked, freestanding, root};
+use crate::Result;
+use crate::files::context;
+use crate::initramfs::{self, Addition};
+use crate::iso;
+use crate::packages::QEMU;
+use crate::parts::Parts;
+use crate::run_folder::RunFolder;
+use crate::supervise::{self, Files};
 
-const TOOLS: &[Need] = &[
-    Need {
-        file: "/bin/busybox",
-        packages: &["busybox-static"],
-        why: "the programs of VM 0's initramfs",
-    },
-    Need {
-        file: "/bin/cpio",
-        packages: &["cpio"],
-        why: "packs the initramfs",
-    },
-];
+/// One thread for all CPUs. With a thread each, QEMU 10.0 corrupts a hypervisor on its first CPU: any
+/// other CPU that restores x87 state writes that CPU's `hflags2` (`cpu_clear_ignne`), unlocked, and
+/// brings back what GIF and nested paging were.
+pub(crate) const ACCELERATOR: &str = "tcg,thread=single";
 
-/// The stock kernel: a metapackage of Debian 12, whose dependency is the kernel itself.
-const KERNEL: &str = "linux-image-6.12-cloud-amd64";
-/// How long a script may take, its boot included.
-const SCRIPT_TIMEOUT: Duration = Duration::from_secs(300);
+/// How the microvisor is loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) enum Boot {
+    /// By QEMU, by Multiboot 1.
+    #[default]
+    Direct,
+    /// By GRUB from an ISO, by Multiboot 2.
+    Iso,
+    /// The same on UEFI.
+    Uefi,
+}
 
-/// What to boot and on what.
+/// What to boot on.
 pub(crate) struct Machine {
     /// CPUs.
-    pub(crate) cpus: String,
+    pub(crate) cpus: u32,
     /// Memory, as QEMU spells it.
     pub(crate) memory: String,
     /// CPU model.
-    pub(crate) cpu: &'static str,
+    pub(crate) cpu: String,
     /// VM 0's kernel and initramfs are given.
     pub(crate) modules: bool,
+    /// Linux without the microvisor below it.
+    pub(crate) bare: bool,
+    /// How the microvisor is loaded.
+    pub(crate) boot: Boot,
+    /// Time is instructions.
+    pub(crate) icount: bool,
+    /// VM 0 may reboot; otherwise its reboot ends the machine.
+    pub(crate) reboots: bool,
+    /// What the run puts into VM 0.
+    pub(crate) add: Vec<Addition>,
+    /// How long it may run when nobody sits in front of it.
+    pub(crate) timeout: Duration,
 }
 
 impl Default for Machine {
     fn default() -> Self {
         Self {
-            cpus: "2".into(),
+            cpus: 2,
             memory: "4G".into(),
-            cpu: "EPYC-Milan",
+            cpu: "EPYC-Milan".into(),
             modules: true,
+            bare: false,
+            boot: Boot::Direct,
+            icount: false,
+            reboots: false,
+            add: Vec::new(),
+            timeout: Duration::from_secs(300),
         }
     }
 }
 
+/// A script that ended.
+pub(crate) struct Ended {
+    /// Its exit status.
+    pub(crate) status: u8,
+    name: String,
+    folder: RunFolder,
+}
+
+impl Ended {
+    /// Keeps the console's log; where.
+    pub(crate) fn keep_log(&self) -> Result<PathBuf> {
+        self.folder.keep(&self.folder.join(CONSOLE), &self.name)
+    }
+}
+
+const CONSOLE: &str = "console.log";
+/// A scratch disk, in bytes.
+const DISK_SIZE: u64 = 64 << 20;
+
 impl Machine {
-    fn qemu(&self, image: &Path, initramfs: &Path) -> Result<Command> {
-        let program = std::env::var("MICROVISOR_QEMU");
-        let mut qemu = Command::new(program.as_deref().unwrap_or("qemu-system-x86_64"));
-        qemu.args(["-machine", "q35", "-accel", "tcg,thread=multi"])
-            .args(["-cpu", self.cpu, "-smp", &self.cpus, "-m", &self.memory])
-            .args(["-display", "none", "-no-reboot", "-nic", "none"])
-            .arg("-kernel")
-            .arg(image);
-        // It warns of every feature of the CPU model that TCG lacks.
-        let errors = folder()?.join("qemu.log");
-        let file =
-            fs::File::create(&errors).map_err(|error| format!("{}: {error}", errors.display()))?;
-        qemu.stderr(file);
-        if self.modules {
-            let kernel = kernel()?;
-            qemu.arg("-initrd").arg(format!(
-                "{} console=ttyS0 panic=-1 quiet,{}",
-                kernel.display(),
-                initramfs.display()
-            ));
-        }
-        Ok(qemu)
+    /// Puts a file into the scripts' folder.
+    pub(crate) fn add_file(&mut self, from: &Path, name: &str) -> Result<()> {
+        self.add.push(format!("{}:{name}", from.display()).parse()?);
+        Ok(())
     }
 
     /// Boots to VM 0's shell on this terminal.
-    pub(crate) fn interactive(&self) -> Result<()> {
-        prepare()?;
-        let image = freestanding::build()?;
-        println!("starting QEMU; leave with `poweroff`, or ctrl-a x");
-        checked(
-            self.qemu(&image, &initramfs(None)?)?
-                .args(["-serial", "mon:stdio"]),
-        )
+    pub(crate) fn interactive(&self, parts: &Parts) -> Result<()> {
+        let folder = RunFolder::new()?;
+        let mut qemu = self.qemu(parts, &folder, None)?;
+        qemu.args(["-serial", "mon:stdio"]);
+        eprintln!("starting QEMU; leave with `poweroff`, or ctrl-a x");
+        match qemu.status() {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(format!("QEMU: {status}")),
+            Err(error) => Err(format!("{qemu:?}: {error}")),
+        }
     }
 
-    /// Runs a script in VM 0, its output streamed to `output`; its exit status.
-    pub(crate) fn script(&self, script: &Path, output: Stdio) -> Result<i32> {
-        prepare()?;
-        let image = freestanding::build()?;
-        let folder = folder()?;
-        let (log, status) = (folder.join("console.log"), folder.join("status"));
-        let _ = fs::remove_file(&status);
-        let mut qemu = self.qemu(&image, &initramfs(Some(script))?)?;
+    /// Runs a script in VM 0, its output streamed to `output`.
+    pub(crate) fn script(
+        &self,
+        parts: &Parts,
+        script: &Path,
+        output: &mut dyn Write,
+    ) -> Result<Ended> {
+        let folder = RunFolder::new()?;
+        let files = Files {
+            console: folder.join(CONSOLE),
+            output: folder.join("output"),
+            status: folder.join("status"),
+        };
+        let mut qemu = self.qemu(parts, &folder, Some(script))?;
+        for file in [&files.console, &files.output, &files.status] {
+            // Through files, which unlike pipes and terminals are never full.
+            File::create(file).map_err(context(file))?;
+            qemu.arg("-serial").arg(format!("file:{}", file.display()));
+        }
+        qemu.args(["-monitor", "none"]).stdin(Stdio::null());
+        let name = script.file_stem().unwrap_or_default().to_string_lossy();
+        let name = name.into_owned();
+        match supervise::script(&mut qemu, &files, self.timeout, output) {
+            Ok(status) => Ok(Ended {
+                status,
+                name,
+                folder,
+            }),
+            Err(what) => Err(failure(&what, &folder, &name)),
+        }
+    }
+
+    /// What the microvisor says on its console when it refuses to start.
+    pub(crate) fn refusal(&self, parts: &Parts) -> Result<String> {
+        let folder = RunFolder::new()?;
+        let log = folder.join(CONSOLE);
+        File::create(&log).map_err(context(&log))?;
+        let mut qemu = self.qemu(parts, &folder, None)?;
         qemu.arg("-serial")
             .arg(format!("file:{}", log.display()))
-            .args(["-serial", "stdio", "-serial"])
-            .arg(format!("file:{}", status.display()))
             .args(["-monitor", "none"])
-            .stdin(Stdio::null())
-            .stdout(output);
-        let ended = wait(&mut qemu, SCRIPT_TIMEOUT)?;
-        let answer = fs::read_to_string(&status).unwrap_or_default();
-        match answer.trim().parse() {
-            Ok(status) => Ok(status),
-            Err(_) if ended => Err(failure(
-                "the machine stopped before the script ended (QEMU's own words: qemu.log beside it)",
-                &log,
-            )),
-            Err(_) => Err(failure("the machine hangs", &log)),
-        }
-    }
-
-    /// What the machine prints on its console in `seconds`: for machines that must not boot.
-    pub(crate) fn console(&self, seconds: u64) -> Result<String> {
-        prepare()?;
-        let image = freestanding::build()?;
-        let log = folder()?.join("refused.log");
-        let mut qemu = self.qemu(&image, &initramfs(None)?)?;
-        qemu.arg("-serial")
-            .arg(format!("file:{}", log.display()))
             .stdin(Stdio::null());
-        wait(&mut qemu, Duration::from_secs(seconds))?;
-        fs::read_to_string(&log).map_err(|error| format!("{}: {error}", log.display()))
+        supervise::refusal(&mut qemu, &log, self.timeout)
+            .map_err(|what| failure(&what, &folder, "refusal"))
+    }
+
+    fn qemu(&self, parts: &Parts, folder: &RunFolder, script: Option<&Path>) -> Result<Command> {
+        let program = std::env::var(QEMU);
+        // QEMU goes when this process does, however it goes.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL"])
+            .arg(program.as_deref().unwrap_or("qemu-system-x86_64"))
+            .args(["-machine", "q35", "-accel", ACCELERATOR])
+            .args(["-cpu", &self.cpu, "-m", &self.memory])
+            .args(["-smp", &self.cpus.to_string()])
+            .args(["-display", "none", "-device", "virtio-blk-pci,drive=disk"])
+            // A network of QEMU's own; the card's boot program is for machines that boot from it.
+            .args(["-netdev", "user,id=network"])
+            .args(["-device", "virtio-net-pci,netdev=network,romfile="]);
+        if !self.reboots {
+            qemu.arg("-no-reboot");
+        }
+        // It keeps what is written to it over a reboot, and goes with the run.
+        let disk = folder.join("disk");
+        let file = File::create(&disk).map_err(context(&disk))?;
+        file.set_len(DISK_SIZE).map_err(context(&disk))?;
+        qemu.arg("-drive").arg(format!(
+            "if=none,id=disk,format=raw,cache=unsafe,file={}",
+            disk.display()
+        ));
+        let mut options = "console=ttyS0 panic=-1 quiet".to_owned();
+        if self.icount {
+            qemu.args(["-seed", "1", "-icount", "shift=0,sleep=off"])
+                .args(["-rtc", "base=2026-01-01,clock=vm"]);
+            options.push_str(" nokaslr norandmaps");
+        }
+        // It warns of every feature of the CPU model that TCG lacks.
+        let errors = folder.join("qemu.log");
+        qemu.stderr(File::create(&errors).map_err(context(&errors))?);
+        if !self.bare && self.boot == Boot::Direct {
+            qemu.arg("-kernel").arg(&parts.image);
+        }
+        if self.modules {
+            let initramfs = folder.join("initramfs.cpio");
+            fs::copy(&parts.initramfs, &initramfs).map_err(context(&parts.initramfs))?;
+            let file = File::options().append(true).open(&initramfs);
+            let file = file.map_err(context(&initramfs))?;
+            initramfs::additions(script, &self.add)?.write(io::BufWriter::new(file))?;
+            if self.bare {
+                options.push_str(" novmctl");
+                qemu.arg("-kernel").arg(&parts.kernel.image);
+                qemu.arg("-initrd").arg(&initramfs);
+                qemu.args(["-append", &options]);
+            } else if self.boot != Boot::Direct {
+                let contents = iso::Contents {
+                    image: &parts.image,
+                    kernel: &parts.kernel.image,
+                    initramfs: &initramfs,
+                    options: &options,
+                };
+                let iso = folder.join("boot.iso");
+                iso::write(&contents, &folder.join("iso"), &iso)?;
+                qemu.args(["-device", "ide-cd,drive=cd,bootindex=0", "-drive"])
+                    .arg(format!(
+                        "if=none,id=cd,media=cdrom,readonly=on,file={}",
+                        iso.display()
+                    ));
+                if self.boot == Boot::Uefi {
+                    qemu.arg("-drive").arg(format!(
+                        "if=pflash,format=raw,readonly=on,file={}",
+                        iso::UEFI
+                    ));
+                }
+            } else {
+                qemu.arg("-initrd").arg(format!(
+                    "{} {options},{}",
+                    parts.kernel.image.display(),
+                    initramfs.display()
+                ));
+            }
+        }
+        Ok(qemu)
     }
 }
 
-/// Waits for QEMU, and ends it after `limit`; whether it ended by itself.
-fn wait(qemu: &mut Command, limit: Duration) -> Result<bool> {
-    let mut child = qemu.spawn().map_err(|error| format!("{qemu:?}: {error}"))?;
-    let end = Instant::now() + limit;
-    loop {
-        if child
-            .try_wait()
-            .map_err(|error| error.to_string())?
-            .is_some()
-        {
-            return Ok(true);
-        }
-        if Instant::now() >= end {
-            // Already gone is as good as killed.
-            let _ = child.kill();
-            let _ = child.wait();
-            return Ok(false);
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-fn failure(what: &str, log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
+/// What went wrong, with the end of the console's log and where the whole of it is.
+fn failure(what: &str, folder: &RunFolder, name: &str) -> String {
+    let log = folder.join(CONSOLE);
+    let text = fs::read(&log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
-    let last = &lines[lines.len().saturating_sub(20)..];
-    format!("{what}; {} ends:\n{}", log.display(), last.join("\n"))
-}
-
-fn folder() -> Result<PathBuf> {
-    let folder = root().join("target/machine");
-    fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-    Ok(folder)
-}
-
-fn prepare() -> Result<()> {
-    packages::install(TOOLS)?;
-    if std::env::var_os("MICROVISOR_QEMU").is_none() {
-        packages::install_qemu()?;
+    let last = lines[lines.len().saturating_sub(20)..].join("\n");
+    let errors = fs::read_to_string(folder.join("qemu.log")).unwrap_or_default();
+    let errors: Vec<&str> = errors
+        .lines()
+        .filter(|line| !line.contains("TCG doesn't support requested feature"))
+        .collect();
+    let kept = match folder.keep(&log, name) {
+        Ok(kept) => kept.display().to_string(),
+        Err(error) => error,
+    };
+    let mut message = format!("{what}; the console ({kept}) ends:\n{last}");
+    if !errors.is_empty() {
+        message.push_str("\nQEMU says:\n");
+        message.push_str(&errors.join("\n"));
     }
-    Ok(())
-}
-
-/// The stock kernel, downloaded once and unpacked, not installed.
-fn kernel() -> Result<PathBuf> {
-    let boot = folder()?.join("kernel/boot");
-    if let Some(kernel) = find(&boot, "vmlinuz-") {
-        return Ok(kernel);
-    }
-    println!("downloading {KERNEL}: the stock kernel of VM 0");
-    let package = packages::dependency(KERNEL)?;
-    let folder = folder()?;
-    checked(
-        Command::new("apt-get")
-            .current_dir(&folder)
-            .args(["download", "-qq", &package]),
-    )?;
-    let deb = find(&folder, &package).ok_or_else(|| format!("{package} was not downloaded"))?;
-    checked(
-        Command::new("dpkg-deb")
-            .arg("-x")
-            .arg(&deb)
-            .arg(folder.join("kernel")),
-    )?;
-    find(&boot, "vmlinuz-").ok_or_else(|| format!("{package} holds no kernel"))
-}
-
-fn find(folder: &Path, prefix: &str) -> Option<PathBuf> {
-    fs::read_dir(folder)
-        .ok()?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
-        })
-}
-
-/// VM 0's initramfs, with a script to run or without.
-fn initramfs(script: Option<&Path>) -> Result<PathBuf> {
-    let folder = folder()?;
-    let tree = folder.join("initramfs");
-    let failed = |error: std::io::Error| format!("{}: {error}", tree.display());
-    if tree.exists() {
-        fs::remove_dir_all(&tree).map_err(failed)?;
-    }
-    fs::create_dir_all(tree.join("bin")).map_err(failed)?;
-    fs::copy("/bin/busybox", tree.join("bin/busybox")).map_err(failed)?;
-    fs::copy(
-        root().join("root-partition/initramfs/init"),
-        tree.join("init"),
-    )
-    .map_err(failed)?;
-    let mut names = String::from("init\nbin\nbin/busybox\n");
-    if let Some(script) = script {
-        fs::copy(script, tree.join("script"))
-            .map_err(|error| format!("{}: {error}", script.display()))?;
-        names.push_str("script\n");
-    }
-    let archive = folder.join("initramfs.cpio");
-    let output = fs::File::create(&archive).map_err(failed)?;
-    let mut cpio = Command::new("cpio")
-        .current_dir(&tree)
-        .args(["--quiet", "--reproducible", "-o", "-H", "newc"])
-        .stdin(Stdio::piped())
-        .stdout(output)
-        .spawn()
-        .map_err(|error| format!("cpio: {error}"))?;
-    if let Some(mut input) = cpio.stdin.take() {
-        input.write_all(names.as_bytes()).map_err(failed)?;
-    }
-    let status = cpio.wait().map_err(failed)?;
-    if !status.success() {
-        return Err(format!("cpio: {status}"));
-    }
-    Ok(archive)
+    message
 }

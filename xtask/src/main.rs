@@ -1,32 +1,70 @@
 //! The project's commands: everything that is more than one `cargo` invocation.
 //!
-//! `build` makes the freestanding image, `run` boots it with a stock Linux as VM 0, `test` runs
-//! every check and test.
+//! `build` makes the freestanding image, `driver` the module for a root kernel, `run` boots the image
+//! with a stock Linux as VM 0, `test` runs every check and test.
 
+mod archive;
+mod demo;
+mod driver;
+mod files;
 mod freestanding;
+mod initramfs;
+mod iso;
+mod kernel;
 mod machine;
+mod modules;
 mod packages;
+mod parts;
+mod run;
+mod run_folder;
+mod supervise;
+mod test_kernel;
 mod tests;
+#[cfg(test)]
+mod tidy;
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
+
+use clap::Parser;
 
 /// What a step answers: an error is one line for the user.
 type Result<T> = std::result::Result<T, String>;
 
-const USAGE: &str = "usage: cargo xtask build | run [--script FILE] [--cpus N] [--mem SIZE] | test";
+#[derive(clap::Parser)]
+#[command(
+    bin_name = "cargo xtask",
+    about = "Builds, boots and tests the microvisor"
+)]
+enum Cli {
+    /// Build the microvisor; print the image's path
+    Build,
+    /// Build the driver for a kernel of Debian's; print the module's path
+    Driver {
+        /// The kernel's release, as `uname -r` prints it there
+        kernel: String,
+    },
+    /// Write a GRUB ISO that boots it on BIOS and UEFI; print the ISO's path
+    Iso,
+    /// Boot it in QEMU with a stock Linux as VM 0: to a shell, or to run a script
+    Run(run::Options),
+    /// Run every check and test
+    Test(tests::Options),
+    /// Run the test kernel's cases alone
+    TestKernel,
+}
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = args.iter().map(String::as_str).collect();
-    let result = match words.as_slice() {
-        ["build"] => freestanding::build().map(|image| println!("{}", image.display())),
-        ["run", options @ ..] => match run(options) {
-            Ok(status) => return ExitCode::from(status),
-            Err(message) => Err(message),
-        },
-        ["test"] => tests::run(),
-        _ => Err(USAGE.into()),
+    let result = match Cli::parse() {
+        Cli::Build => freestanding::build().map(|image| println!("{}", image.display())),
+        Cli::Driver { kernel } => {
+            driver::build(&kernel).map(|module| println!("{}", module.display()))
+        }
+        Cli::Iso => iso::build().map(|iso| println!("{}", iso.display())),
+        Cli::Run(options) => return run::run(&options),
+        Cli::Test(options) => tests::run(&options),
+        Cli::TestKernel => tests::run_test_kernel(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -34,30 +72,6 @@ fn main() -> ExitCode {
             eprintln!("xtask: {message}");
             ExitCode::FAILURE
         }
-    }
-}
-
-/// Boots VM 0: to its shell, or for a script, whose exit status this is.
-fn run(mut options: &[&str]) -> Result<u8> {
-    let mut machine = machine::Machine::default();
-    let mut script = None;
-    while let [name, value, rest @ ..] = options {
-        match *name {
-            "--script" => script = Some(PathBuf::from(value)),
-            "--cpus" => machine.cpus = (*value).into(),
-            "--mem" => machine.memory = (*value).into(),
-            _ => return Err(format!("{name}: no such option; {USAGE}")),
-        }
-        options = rest;
-    }
-    if let [name] = options {
-        return Err(format!(
-            "{name}: no such option, or its value is missing; {USAGE}"
-        ));
-    }
-    match script {
-        None => machine.interactive().map(|()| 0),
-        Some(script) => Ok(machine.script(&script, Stdio::inherit())? as u8),
     }
 }
 
@@ -69,8 +83,13 @@ fn root() -> PathBuf {
         .map_or_else(|| manifest.clone(), PathBuf::from)
 }
 
-/// Runs a command; a failure names it and its status.
+/// Runs a command; a failure names it and its status. What it prints goes to standard error: standard
+/// output is for what was asked for.
 fn checked(command: &mut Command) -> Result<()> {
+    match std::io::stderr().as_fd().try_clone_to_owned() {
+        Ok(stderr) => command.stdout(stderr),
+        Err(error) => return Err(format!("standard error: {error}")),
+    };
     match command.status() {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!("{command:?}: {status}")),

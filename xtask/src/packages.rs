@@ -1,9 +1,10 @@
 //! Debian packages: installs what is missing, and says what for.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Result, checked};
+use crate::{Result, checked, files};
 
 /// Something a step needs: a file that shows that it is there, and where it comes from.
 pub(crate) struct Need {
@@ -25,7 +26,7 @@ pub(crate) fn install(needs: &[Need]) -> Result<()> {
         return Ok(());
     }
     for need in &missing {
-        println!("installing {}: {}", need.packages.join(" "), need.why);
+        eprintln!("installing {}: {}", need.packages.join(" "), need.why);
     }
     checked(apt_get().arg("update").arg("-qq"))?;
     let packages = missing.iter().flat_map(|need| need.packages);
@@ -59,12 +60,15 @@ fn as_root(program: &str) -> Command {
 const BACKPORTS: &str = "deb http://deb.debian.org/debian bookworm-backports main";
 const BACKPORTS_FILE: &str = "/etc/apt/sources.list.d/microvisor-backports.list";
 
+/// Names another QEMU.
+pub(crate) const QEMU: &str = "MICROVISOR_QEMU";
+
 /// Installs QEMU 9 or later: the first with x2APIC in TCG. Debian 12's own is 7.2.
 pub(crate) fn install_qemu() -> Result<()> {
-    if qemu_major().is_some_and(|major| major >= 9) {
+    if std::env::var_os(QEMU).is_some() || qemu_major().is_some_and(|major| major >= 9) {
         return Ok(());
     }
-    println!("installing qemu-system-x86 from bookworm-backports: the emulated machine");
+    eprintln!("installing qemu-system-x86 from bookworm-backports: the emulated machine");
     // Through a shell: the file needs root, which `apt_get` may get by sudo.
     let mut write = as_root("sh");
     write.args(["-c", &format!("echo '{BACKPORTS}' > {BACKPORTS_FILE}")]);
@@ -92,16 +96,37 @@ fn qemu_major() -> Option<u32> {
     version.split('.').next()?.parse().ok()
 }
 
+/// Downloads the package that a metapackage depends on; the file.
+pub(crate) fn download(metapackage: &str) -> Result<PathBuf> {
+    let package = dependency(metapackage)?;
+    let folder = files::folder()?;
+    checked(
+        Command::new("apt-get")
+            .current_dir(&folder)
+            .args(["download", "-qq", &package]),
+    )?;
+    files::newest(&folder, &format!("{package}_"))
+        .ok_or_else(|| format!("{package} was not downloaded"))
+}
+
 /// The package that a metapackage depends on.
 pub(crate) fn dependency(package: &str) -> Result<String> {
+    let found = dependencies(package)?.into_iter().next();
+    found.ok_or_else(|| format!("{package}: depends on nothing"))
+}
+
+/// What a package depends on, first choices and alternatives alike.
+pub(crate) fn dependencies(package: &str) -> Result<Vec<String>> {
     let ask = || {
         let output = Command::new("apt-cache")
             .args(["depends", package])
             .output()
             .ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let line = text.lines().find(|line| line.contains("Depends: "))?;
-        Some(line.split_once("Depends: ")?.1.trim().to_string())
+        let text = String::from_utf8_lossy(&output.stdout);
+        let names = text
+            .lines()
+            .filter_map(|line| Some(line.split_once("Depends: ")?.1.trim().to_string()));
+        Some(names.collect::<Vec<_>>()).filter(|names| !names.is_empty())
     };
     if let Some(found) = ask() {
         return Ok(found);
@@ -109,4 +134,24 @@ pub(crate) fn dependency(package: &str) -> Result<String> {
     // A fresh machine has no package lists.
     checked(apt_get().arg("update").arg("-qq"))?;
     ask().ok_or_else(|| format!("{package}: no such Debian package"))
+}
+
+/// Downloads packages and unpacks them into a new folder, without installing them.
+pub(crate) fn unpack(packages: &[String], folder: &Path) -> Result<()> {
+    let archives = folder.join("archives");
+    let failed = files::context(&archives);
+    fs::create_dir_all(&archives).map_err(&failed)?;
+    checked(
+        Command::new("apt-get")
+            .current_dir(&archives)
+            // Else root's apt warns that its own user may not write here.
+            .args(["-o", "APT::Sandbox::User=root"])
+            .args(["download", "-qq"])
+            .args(packages),
+    )?;
+    for archive in fs::read_dir(&archives).map_err(&failed)? {
+        let archive = archive.map_err(&failed)?.path();
+        checked(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(folder))?;
+    }
+    fs::remove_dir_all(&archives).map_err(failed)
 }

@@ -1,97 +1,143 @@
-//! Physical memory while the machine boots: one mapping of its first 512 GiB.
+//! Physical memory: all of it while the machine boots, frames afterwards.
 
-use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use super::paging;
+use crate::memory::PhysMap;
 
 /// Virtual address of physical address 0.
-const BASE: u64 = 0xffff_8000_0000_0000;
-/// Bytes mapped.
-const SIZE: u64 = 512 << 30;
+pub(super) const BASE: u64 = 0xffff_8000_0000_0000;
+/// Bytes that the boot page tables map there.
+pub const SIZE: u64 = 512 << 30;
 /// The image's link address less its load address.
-const IMAGE: u64 = 0xffff_ffff_8000_0000;
+pub(super) const IMAGE: u64 = 0xffff_ffff_8000_0000;
+
+/// The mapping, for what is done with frames: empty before `paging` has built its tables.
+pub fn map() -> PhysMap {
+    // SAFETY: the tables map RAM below, less the image, and stay; the frame table hands out frames
+    // of RAM only, and never the image's.
+    unsafe { PhysMap::new(BASE as usize, paging::ram_end()) }
+}
 
 /// Physical address of something in the image.
 pub fn image_physical<T>(object: *const T) -> u64 {
     (object as u64).wrapping_sub(IMAGE)
 }
 
-/// The bytes at `[start, start + len)`, of a loader's tables that nobody writes any more.
-/// `None` if they lie outside the mapping, or at address 0.
-pub fn bytes(start: u64, len: u64) -> Option<&'static [u8]> {
-    if !contains(start, len) {
-        return None;
-    }
-    // SAFETY: mapped, and the caller reads tables of firmware or loader before anything moves.
-    Some(unsafe { core::slice::from_raw_parts((BASE + start) as *const u8, len as usize) })
-}
-
-/// Copies `from` to physical address `to`. False if that is outside the mapping.
-#[must_use]
-pub fn write(to: u64, from: &[u8]) -> bool {
-    if !contains(to, from.len() as u64) {
-        return false;
-    }
-    // SAFETY: mapped; `copy` allows overlap.
-    unsafe { core::ptr::copy(from.as_ptr(), (BASE + to) as *mut u8, from.len()) };
-    true
-}
-
-/// Fills `[start, start + len)` with zeros. False if that is outside the mapping.
-#[must_use]
-pub fn zero(start: u64, len: u64) -> bool {
-    if !contains(start, len) {
-        return false;
-    }
-    // SAFETY: mapped.
-    unsafe { core::ptr::write_bytes((BASE + start) as *mut u8, 0, len as usize) };
-    true
-}
-
-/// The multiprocessor wakeup mailbox (ACPI 6.4 §5.2.12.19), at a page-aligned address.
+/// The machine's memory while one CPU boots, less the image. What the loader and the firmware left
+/// may lie anywhere in it, so it is one run of bytes; it ends before there are frames and owners.
 #[derive(Debug)]
-pub struct Mailbox {
-    command: &'static AtomicU16,
-    apic_id: &'static AtomicU32,
-    vector: &'static AtomicU64,
+pub struct BootMemory {
+    base: u64,
+    size: u64,
+    image: (u64, u64),
 }
 
-impl Mailbox {
-    /// The mailbox at `page`, a page of low memory.
-    pub fn at(page: u64) -> Self {
-        let base = BASE + (page & 0xf_f000);
-        // SAFETY: low memory is mapped; atomics may be shared with VM 0.
-        unsafe {
-            Self {
-                command: &*(base as *const AtomicU16),
-                apic_id: &*((base + 4) as *const AtomicU32),
-                vector: &*((base + 8) as *const AtomicU64),
-            }
+impl BootMemory {
+    /// The memory that the boot page tables map, less `image` (first byte, past its last).
+    ///
+    /// # Safety
+    ///
+    /// Once, on the boot page tables, where nothing but the image is in use.
+    pub unsafe fn new(image: (u64, u64)) -> Self {
+        Self {
+            base: BASE,
+            size: SIZE,
+            image,
         }
     }
 
-    /// Waits until this CPU is wanted; where it is to begin.
-    pub fn wait(&self, apic_id: u32) -> u64 {
-        loop {
-            if self.command.load(Ordering::Acquire) == 1
-                && self.apic_id.load(Ordering::Relaxed) == apic_id
-            {
-                let vector = self.vector.load(Ordering::Relaxed);
-                // Tells the waker that the command was taken.
-                self.command.store(0, Ordering::Release);
-                return vector;
-            }
-            core::hint::spin_loop();
+    /// No more of it: this CPU enters the microvisor's own page tables.
+    pub fn end(self) {
+        paging::enter();
+    }
+
+    /// Memory of a test's, zeros, from physical address 0 on.
+    #[cfg(test)]
+    pub(crate) fn fake(size: usize) -> Self {
+        let bytes = std::vec![0_u8; size].leak();
+        Self {
+            base: bytes.as_mut_ptr() as u64,
+            size: size as u64,
+            image: (0, 0),
         }
+    }
+
+    /// The bytes at `[start, start + len)`. `None` if they lie outside, or at address 0.
+    pub fn bytes(&self, start: u64, len: u64) -> Option<&[u8]> {
+        let pointer = self.pointer(start, len)?;
+        // SAFETY: mapped, and `&self` keeps writers away.
+        Some(unsafe { core::slice::from_raw_parts(pointer, len as usize) })
+    }
+
+    /// The same, to be changed.
+    pub fn bytes_mut(&mut self, start: u64, len: u64) -> Option<&mut [u8]> {
+        let pointer = self.pointer(start, len)?;
+        // SAFETY: mapped, and `&mut self` keeps everybody else away.
+        Some(unsafe { core::slice::from_raw_parts_mut(pointer, len as usize) })
+    }
+
+    /// Writes `from` at `to`. False if that is outside.
+    #[must_use]
+    pub fn write(&mut self, to: u64, from: &[u8]) -> bool {
+        let bytes = self.bytes_mut(to, from.len() as u64);
+        bytes.map(|bytes| bytes.copy_from_slice(from)).is_some()
+    }
+
+    /// Copies `len` bytes; the two places may overlap. False if one is outside.
+    #[must_use]
+    pub fn copy(&mut self, to: u64, from: u64, len: u64) -> bool {
+        let (Some(to), Some(from)) = (self.pointer(to, len), self.pointer(from, len)) else {
+            return false;
+        };
+        // SAFETY: mapped, and `&mut self` keeps everybody else away.
+        unsafe { core::ptr::copy(from, to, len as usize) };
+        true
+    }
+
+    /// Fills `[start, start + len)` with zeros. False if that is outside.
+    #[must_use]
+    pub fn zero(&mut self, start: u64, len: u64) -> bool {
+        let bytes = self.bytes_mut(start, len);
+        bytes.map(|bytes| bytes.fill(0)).is_some()
+    }
+
+    /// Writes a register of the local APIC, which is in xAPIC mode at boot.
+    pub(crate) fn write_apic(&mut self, offset: u64, value: u32) {
+        const APIC_BASE: u32 = 0x1b;
+        let at = super::read_msr(APIC_BASE) & 0xf_ffff_f000;
+        if let Some(register) = self.pointer(at + offset, 4) {
+            // SAFETY: mapped; the boot code writes the APIC's interrupt command only.
+            unsafe { register.cast::<u32>().write_volatile(value) };
+        }
+    }
+
+    fn pointer(&self, start: u64, len: u64) -> Option<*mut u8> {
+        let end = start.checked_add(len)?;
+        let (image, image_end) = self.image;
+        let in_image = start < image_end && image < end;
+        (start != 0 && end <= self.size && !in_image).then(|| (self.base + start) as *mut u8)
     }
 }
 
-/// Writes a register of the local APIC, which is in xAPIC mode at boot.
-pub(crate) fn write_apic(offset: u64, value: u32) {
-    const APIC_BASE: u32 = 0x1b;
-    let base = super::read_msr(APIC_BASE) & 0xf_ffff_f000;
-    // SAFETY: the APIC's page is mapped, and the boot code writes its interrupt command only.
-    unsafe { ((BASE + base + offset) as *mut u32).write_volatile(value) };
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn contains(start: u64, len: u64) -> bool {
-    start != 0 && start < SIZE && len <= SIZE - start
+    #[test]
+    fn nothing_reaches_outside_or_into_the_image() {
+        let mut memory = BootMemory::fake(0x4000);
+        memory.image = (0x1000, 0x2000);
+        assert!(memory.bytes(0, 1).is_none());
+        assert!(memory.bytes(1, 0xfff).is_some());
+        assert!(memory.bytes(1, 0x1000).is_none());
+        assert!(memory.bytes(0x1fff, 1).is_none());
+        assert!(memory.write(0x2000, &[1, 2, 3]));
+        assert!(!memory.write(0x1fff, &[1, 2]));
+        assert!(memory.copy(0x2001, 0x2000, 3));
+        assert_eq!(memory.bytes(0x2000, 4), Some([1, 1, 2, 3].as_slice()));
+        assert!(!memory.copy(0xfff, 0x2000, 2));
+        assert!(!memory.copy(0x2000, 0xfff, 2));
+        assert!(memory.zero(0x3fff, 1));
+        assert!(!memory.zero(0x3fff, 2));
+        assert!(memory.bytes(u64::MAX, 2).is_none());
+    }
 }

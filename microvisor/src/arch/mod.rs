@@ -4,9 +4,17 @@
 use core::arch::asm;
 use core::arch::x86_64::CpuidResult;
 
+pub mod descriptors;
+mod exception;
+pub mod extended;
+pub mod hw;
 pub mod memory;
+pub mod paging;
 pub mod port;
+pub mod stack;
 pub mod svm;
+
+pub use svm::Cpu;
 
 /// Stops this CPU for good.
 pub fn halt() -> ! {
@@ -14,6 +22,13 @@ pub fn halt() -> ! {
         // SAFETY: halting touches no memory.
         unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
     }
+}
+
+/// Shuts this CPU down as a triple fault does, upon which the chipset resets the machine.
+pub fn shut_down() -> ! {
+    let no_table = [0_u8; 10];
+    // SAFETY: nothing runs after it.
+    unsafe { asm!("lidt [{}]", "ud2", in(reg) &raw const no_table, options(noreturn)) }
 }
 
 /// CPUID on this CPU.
@@ -28,6 +43,16 @@ pub fn apic_id() -> u32 {
     } else {
         cpuid(1, 0).ebx >> 24
     }
+}
+
+/// Whether the CPU opens the window for interrupts when CR8 lets a virtual interrupt's class in
+/// (APM vol. 2 §15.21.2). QEMU's TCG opens it for a class that is held up, too, and aborts where a
+/// write to CR8 opens it (10.0: `cpu_interrupt` without its lock): there, what the task priority
+/// holds up waits for the next exit.
+pub fn has_tpr_window() -> bool {
+    const TCG: [&[u8; 4]; 3] = [b"TCGT", b"CGTC", b"GTCG"];
+    let leaf = cpuid(0x4000_0000, 0);
+    [leaf.ebx, leaf.ecx, leaf.edx] != TCG.map(|word| u32::from_le_bytes(*word))
 }
 
 /// Time stamp counter.

@@ -3,15 +3,16 @@
 
 use super::bytes::{put, u32_at, u64_at};
 use super::low;
-use crate::arch::memory;
+use crate::arch::memory::BootMemory;
 
-const HEADER: usize = 36;
+const HEADER: u64 = 36;
 const LENGTH: usize = 4;
 const CHECKSUM: usize = 9;
 /// Where a PC's firmware leaves the RSDP (ACPI §5.2.5.1).
 const BIOS: (u64, u64) = (0xe_0000, 0x2_0000);
-/// Longest table that is copied.
-const LONGEST: usize = 8192;
+
+/// Bytes of a root system description pointer of revision 2; that of revision 0 is its start.
+pub(super) type Rsdp = [u8; 36];
 
 /// Why VM 0 cannot get tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,38 +34,54 @@ impl core::fmt::Display for AcpiError {
     }
 }
 
-/// A table that is being built.
+/// Where a table is; its length and checksum hold.
+#[derive(Clone, Copy, Debug)]
 struct Table {
-    bytes: [u8; LONGEST],
-    len: usize,
+    at: u64,
+    len: u64,
 }
 
 impl Table {
-    fn copy(from: &[u8]) -> Result<Self, AcpiError> {
-        let mut table = Self {
-            bytes: [0; LONGEST],
-            len: 0,
-        };
-        table.append(from)?;
+    fn check(memory: &BootMemory, at: u64) -> Result<Self, AcpiError> {
+        let header = memory.bytes(at, HEADER).ok_or(AcpiError::BadTable)?;
+        let len = u32_at(header, LENGTH).ok_or(AcpiError::BadTable)?.into();
+        let table = Self { at, len };
+        if len < HEADER || checksum(table.bytes(memory)?) != 0 {
+            return Err(AcpiError::BadTable);
+        }
         Ok(table)
     }
 
-    fn append(&mut self, from: &[u8]) -> Result<(), AcpiError> {
-        if !put(&mut self.bytes, self.len, from) {
-            return Err(AcpiError::TooLong);
-        }
-        self.len += from.len();
-        Ok(())
+    fn bytes<'a>(&self, memory: &'a BootMemory) -> Result<&'a [u8], AcpiError> {
+        memory.bytes(self.at, self.len).ok_or(AcpiError::BadTable)
     }
 
-    /// The table with its length field and checksum.
-    fn finish(&mut self) -> &[u8] {
-        let len = (self.len as u32).to_le_bytes();
-        self.bytes[LENGTH..LENGTH + 4].copy_from_slice(&len);
-        self.bytes[CHECKSUM] = 0;
-        self.bytes[CHECKSUM] = checksum(&self.bytes[..self.len]);
-        &self.bytes[..self.len]
+    /// Copies it to `to`, with `more` after it and `change` made to it.
+    fn copy(
+        &self,
+        memory: &mut BootMemory,
+        to: u64,
+        more: &[u8],
+        change: impl FnOnce(&mut [u8]) -> bool,
+    ) -> Result<(), AcpiError> {
+        let len = self.len + more.len() as u64;
+        let done = memory.copy(to, self.at, self.len) && memory.write(to + self.len, more);
+        let copy = memory.bytes_mut(to, len).filter(|_| done);
+        let copy = copy.ok_or(AcpiError::BadTable)?;
+        let changed = change(copy) && put(copy, LENGTH, &(len as u32).to_le_bytes());
+        copy[CHECKSUM] = 0;
+        copy[CHECKSUM] = checksum(copy);
+        changed.then_some(()).ok_or(AcpiError::BadTable)
     }
+}
+
+/// What there is for VM 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tables {
+    /// Address of the new RSDP.
+    pub(super) rsdp: u64,
+    /// CPUs that the MADT lists as enabled.
+    pub(super) cpus: u32,
 }
 
 /// The byte that makes all of `bytes` add up to 0.
@@ -72,68 +89,64 @@ fn checksum(bytes: &[u8]) -> u8 {
     0_u8.wrapping_sub(bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte)))
 }
 
-/// Copies and extends the tables; address of the new RSDP.
-pub(super) fn copy_tables() -> Result<u64, AcpiError> {
-    let area = memory::bytes(BIOS.0, BIOS.1).ok_or(AcpiError::NoRsdp)?;
-    let rsdp = area
-        .chunks_exact(16)
-        .zip(0_usize..)
-        .find(|(start, _)| start.starts_with(b"RSD PTR "))
-        .and_then(|(_, n)| area.get(16 * n..))
-        .ok_or(AcpiError::NoRsdp)?;
-    let revision = *rsdp.get(15).ok_or(AcpiError::NoRsdp)?;
-    let xsdt = if revision >= 2 {
-        u64_at(rsdp, 24)
-    } else {
-        None
-    };
-    let (root, width) = match xsdt {
-        Some(xsdt) if xsdt != 0 => (xsdt, 8),
-        _ => (u32_at(rsdp, 16).ok_or(AcpiError::NoRsdp)?.into(), 4),
-    };
-    let root = table_at(root)?;
-    let (slot, madt) = entries(root, width)
-        .find_map(|(slot, address)| {
-            let table = table_at(address).ok()?;
-            table.starts_with(b"APIC").then_some((slot, table))
+/// Copies and extends the tables. `rsdp` is what the loader passed, if it did: under UEFI it is in no
+/// place that could be searched.
+pub(super) fn copy_tables(
+    memory: &mut BootMemory,
+    rsdp: Option<Rsdp>,
+) -> Result<Tables, AcpiError> {
+    let rsdp = rsdp.or_else(|| find_rsdp(memory));
+    let (root, width) = root_table(&rsdp.ok_or(AcpiError::NoRsdp)?);
+    let root = Table::check(memory, root)?;
+    let (slot, madt) = entries(root.bytes(memory)?, width)
+        .find_map(|(slot, at)| {
+            let table = Table::check(memory, at).ok()?;
+            let is_madt = table.bytes(memory).ok()?.starts_with(b"APIC");
+            is_madt.then_some((slot, table))
         })
         .ok_or(AcpiError::NoMadt)?;
-
-    let mut madt = Table::copy(madt)?;
-    madt.append(&wakeup_structure(low::MAILBOX))?;
-    let mut root = Table::copy(root)?;
+    let cpus = enabled_cpus(madt.bytes(memory)?);
+    let more = wakeup_structure(low::MAILBOX);
     // The three stand one after another: RSDP, root table, MADT.
     let root_at = low::ACPI + 64;
-    let madt_at = (root_at + root.len as u64).next_multiple_of(16);
-    if madt_at + madt.len as u64 > low::END {
+    let madt_at = (root_at + root.len).next_multiple_of(16);
+    if madt_at + madt.len + more.len() as u64 > low::END {
         return Err(AcpiError::TooLong);
     }
-    if !put(&mut root.bytes, slot, &madt_at.to_le_bytes()[..width]) {
-        return Err(AcpiError::BadTable);
-    }
-    let written = memory::zero(low::MAILBOX, 4096)
-        && memory::write(madt_at, madt.finish())
-        && memory::write(root_at, root.finish())
-        && memory::write(low::ACPI, &new_rsdp(root_at, width));
-    written.then_some(low::ACPI).ok_or(AcpiError::BadTable)
+    madt.copy(memory, madt_at, &more, |_| true)?;
+    root.copy(memory, root_at, &[], |table| {
+        put(table, slot, &madt_at.to_le_bytes()[..width])
+    })?;
+    let written =
+        memory.zero(low::MAILBOX, 4096) && memory.write(low::ACPI, &new_rsdp(root_at, width));
+    let tables = Tables {
+        rsdp: low::ACPI,
+        cpus,
+    };
+    written.then_some(tables).ok_or(AcpiError::BadTable)
 }
 
-/// The table at `address`, its length and checksum checked.
-fn table_at(address: u64) -> Result<&'static [u8], AcpiError> {
-    let header = memory::bytes(address, HEADER as u64).ok_or(AcpiError::BadTable)?;
-    let len = u32_at(header, LENGTH).ok_or(AcpiError::BadTable)?;
-    if (len as usize) < HEADER {
-        return Err(AcpiError::BadTable);
+/// Searches the BIOS's memory.
+fn find_rsdp(memory: &BootMemory) -> Option<Rsdp> {
+    let area = memory.bytes(BIOS.0, BIOS.1)?;
+    let mut places = (0..area.len()).step_by(16).filter_map(|at| area.get(at..));
+    let found = places.find(|place| place.starts_with(b"RSD PTR "))?;
+    found.first_chunk().copied()
+}
+
+/// The XSDT where there is one, or the RSDT; and bytes of a pointer in it.
+fn root_table(rsdp: &Rsdp) -> (u64, usize) {
+    let revision = rsdp[15];
+    match u64_at(rsdp, 24) {
+        Some(xsdt) if revision >= 2 && xsdt != 0 => (xsdt, 8),
+        _ => (u32_at(rsdp, 16).unwrap_or(0).into(), 4),
     }
-    let table = memory::bytes(address, len.into()).ok_or(AcpiError::BadTable)?;
-    (checksum(table) == 0)
-        .then_some(table)
-        .ok_or(AcpiError::BadTable)
 }
 
 /// The pointers of an RSDT or XSDT: their offset in it, and the address.
 fn entries(root: &[u8], width: usize) -> impl Iterator<Item = (usize, u64)> {
-    (HEADER..root.len()).step_by(width).filter_map(move |at| {
+    let offsets = (HEADER as usize..root.len()).step_by(width);
+    offsets.filter_map(move |at| {
         let address = if width == 8 {
             u64_at(root, at)?
         } else {
@@ -141,6 +154,26 @@ fn entries(root: &[u8], width: usize) -> impl Iterator<Item = (usize, u64)> {
         };
         Some((at, address))
     })
+}
+
+/// CPUs that a MADT lists as enabled, by their local APIC or x2APIC structures (ACPI 6.4 §5.2.12.2 and
+/// §5.2.12.12).
+fn enabled_cpus(madt: &[u8]) -> u32 {
+    const STRUCTURES: usize = 44;
+    const APIC: u8 = 0;
+    const X2APIC: u8 = 9;
+    let mut rest = madt.get(STRUCTURES..).unwrap_or(&[]);
+    let mut cpus = 0;
+    while let &[kind, len, ..] = rest {
+        let flags = match kind {
+            APIC => u32_at(rest, 4),
+            X2APIC => u32_at(rest, 8),
+            _ => None,
+        };
+        cpus += flags.unwrap_or(0) & 1;
+        rest = rest.get(usize::from(len.max(2))..).unwrap_or(&[]);
+    }
+    cpus
 }
 
 /// Type 0x10, 16 bytes, mailbox version 0.
@@ -152,7 +185,7 @@ fn wakeup_structure(mailbox: u64) -> [u8; 16] {
 }
 
 /// A revision 0 RSDP for an RSDT, revision 2 for an XSDT.
-fn new_rsdp(root: u64, width: usize) -> [u8; 36] {
+fn new_rsdp(root: u64, width: usize) -> Rsdp {
     let mut rsdp = [0; 36];
     rsdp[..8].copy_from_slice(b"RSD PTR ");
     rsdp[9..15].copy_from_slice(b"MVISOR");
@@ -172,31 +205,106 @@ fn new_rsdp(root: u64, width: usize) -> [u8; 36] {
 mod tests {
     use super::*;
 
-    #[test]
-    fn finished_tables_add_up_to_zero() {
-        let mut table = Table::copy(&[7; 44]).unwrap();
-        table.append(&wakeup_structure(0x2_5000)).unwrap();
-        let bytes = table.finish();
-        assert_eq!(bytes.len(), 60);
-        assert_eq!(u32_at(bytes, LENGTH), Some(60));
-        assert_eq!(checksum(bytes), 0);
-        assert_eq!(u64_at(bytes, 52), Some(0x2_5000));
+    const RSDP: u64 = 0xf_0010;
+    const ROOT: u64 = 0x12_0000;
+    const OTHER: u64 = 0x12_1000;
+    const MADT: u64 = 0x12_2000;
+
+    fn table(memory: &mut BootMemory, at: u64, signature: &[u8; 4], body: &[u8]) {
+        let mut bytes = std::vec![0; HEADER as usize];
+        bytes[..4].copy_from_slice(signature);
+        bytes.extend_from_slice(body);
+        let len = bytes.len() as u32;
+        bytes[LENGTH..LENGTH + 4].copy_from_slice(&len.to_le_bytes());
+        bytes[CHECKSUM] = checksum(&bytes);
+        assert!(memory.write(at, &bytes));
+    }
+
+    /// A PC's tables with a root table of `width`.
+    fn firmware(width: usize) -> BootMemory {
+        let mut memory = BootMemory::fake(0x13_0000);
+        table(&mut memory, OTHER, b"FACP", &[1; 8]);
+        table(&mut memory, MADT, b"APIC", &[2; 20]);
+        let mut pointers = std::vec::Vec::new();
+        for at in [OTHER, MADT] {
+            pointers.extend_from_slice(&at.to_le_bytes()[..width]);
+        }
+        table(&mut memory, ROOT, b"XSDT", &pointers);
+        assert!(memory.write(RSDP, &new_rsdp(ROOT, width)));
+        memory
     }
 
     #[test]
-    fn both_checksums_of_an_rsdp_hold() {
+    fn the_copies_lead_to_a_madt_with_the_mailbox() {
         for width in [4, 8] {
-            let rsdp = new_rsdp(0x2_6040, width);
+            let mut memory = firmware(width);
+            let tables = copy_tables(&mut memory, None).unwrap();
+            let rsdp = *memory
+                .bytes(tables.rsdp, 36)
+                .unwrap()
+                .first_chunk()
+                .unwrap();
             assert_eq!(checksum(&rsdp[..20]), 0);
             assert_eq!(checksum(&rsdp), 0);
+            let (root, found) = root_table(&rsdp);
+            assert_eq!(found, width);
+            let root = Table::check(&memory, root).unwrap();
+            let pointers: std::vec::Vec<_> = entries(root.bytes(&memory).unwrap(), width).collect();
+            assert_eq!(pointers[0].1, OTHER);
+            let madt = Table::check(&memory, pointers[1].1).unwrap();
+            let madt = madt.bytes(&memory).unwrap();
+            assert_eq!(madt.len(), 36 + 20 + 16);
+            assert_eq!(madt[56..58], [0x10, 16]);
+            assert_eq!(u64_at(madt, 64), Some(low::MAILBOX));
         }
     }
 
     #[test]
-    fn a_table_that_does_not_fit_is_an_error() {
-        assert!(matches!(
-            Table::copy(&[0; LONGEST + 1]),
-            Err(AcpiError::TooLong)
-        ));
+    fn the_loaders_rsdp_comes_first() {
+        let mut memory = firmware(8);
+        assert!(memory.zero(RSDP, 36));
+        let copy = |memory: &mut BootMemory, rsdp| copy_tables(memory, rsdp);
+        assert_eq!(copy(&mut memory, None), Err(AcpiError::NoRsdp));
+        let rsdp = new_rsdp(ROOT, 8);
+        assert_eq!(copy(&mut memory, Some(rsdp)).unwrap().rsdp, low::ACPI);
+    }
+
+    #[test]
+    fn enabled_cpus_are_counted() {
+        let mut madt = std::vec![0; 44];
+        assert_eq!(enabled_cpus(&madt), 0);
+        madt.extend_from_slice(&[0, 8, 0, 0, 1, 0, 0, 0]);
+        madt.extend_from_slice(&[1, 12, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]);
+        madt.extend_from_slice(&[0, 8, 1, 1, 2, 0, 0, 0]);
+        madt.extend_from_slice(&[9, 16, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(enabled_cpus(&madt), 2);
+        // A damaged end: no length, and too long a one.
+        madt.extend_from_slice(&[0, 0, 9, 200, 0]);
+        assert_eq!(enabled_cpus(&madt), 2);
+    }
+
+    #[test]
+    fn each_fault_has_its_name() {
+        let fault = |change: &dyn Fn(&mut BootMemory)| {
+            let mut memory = firmware(8);
+            change(&mut memory);
+            copy_tables(&mut memory, None).unwrap_err()
+        };
+        assert_eq!(
+            fault(&|memory| assert!(memory.write(ROOT + 40, &[7]))),
+            AcpiError::BadTable
+        );
+        assert_eq!(
+            fault(&|memory| assert!(memory.write(MADT + 40, &[7]))),
+            AcpiError::NoMadt
+        );
+        assert_eq!(
+            fault(&|memory| table(memory, MADT, b"APIC", &[0; 0xa000])),
+            AcpiError::TooLong
+        );
+        assert_eq!(
+            fault(&|memory| assert!(memory.write(ROOT + 4, &u32::MAX.to_le_bytes()))),
+            AcpiError::BadTable
+        );
     }
 }

@@ -4,7 +4,7 @@ use super::bytes::{put, u16_at, u32_at, u64_at};
 use super::map::Map;
 use super::multiboot::Module;
 use super::{Error, low};
-use crate::arch::memory;
+use crate::arch::memory::BootMemory;
 
 const HEADER: usize = 0x1f1;
 const SIGNATURE: usize = 0x202;
@@ -95,6 +95,7 @@ impl Kernel {
 
 /// Moves the kernel to its place and writes everything that it starts with.
 pub(super) fn lay_out(
+    memory: &mut BootMemory,
     kernel: &Kernel,
     module: &Module,
     initrd: Option<(u64, u64)>,
@@ -102,29 +103,33 @@ pub(super) fn lay_out(
     rsdp: u64,
     map: &Map,
 ) -> Result<(), Error> {
-    let code = memory::bytes(
+    let params = memory.bytes_mut(low::BOOT_PARAMS, 4096);
+    let params = params.ok_or(Error::BadInfo)?;
+    if !boot_params(params, kernel, initrd, rsdp, map) {
+        return Err(Error::TooManyRanges);
+    }
+    // The command line may lie anywhere, so it was copied; the kernel moves last.
+    let (from, len) = (
         module.start + kernel.code_offset,
         module.len() - kernel.code_offset,
-    )
-    .ok_or(Error::BadInfo)?;
-    let params = boot_params(kernel, initrd, rsdp, map).ok_or(Error::TooManyRanges)?;
-    // The command line may lie anywhere, so it was copied; the kernel moves last.
-    let written = memory::zero(low::COMMAND_LINE, 4096)
-        && memory::write(low::COMMAND_LINE, command_line)
-        && memory::write(low::BOOT_PARAMS, &params)
-        && memory::write(low::GDT, &gdt())
-        && page_tables()
-        && memory::write(kernel.load_address, code);
+    );
+    let written = memory.zero(low::COMMAND_LINE, 4096)
+        && memory.write(low::COMMAND_LINE, command_line)
+        && memory.write(low::GDT, &gdt())
+        && page_tables(memory)
+        && memory.copy(kernel.load_address, from, len);
     written.then_some(()).ok_or(Error::BadInfo)
 }
 
-/// `struct boot_params`, the "zero page".
+/// Fills in `struct boot_params`, the "zero page". False if the map does not fit.
+#[must_use]
 fn boot_params(
+    params: &mut [u8],
     kernel: &Kernel,
     initrd: Option<(u64, u64)>,
     rsdp: u64,
     map: &Map,
-) -> Option<[u8; 4096]> {
+) -> bool {
     const ACPI_RSDP: usize = 0x070;
     const E820_ENTRIES: usize = 0x1e8;
     const TYPE_OF_LOADER: usize = 0x210;
@@ -132,31 +137,27 @@ fn boot_params(
     const RAMDISK: usize = 0x218;
     const COMMAND_LINE: usize = 0x228;
     const E820: usize = 0x2d0;
-    let mut params = [0; 4096];
+    params.fill(0);
     let (place, size) = initrd.unwrap_or((0, 0));
-    let mut done = put(&mut params, HEADER, &kernel.header)
-        && put(&mut params, TYPE_OF_LOADER, &[UNREGISTERED_LOADER])
-        && put(&mut params, RAMDISK, &(place as u32).to_le_bytes())
-        && put(&mut params, RAMDISK + 4, &(size as u32).to_le_bytes())
+    let mut done = put(params, HEADER, &kernel.header)
+        && put(params, TYPE_OF_LOADER, &[UNREGISTERED_LOADER])
+        && put(params, RAMDISK, &(place as u32).to_le_bytes())
+        && put(params, RAMDISK + 4, &(size as u32).to_le_bytes())
         && put(
-            &mut params,
+            params,
             COMMAND_LINE,
             &(low::COMMAND_LINE as u32).to_le_bytes(),
         )
-        && put(&mut params, ACPI_RSDP, &rsdp.to_le_bytes())
-        && put(&mut params, E820_ENTRIES, &[map.len() as u8]);
+        && put(params, ACPI_RSDP, &rsdp.to_le_bytes())
+        && put(params, E820_ENTRIES, &[map.len() as u8]);
     for (n, range) in map.iter().enumerate() {
         let at = E820 + 20 * n;
         done = done
-            && put(&mut params, at, &range.start.to_le_bytes())
-            && put(
-                &mut params,
-                at + 8,
-                &(range.end - range.start).to_le_bytes(),
-            )
-            && put(&mut params, at + 16, &range.kind.to_le_bytes());
+            && put(params, at, &range.start.to_le_bytes())
+            && put(params, at + 8, &(range.end - range.start).to_le_bytes())
+            && put(params, at + 16, &range.kind.to_le_bytes());
     }
-    done.then_some(params)
+    done
 }
 
 /// Null, null, code at 0x10, data at 0x18.
@@ -168,17 +169,18 @@ fn gdt() -> [u8; 32] {
 }
 
 /// The first 512 GiB, identity, in 1 GiB pages.
-fn page_tables() -> bool {
+fn page_tables(memory: &mut BootMemory) -> bool {
     const PRESENT_WRITE: u64 = 0b11;
     const LARGE: u64 = 1 << 7;
     let pointers = low::PAGE_TABLES + 4096;
-    let mut table = [0; 4096];
+    let Some(table) = memory.bytes_mut(pointers, 4096) else {
+        return false;
+    };
     for (gib, entry) in (0_u64..).zip(table.chunks_exact_mut(8)) {
         entry.copy_from_slice(&(gib << 30 | LARGE | PRESENT_WRITE).to_le_bytes());
     }
-    memory::zero(low::PAGE_TABLES, 4096)
-        && memory::write(low::PAGE_TABLES, &(pointers | PRESENT_WRITE).to_le_bytes())
-        && memory::write(pointers, &table)
+    memory.zero(low::PAGE_TABLES, 4096)
+        && memory.write(low::PAGE_TABLES, &(pointers | PRESENT_WRITE).to_le_bytes())
 }
 
 #[cfg(test)]
@@ -229,7 +231,9 @@ mod tests {
         })
         .unwrap();
         let kernel = Kernel::parse(&image()).unwrap();
-        let params = boot_params(&kernel, Some((0x7000, 9)), 0x26000, &map).unwrap();
+        let mut params = [1; 4096];
+        let initrd = Some((0x7000, 9));
+        assert!(boot_params(&mut params, &kernel, initrd, 0x26000, &map));
         assert_eq!(params[0x1e8], 1);
         assert_eq!(u64_at(&params, 0x2d0), Some(0x1000));
         assert_eq!(u64_at(&params, 0x2d8), Some(0x2000));

@@ -53,7 +53,7 @@ impl Map {
         self.len
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Range> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Range> + Clone {
         self.ranges.iter().take(self.len)
     }
 
@@ -61,7 +61,7 @@ impl Map {
         self.usable().map(|range| range.end - range.start).sum()
     }
 
-    fn usable(&self) -> impl Iterator<Item = &Range> {
+    pub(super) fn usable(&self) -> impl Iterator<Item = &Range> + Clone {
         self.iter().filter(|range| range.kind == USABLE)
     }
 
@@ -92,12 +92,12 @@ impl Map {
             .any(|range| range.start <= start && start < range.end && size <= range.end - start)
     }
 
-    /// The highest page-aligned place of `size` usable bytes in `[floor, limit)`.
-    pub(super) fn highest_room(&self, size: u64, floor: u64, limit: u64) -> Option<u64> {
+    /// The highest page-aligned place of `size` usable bytes below `limit`.
+    pub(super) fn highest_room(&self, size: u64, limit: u64) -> Option<u64> {
         self.usable()
             .filter_map(|range| {
                 let place = range.end.min(limit).checked_sub(size)? & !(PAGE - 1);
-                (place >= range.start.max(floor)).then_some(place)
+                (place >= range.start).then_some(place)
             })
             .max()
     }
@@ -151,11 +151,11 @@ mod tests {
     }
 
     #[test]
-    fn room_is_highest_below_the_limit_and_above_the_floor() {
+    fn room_is_highest_below_the_limit() {
         let map = map(&[(0x1000, 0x10_0000, USABLE), (0x20_0000, 0x40_0000, USABLE)]);
-        assert_eq!(map.highest_room(0x1800, 0, u64::MAX), Some(0x3f_e000));
-        assert_eq!(map.highest_room(0x1800, 0, 0x30_0000), Some(0x2f_e000));
-        assert_eq!(map.highest_room(0x1800, 0x3f_f000, u64::MAX), None);
-        assert_eq!(map.highest_room(0x20_0001, 0, u64::MAX), None);
+        assert_eq!(map.highest_room(0x1800, u64::MAX), Some(0x3f_e000));
+        assert_eq!(map.highest_room(0x1800, 0x30_0000), Some(0x2f_e000));
+        assert_eq!(map.highest_room(0x1800, 0x20_0000), Some(0xf_e000));
+        assert_eq!(map.highest_room(0x20_0001, u64::MAX), None);
     }
 }

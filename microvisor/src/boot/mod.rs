@@ -5,36 +5,23 @@
 
 use guest_proto::limits::MAX_CPUS;
 
+use crate::arch::memory::BootMemory;
+use crate::arch::paging::{self, Image};
 use crate::arch::svm::{RootCpu, Start};
-use crate::arch::{self, memory};
-use crate::{boot_log, root};
+use crate::arch::{self, descriptors};
+use crate::machine::Machine;
+use crate::{boot_log, console, root};
+use map::Map;
+use multiboot::{Info, Module};
+use own::Own;
 
 mod acpi;
 mod bytes;
 mod linux;
 mod map;
 mod multiboot;
+mod own;
 mod processors;
-
-/// Where the image stands in physical memory.
-#[derive(Clone, Copy, Debug)]
-pub struct Image {
-    /// First byte.
-    pub start: u64,
-    /// Past its last.
-    pub end: u64,
-    /// Real-mode code that starts another CPU.
-    pub trampoline: u64,
-    /// Past its last byte.
-    pub trampoline_end: u64,
-}
-
-impl Image {
-    /// Past the last byte of what is the microvisor's own: whole large pages.
-    fn own_end(&self) -> u64 {
-        self.end.next_multiple_of(arch::svm::LARGE_PAGE)
-    }
-}
 
 /// Low memory that VM 0's boot needs, each a page or more. VM 0 keeps all of it reserved: its CPUs
 /// start on these page tables and wait in this mailbox.
@@ -65,6 +52,8 @@ enum Error {
     LittleMemory(u64),
     Kernel(linux::KernelError),
     NoRoomForInitrd,
+    NoRoomForTables,
+    NoLowMemory,
     Acpi(acpi::AcpiError),
 }
 
@@ -88,13 +77,35 @@ impl core::fmt::Display for Error {
             Self::NoRoomForInitrd => {
                 f.write_str("no room for VM 0's initrd (second module) below 2 GiB")
             }
+            Self::NoRoomForTables => f.write_str("no room for the microvisor's tables below 4 GiB"),
+            Self::NoLowMemory => write!(
+                f,
+                "the memory from {:#x} to {:#x} is not free",
+                low::START,
+                low::END
+            ),
             Self::Acpi(why) => write!(f, "ACPI: {why}"),
         }
     }
 }
 
-/// Boots the machine on its first CPU.
-pub fn start(magic: u32, info: u32, image: &Image) -> ! {
+/// Boots the machine on its first CPU. `loader` is what the loader passes: a magic number, and where
+/// its information is; `trampoline` is the real-mode code that starts another CPU.
+pub fn start(memory: BootMemory, loader: (u32, u32), image: &Image, trampoline: &[u8]) -> ! {
+    descriptors::load();
+    let (machine, cpu, entry) = boot(memory, loader, image, trampoline);
+    root::run(machine, cpu, &vm0_start(entry), low::BOOT_PARAMS)
+}
+
+/// Everything before VM 0: the machine, this CPU, VM 0's first instruction. Its frame is most of the
+/// stack, which VM 0's exits need again.
+#[inline(never)]
+fn boot(
+    mut memory: BootMemory,
+    loader: (u32, u32),
+    image: &Image,
+    trampoline: &[u8],
+) -> (&'static Machine, RootCpu, u64) {
     boot_log!("version {}", env!("CARGO_PKG_VERSION"));
     match arch::svm::supported() {
         Ok((revision, features)) => {
@@ -102,29 +113,42 @@ pub fn start(magic: u32, info: u32, image: &Image) -> ! {
         }
         Err(why) => stop(&why),
     }
-    let entry = match prepare(magic, info, image) {
-        Ok(entry) => entry,
+    let prepared = match prepare(&mut memory, loader, image) {
+        Ok(prepared) => prepared,
         Err(error) => stop(&error),
     };
-    arch::svm::build_root_map(image.start, image.own_end());
     let Some(cpu) = RootCpu::new(0) else {
         stop(&"the boot CPU started twice");
     };
-    let wanted = processors::start_others(image);
-    boot_log!("{wanted} CPUs; entering VM 0");
-    root::run(cpu, &vm0_start(entry), low::BOOT_PARAMS)
+    let Prepared {
+        entry,
+        own,
+        map,
+        cpus: expected,
+    } = prepared;
+    let cpus = processors::start_others(&mut memory, trampoline, expected);
+    memory.end();
+    let machine = own.machine(&map, image.own(), root::features(), cpus);
+    boot_log!("{cpus} CPUs of {expected}; entering VM 0");
+    console::leave_serial();
+    (machine, cpu, entry)
 }
 
 /// Another CPU: waits in the mailbox until VM 0 wants it.
 pub fn start_ap(index: u32) -> ! {
+    descriptors::load();
+    paging::enter();
     let id = arch::apic_id();
     // The boot CPU is 0.
     let Some(cpu) = RootCpu::new(index as usize + 1) else {
         arch::halt();
     };
-    processors::arrived();
-    let vector = memory::Mailbox::at(low::MAILBOX).wait(id);
-    root::run(cpu, &vm0_start(vector), 0)
+    let vector = processors::wait(id);
+    // VM 0 wakes this CPU, so the machine is complete.
+    match (own::machine(), vector) {
+        (Some(machine), Some(vector)) => root::run(machine, cpu, &vm0_start(vector), 0),
+        _ => arch::halt(),
+    }
 }
 
 fn vm0_start(rip: u64) -> Start {
@@ -140,56 +164,101 @@ fn stop(why: &dyn core::fmt::Display) -> ! {
     arch::halt()
 }
 
-/// Lays VM 0 out in memory; its entry point.
-fn prepare(magic: u32, info: u32, image: &Image) -> Result<u64, Error> {
-    let info = multiboot::parse(magic, info)?;
+/// What there is before VM 0 starts.
+struct Prepared {
+    /// VM 0's first instruction.
+    entry: u64,
+    own: Own,
+    /// VM 0's memory map.
+    map: Map,
+    /// CPUs that the machine has.
+    cpus: u32,
+}
+
+/// Lays VM 0 out in memory.
+#[inline(never)]
+fn prepare(memory: &mut BootMemory, loader: (u32, u32), image: &Image) -> Result<Prepared, Error> {
+    let mut info = Info::new();
+    multiboot::parse(memory, loader, &mut info)?;
     let total = info.map.usable_bytes();
     if total < LEAST_MEMORY {
         return Err(Error::LittleMemory(total));
     }
-    let Some(kernel) = info.modules.first() else {
-        return Err(Error::NoModules);
+    let (kernel, initrd) = match *info.modules() {
+        [] => return Err(Error::NoModules),
+        [kernel, ref others @ ..] => (kernel, others.first().copied()),
     };
     boot_log!("{} MiB of memory in {} ranges", total >> 20, info.map.len());
-    let mut map = info.map.clone();
-    map.reserve(image.start, image.own_end())?;
-    map.reserve(low::START, low::END)?;
-    boot_log!("own memory {:#x} to {:#x}", image.start, image.own_end());
+    #[cfg(feature = "fault-injection")]
+    crate::fault::arm(info.command_line());
+    paging::build(image, info.map.usable().map(|range| range.start..range.end));
+    info.map.reserve(image.own().start, image.own().end)?;
+    if !info.map.is_usable(low::START, low::END - low::START) {
+        return Err(Error::NoLowMemory);
+    }
+    info.map.reserve(low::START, low::END)?;
+    let own = Own::reserve(&mut info)?;
+    for range in [image.own(), own.range()] {
+        boot_log!("own memory {:#x} to {:#x}", range.start, range.end);
+    }
 
     // The image and the modules move in an order in which nothing is overwritten before it has
     // moved: the initrd goes high first, then the kernel to where it wants to be.
-    let header =
-        linux::Kernel::parse(memory::bytes(kernel.start, kernel.len()).ok_or(Error::BadInfo)?)
-            .map_err(Error::Kernel)?;
-    let initrd = match info.modules.get(1) {
+    let code = memory
+        .bytes(kernel.start, kernel.len())
+        .ok_or(Error::BadInfo)?;
+    let header = linux::Kernel::parse(code).map_err(Error::Kernel)?;
+    let initrd = match initrd {
         None => None,
         Some(module) => {
-            let to = map
-                .highest_room(
-                    module.len(),
-                    kernel.end.max(module.end),
-                    header.initrd_limit,
-                )
-                .ok_or(Error::NoRoomForInitrd)?;
-            let from = memory::bytes(module.start, module.len()).ok_or(Error::BadInfo)?;
-            if !memory::write(to, from) {
+            let to = initrd_place(&info.map, &kernel, &header, module.len())?;
+            if !memory.copy(to, module.start, module.len()) {
                 return Err(Error::NoRoomForInitrd);
             }
             Some((to, module.len()))
         }
     };
-    if !map.is_usable(header.load_address, header.memory_size) {
+    if !info.map.is_usable(header.load_address, header.memory_size) {
         return Err(Error::Kernel(linux::KernelError::NoRoom));
     }
-    let rsdp = acpi::copy_tables().map_err(Error::Acpi)?;
+    let tables = acpi::copy_tables(memory, info.rsdp).map_err(Error::Acpi)?;
     let entry = header.entry();
-    linux::lay_out(&header, kernel, initrd, info.command_line(), rsdp, &map)?;
+    linux::lay_out(
+        memory,
+        &header,
+        &kernel,
+        initrd,
+        info.command_line(),
+        tables.rsdp,
+        &info.map,
+    )?;
     boot_log!(
         "VM 0: kernel at {:#x}, initrd {:x?}",
         header.load_address,
         initrd
     );
-    Ok(entry)
+    Ok(Prepared {
+        entry,
+        own,
+        map: info.map,
+        cpus: tables.cpus,
+    })
+}
+
+/// The highest place for the initrd that is not the kernel's, now or later.
+#[inline(never)]
+fn initrd_place(
+    map: &Map,
+    kernel: &Module,
+    header: &linux::Kernel,
+    len: u64,
+) -> Result<u64, Error> {
+    let mut free = map.clone();
+    let load_end = header.load_address.saturating_add(header.memory_size);
+    free.reserve(kernel.start, kernel.end)?;
+    free.reserve(header.load_address, load_end)?;
+    let place = free.highest_room(len, header.initrd_limit);
+    place.ok_or(Error::NoRoomForInitrd)
 }
 
 /// CPUs that the per-CPU tables have room for, the boot CPU not counted.

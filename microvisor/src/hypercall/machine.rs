@@ -1,4 +1,4 @@
-//! Calls about the machine: version, epochs, counters.
+//! Calls about the machine: version, epochs, log, counters.
 
 use guest_proto::hypercall::MachineInfo;
 use guest_proto::limits::ROOT_PARTITION;
@@ -7,6 +7,7 @@ use zerocopy::IntoBytes;
 
 use super::args::{RootPage, live, take};
 use super::{Context, Outcome};
+use crate::memory::physmap::FRAME_BYTES;
 
 pub(super) fn abi_version(args: [u64; 5]) -> Outcome {
     let [] = take(args)?;
@@ -16,7 +17,18 @@ pub(super) fn abi_version(args: [u64; 5]) -> Outcome {
 pub(super) fn epoch_pass(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     let [] = take(args)?;
     // The pass itself is on the way back into VM 0, as after every call.
-    Ok(cx.machine.memory.epochs.passed_with(cx.cpu))
+    Ok(cx.machine.memory.epochs.passed_with(cx.cpu.index()))
+}
+
+pub(super) fn log_read(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
+    let [pfn, position] = take(args)?;
+    let page = RootPage::new(cx.machine, pfn)?;
+    let mut bytes = [0; FRAME_BYTES];
+    let (head, text) = bytes.split_at_mut(size_of::<u64>());
+    let (count, end) = cx.machine.log.read(position, text);
+    head.copy_from_slice(&(count as u64).to_le_bytes());
+    page.write(cx.machine, &bytes)?;
+    Ok(end)
 }
 
 pub(super) fn counters_read(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
@@ -50,7 +62,7 @@ pub(super) fn machine_info(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
         reserved_frames: machine.facts.reserved_frames,
         deposited_frames: machine.memory.frames.deposited(),
         guest_frames: machine.memory.frames.guest(),
-        log_position: 0,
+        log_position: machine.log.written(),
         epoch: machine.memory.epochs.passed_by_all(),
         ..MachineInfo::default()
     };

@@ -9,6 +9,7 @@ mod args;
 mod machine;
 mod memory;
 mod partition;
+mod vcpu;
 
 #[cfg(test)]
 mod tests;
@@ -16,12 +17,14 @@ mod tests;
 use guest_proto::Status;
 use guest_proto::hypercall::Hypercall;
 
+use crate::arch::Cpu;
 use crate::machine::Machine;
 use crate::memory::frame_table::FrameError;
 use crate::memory::nested::guest::MapError;
 use crate::memory::pool::Shortage;
 use crate::partition::PartitionError;
 use crate::partition::doorbell::DoorbellError;
+use crate::partition::run::RunError;
 
 /// The registers of a call, and who makes it.
 #[derive(Clone, Copy, Debug)]
@@ -75,11 +78,13 @@ impl From<Status> for Failure {
     }
 }
 
-/// Does what a call asks for, and passes an epoch: the call is over but for its registers. On physical CPU `cpu`, at `now` by the time-stamp counter.
-pub fn dispatch(machine: &Machine, cpu: usize, now: u64, call: &Call) -> Answer {
-    let cx = Context { machine, cpu, now };
+/// Does what a call asks for on physical CPU `cpu`, at `now` by the time-stamp counter, and passes
+/// an epoch: the call is over but for its registers.
+pub fn dispatch(machine: &Machine, cpu: &mut Cpu, now: u64, call: &Call) -> Answer {
+    let index = cpu.index();
+    let mut cx = Context { machine, cpu, now };
     let outcome = if call.cpl == 0 {
-        route(&cx, call)
+        route(&mut cx, call)
     } else {
         Err(Status::NotPermitted.into())
     };
@@ -90,16 +95,16 @@ pub fn dispatch(machine: &Machine, cpu: usize, now: u64, call: &Call) -> Answer 
     Answer {
         status,
         value,
-        flush: machine.memory.epochs.pass(cpu),
+        flush: machine.memory.epochs.pass(index),
     }
 }
 
-fn route(cx: &Context<'_>, call: &Call) -> Outcome {
+fn route(cx: &mut Context<'_>, call: &Call) -> Outcome {
     let args = call.args;
     match Hypercall::from_raw(call.number).ok_or(Status::UnknownCall)? {
         Hypercall::AbiVersion => machine::abi_version(args),
         Hypercall::EpochPass => machine::epoch_pass(cx, args),
-        Hypercall::LogRead => Err(Status::NotSupported.into()),
+        Hypercall::LogRead => machine::log_read(cx, args),
         Hypercall::CountersRead => machine::counters_read(cx, args),
         Hypercall::MachineInfo => machine::machine_info(cx, args),
         Hypercall::PartitionCreate => partition::create(cx, args),
@@ -107,15 +112,15 @@ fn route(cx: &Context<'_>, call: &Call) -> Outcome {
         Hypercall::PartitionSet => partition::set(cx, args),
         Hypercall::DoorbellAdd => partition::doorbell_add(cx, args),
         Hypercall::DoorbellRemove => partition::doorbell_remove(cx, args),
-        Hypercall::InterruptSend => Err(Status::NotSupported.into()),
+        Hypercall::InterruptSend => partition::interrupt_send(cx, args),
         Hypercall::Deposit => memory::deposit(cx, args),
         Hypercall::MemoryMap => memory::map(cx, args),
         Hypercall::MemoryUnmap => memory::unmap(cx, args),
-        Hypercall::VcpuCreate => Err(Status::NotSupported.into()),
-        Hypercall::VcpuRun => Err(Status::NotSupported.into()),
-        Hypercall::VcpuGetState => Err(Status::NotSupported.into()),
-        Hypercall::VcpuSetState => Err(Status::NotSupported.into()),
-        Hypercall::VcpuApic => Err(Status::NotSupported.into()),
+        Hypercall::VcpuCreate => vcpu::create(cx, args),
+        Hypercall::VcpuRun => vcpu::run(cx, args),
+        Hypercall::VcpuGetState => vcpu::get_state(cx, args),
+        Hypercall::VcpuSetState => vcpu::set_state(cx, args),
+        Hypercall::VcpuApic => vcpu::apic(cx, args),
     }
 }
 
@@ -172,12 +177,22 @@ impl From<MapError> for Failure {
     }
 }
 
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::BadReply => Status::InvalidArgument,
+            RunError::NoMemory => Status::InvalidState,
+        }
+        .into()
+    }
+}
+
 /// What every call has at hand.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Context<'a> {
     machine: &'a Machine,
-    /// Number of the physical CPU.
-    cpu: usize,
+    /// The physical CPU.
+    cpu: &'a mut Cpu,
     /// Time-stamp counter when the call was made.
     now: u64,
 }

@@ -7,6 +7,8 @@ use guest_proto::limits::MAX_VCPUS;
 use super::args::{control, live, take};
 use super::{Context, Failure, Outcome};
 use crate::partition::doorbell::Doorbell;
+use crate::partition::run::EOI_TAG;
+use crate::vcpu::vlapic::Message;
 
 /// Frames that one `partition_destroy` gives back at most, about.
 const DESTROY_BATCH: u64 = 4096;
@@ -67,7 +69,10 @@ pub(super) fn doorbell_add(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
         space,
         base,
         length: u16::from_le_bytes([low, high]),
-        tag: u16::try_from(tag).map_err(|_| Status::OutOfRange)?,
+        tag: u16::try_from(tag)
+            .ok()
+            .filter(|tag| *tag != EOI_TAG)
+            .ok_or(Status::OutOfRange)?,
         signal_only: flags & doorbell_flags::SIGNAL_ONLY != 0,
     };
     let (partition, _control) = live(cx.machine, partition)?;
@@ -81,4 +86,19 @@ pub(super) fn doorbell_remove(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     let (partition, _control) = live(cx.machine, partition)?;
     partition.doorbells.remove(tag)?;
     Ok(0)
+}
+
+pub(super) fn interrupt_send(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
+    /// MSI addresses: 0xFEExxxxx.
+    const MSI: u64 = 0xfee;
+    let [partition, address, data] = take(args)?;
+    if address >> 20 != MSI || data >> 16 != 0 {
+        return Err(Status::InvalidArgument.into());
+    }
+    let partition = cx.machine.partitions.find(partition)?;
+    // One that delivers nothing here (SMI, ExtINT) is dropped, as hardware does.
+    let message = Message::from_msi(address, data);
+    Ok(message.map_or(0, |message| {
+        partition.deliver(&cx.machine.memory, None, &message)
+    }))
 }

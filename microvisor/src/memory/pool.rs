@@ -27,9 +27,13 @@ pub struct Pool {
     pending: Option<Frame>,
     pending_last: Option<Frame>,
     pending_count: u64,
-    /// When `pending` becomes free; `u64::MAX` until [`Pool::seal`].
+    /// When `pending` becomes free; [`UNSEALED`] until [`Pool::seal`].
     pending_epoch: u64,
 }
+
+/// No epoch: they count from 1. A pool that was never used is all zeros, and takes no room in the
+/// image.
+const UNSEALED: u64 = 0;
 
 impl Pool {
     /// An empty pool.
@@ -41,7 +45,7 @@ impl Pool {
             pending: None,
             pending_last: None,
             pending_count: 0,
-            pending_epoch: u64::MAX,
+            pending_epoch: UNSEALED,
         }
     }
 
@@ -88,7 +92,7 @@ impl Pool {
     /// Begins the epoch after which what was put in is usable. Call it once what was put in is
     /// out of every nested map. Answers the epoch.
     pub fn seal(&mut self, epochs: &Epochs) -> u64 {
-        if self.pending_epoch == u64::MAX && self.pending.is_some() {
+        if self.pending_epoch == UNSEALED && self.pending.is_some() {
             self.pending_epoch = epochs.advance();
         }
         self.pending_epoch
@@ -156,7 +160,8 @@ impl Pool {
         let Some(last) = self.pending_last else {
             return;
         };
-        if memory.epochs.passed_by_all() < self.pending_epoch {
+        let sealed = self.pending_epoch != UNSEALED;
+        if !sealed || memory.epochs.passed_by_all() < self.pending_epoch {
             return;
         }
         if memory.frames.pool_link(last, self.id, self.free).is_ok() {
@@ -168,7 +173,7 @@ impl Pool {
     }
 
     fn push_pending(&mut self, memory: &Memory, frame: Frame) {
-        self.pending_epoch = u64::MAX;
+        self.pending_epoch = UNSEALED;
         if memory
             .frames
             .pool_link(frame, self.id, self.pending)

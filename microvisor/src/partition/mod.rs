@@ -1,4 +1,4 @@
-//! Partitions: the table of them, and what one consists of.
+//! Partitions: the table of them, what one consists of, and the turns of its virtual CPUs.
 //!
 //! A partition is a pool of metadata frames, a nested map, doorbells, properties and virtual CPUs.
 //! It is *free*, *live* or *ending*; its number is used again only once it is free, which is when
@@ -8,9 +8,16 @@
 //! claim is only ever tried for, never waited for. Running a virtual CPU takes its claim and
 //! reads atomics; it never takes `control`.
 
+mod answer;
+mod clock;
 pub mod doorbell;
+mod interrupts;
+mod msr;
 pub mod properties;
+pub mod run;
 pub mod slots;
+
+pub use answer::host_cpuid;
 
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -60,13 +67,16 @@ pub struct Control {
 /// One partition, or room for it.
 #[derive(Debug)]
 pub struct Partition {
-    id: PartitionId,
+    /// Its number, once it was used.
+    id: AtomicU8,
     life: AtomicU8,
     control: Mutex<Control>,
     /// Top nested table as a frame number plus 1, 0 for none: for entry, which takes no lock.
     top: AtomicU64,
     /// Which state of the nested map a TLB must not be older than. Unique in the machine's life.
     flush: AtomicU64,
+    /// Unlike that of any partition before it, of this number too.
+    serial: AtomicU64,
     /// Ranges whose writes are posted.
     pub doorbells: Doorbells,
     /// What `partition_set` sets.
@@ -80,17 +90,19 @@ pub struct Partition {
 static NEXT_FLUSH: AtomicU64 = AtomicU64::new(1);
 
 impl Partition {
-    /// Room for partition `id`.
-    pub const fn new(id: PartitionId) -> Self {
+    /// Room for one. All zeros, so that 255 of them take no room in the image.
+    pub const fn new() -> Self {
+        const NOBODY: PartitionId = PartitionId(0);
         Self {
-            id,
+            id: AtomicU8::new(0),
             life: AtomicU8::new(0),
             control: Mutex::new(Control {
-                pool: Pool::new(id),
-                map: GuestMap::new(id),
+                pool: Pool::new(NOBODY),
+                map: GuestMap::new(NOBODY),
             }),
             top: AtomicU64::new(0),
             flush: AtomicU64::new(0),
+            serial: AtomicU64::new(0),
             doorbells: Doorbells::new(),
             properties: Properties::new(),
             vcpus: VcpuSlots::new(),
@@ -99,7 +111,7 @@ impl Partition {
 
     /// Its number.
     pub fn id(&self) -> PartitionId {
-        self.id
+        PartitionId(self.id.load(Ordering::Relaxed))
     }
 
     /// Where it is in its life, if nobody changes that at the moment.
@@ -119,6 +131,11 @@ impl Partition {
             Life::Ending => Err(PartitionError::Ending),
             Life::Free => Err(PartitionError::NoSuchPartition),
         }
+    }
+
+    /// What no other partition has or had, whatever its number.
+    pub fn serial(&self) -> u64 {
+        self.serial.load(Ordering::Relaxed)
     }
 
     /// Its top nested table, once it has one.
@@ -155,20 +172,22 @@ impl Partition {
         self.life.store(life, Ordering::Release);
     }
 
-    /// Makes it live if it is free.
-    fn start(&self, now_tsc: u64) -> bool {
+    /// Makes it live as partition `id` if it is free.
+    fn start(&self, id: PartitionId, now_tsc: u64) -> bool {
         let Some(mut control) = self.control.try_lock() else {
             return false;
         };
         if self.life() != Life::Free {
             return false;
         }
+        self.id.store(id.0, Ordering::Relaxed);
         *control = Control {
-            pool: Pool::new(self.id),
-            map: GuestMap::new(self.id),
+            pool: Pool::new(id),
+            map: GuestMap::new(id),
         };
         self.publish_top(&control.map);
         self.flush_all();
+        self.serial.store(self.flush(), Ordering::Relaxed);
         self.doorbells.clear();
         self.properties.reset(now_tsc);
         self.set_life(Life::Live);
@@ -205,6 +224,12 @@ impl Partition {
     }
 }
 
+impl Default for Partition {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// All partitions but root, by number from 1 on.
 #[derive(Clone, Copy, Debug)]
 pub struct Partitions {
@@ -219,8 +244,12 @@ impl Partitions {
 
     /// Makes one.
     pub fn create(&self, now_tsc: u64) -> Result<PartitionId, PartitionError> {
-        let started = self.slots.iter().find(|slot| slot.start(now_tsc));
-        started.map(Partition::id).ok_or(PartitionError::Full)
+        (1..=u8::MAX)
+            .map(PartitionId)
+            .zip(self.slots)
+            .find(|(id, slot)| slot.start(*id, now_tsc))
+            .map(|(id, _)| id)
+            .ok_or(PartitionError::Full)
     }
 
     /// The partition of this number, live or ending.

@@ -16,14 +16,14 @@ pub struct Properties {
 }
 
 impl Properties {
-    /// Nothing set.
+    /// Nothing set: [`Properties::reset`] comes before any use.
     pub const fn new() -> Self {
         Self {
             tsc_zero: AtomicU64::new(0),
             tsc_khz: AtomicU64::new(0),
             wall_ns: AtomicU64::new(0),
             wall_tsc: AtomicU64::new(0),
-            vcpus: AtomicU32::new(1),
+            vcpus: AtomicU32::new(0),
             x2apic: AtomicBool::new(false),
             started: AtomicBool::new(false),
         }

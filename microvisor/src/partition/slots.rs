@@ -6,6 +6,8 @@
 //! slot is held. Who holds one without running it has the control lock, or a claim on it
 //! ([`Vcpu::claim`]).
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use guest_proto::limits::MAX_VCPUS;
 use spin::RwLock;
 
@@ -21,6 +23,8 @@ const SLOTS: usize = MAX_VCPUS as usize;
 #[derive(Debug)]
 pub struct VcpuSlots {
     slots: [RwLock<Option<Placed<Vcpu>>>; SLOTS],
+    /// The indices that have one.
+    present: AtomicU64,
 }
 
 impl VcpuSlots {
@@ -28,6 +32,7 @@ impl VcpuSlots {
     pub const fn new() -> Self {
         Self {
             slots: [const { RwLock::new(None) }; SLOTS],
+            present: AtomicU64::new(0),
         }
     }
 
@@ -42,13 +47,9 @@ impl VcpuSlots {
         self.with(index, |_| ()).is_some()
     }
 
-    /// Does something with each.
-    pub fn each(&self, mut then: impl FnMut(&Vcpu)) {
-        for slot in &self.slots {
-            if let Some(vcpu) = slot.read().as_deref() {
-                then(vcpu);
-            }
-        }
+    /// The indices that have one, as a set.
+    pub fn present(&self) -> u64 {
+        self.present.load(Ordering::Acquire)
     }
 
     /// Puts one in its slot. The caller holds the partition's control lock and has made sure that
@@ -57,6 +58,7 @@ impl VcpuSlots {
         let slot = usize::try_from(index).ok().and_then(|n| self.slots.get(n));
         if let Some(slot) = slot {
             *slot.write() = Some(vcpu);
+            self.present.fetch_or(1 << index, Ordering::Release);
         }
     }
 
@@ -74,6 +76,7 @@ impl VcpuSlots {
     /// pages those were. [`VcpuSlots::stop_for_good`] came before.
     pub fn remove_all(&self, memory: &Memory, pool: &mut Pool) -> u64 {
         let mut pages = 0;
+        self.present.store(0, Ordering::Release);
         for slot in &self.slots {
             // Readers look, see that the partition ends, and leave: this does not wait long.
             let Some(placed) = slot.write().take() else {

@@ -7,7 +7,9 @@
 //! §E.2).
 
 use guest_proto::ABI_VERSION;
-use guest_proto::cpuid::{SIGNATURE, leaf as ours};
+use guest_proto::cpuid::{SIGNATURE, leaf as ours, signature_words};
+
+use crate::arch::extended::Area;
 
 /// An answer of CPUID.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,12 +43,14 @@ pub struct Facts {
     pub apic_enabled: bool,
     /// CR4.OSXSAVE.
     pub osxsave: bool,
+    /// CR4.PKE.
+    pub ospke: bool,
     /// XCR0 now.
     pub xcr0: u64,
 }
 
-/// XCR0 bits that a guest may set: x87, SSE, AVX, and AVX-512's three.
-pub const XCR0_ALLOWED: u64 = 0b1110_0111;
+/// XCR0 bits that a guest may set: x87, SSE, AVX, AVX-512's three, protection keys.
+pub const XCR0_ALLOWED: u64 = 0b10_1110_0111;
 
 const KVM_BASE: u32 = 0x4000_0000;
 const KVM_FEATURES: u32 = KVM_BASE + 1;
@@ -79,8 +83,9 @@ const LEAF7_EBX: u32 = bits(&[
     0, 3, 5, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 23, 24, 28, 29, 30, 31,
 ]);
 const TSC_ADJUST: u32 = 1 << 1;
-/// AVX512VBMI UMIP AVX512VBMI2 GFNI VAES VPCLMULQDQ AVX512VNNI AVX512BITALG AVX512VPOPCNTDQ RDPID.
-const LEAF7_ECX: u32 = bits(&[1, 2, 6, 8, 9, 10, 11, 12, 14, 22]);
+/// AVX512VBMI UMIP PKU AVX512VBMI2 GFNI VAES VPCLMULQDQ AVX512VNNI AVX512BITALG AVX512VPOPCNTDQ RDPID.
+const LEAF7_ECX: u32 = bits(&[1, 2, 3, 6, 8, 9, 10, 11, 12, 14, 22]);
+const OSPKE: u32 = 1 << 4;
 /// FSRM.
 const LEAF7_EDX: u32 = bits(&[4]);
 
@@ -131,7 +136,7 @@ pub fn answer(host: impl Fn(u32, u32) -> Leaf, facts: &Facts, leaf: u32, subleaf
             Leaf {
                 eax: 0,
                 ebx: host.ebx & LEAF7_EBX | TSC_ADJUST,
-                ecx: host.ecx & LEAF7_ECX,
+                ecx: host.ecx & LEAF7_ECX | if facts.ospke { OSPKE } else { 0 },
                 edx: host.edx & LEAF7_EDX,
             }
         }
@@ -159,18 +164,42 @@ pub fn answer(host: impl Fn(u32, u32) -> Leaf, facts: &Facts, leaf: u32, subleaf
     }
 }
 
-/// XCR0 bits that the guest may set on this host.
+/// XCR0 bits that the guest may set on this host: those whose state an XSAVE area has room for.
 pub fn xcr0_allowed(host: impl Fn(u32, u32) -> Leaf) -> u64 {
     if host(1, 0).ecx & XSAVE == 0 {
         return 0;
     }
     let leaf = host(0xd, 0);
-    let host = u64::from(leaf.eax) | u64::from(leaf.edx) << 32;
-    let mut allowed = host & XCR0_ALLOWED;
+    let present = u64::from(leaf.eax) | u64::from(leaf.edx) << 32;
+    let mut allowed = present & XCR0_ALLOWED;
+    if standard_size(&host, allowed) > AREA_SIZE {
+        allowed &= LEGACY_AND_AVX;
+    }
     if allowed & AVX512 != AVX512 || allowed & AVX == 0 {
         allowed &= !AVX512;
     }
     allowed
+}
+
+/// Bytes of XSAVE's legacy area and header.
+const LEGACY: u32 = 512 + 64;
+/// What a virtual CPU has for all.
+const AREA_SIZE: u32 = size_of::<Area>() as u32;
+/// x87, SSE and AVX, which have their places by definition (APM vol. 2 table 11-9).
+const LEGACY_AND_AVX: u64 = 0b111;
+
+/// The components of `set` that CPUID describes.
+fn components(set: u64) -> impl Iterator<Item = u32> {
+    (2..63).filter(move |n| set & 1 << n != 0)
+}
+
+/// Bytes of XSAVE's standard format for the components of `set`: each has a place of its own.
+fn standard_size(host: impl Fn(u32, u32) -> Leaf, set: u64) -> u32 {
+    let end = |n| {
+        let leaf = host(0xd, n);
+        leaf.ebx.saturating_add(leaf.eax)
+    };
+    components(set).map(end).fold(LEGACY, u32::max)
 }
 
 const SSE: u64 = 1 << 1;
@@ -223,15 +252,9 @@ fn id_bits(count: u32) -> u32 {
 }
 
 fn xsave(host: impl Fn(u32, u32) -> Leaf, facts: &Facts, subleaf: u32) -> Leaf {
-    const LEGACY: u32 = 512 + 64;
     let allowed = xcr0_allowed(&host);
     let component = |n: u32| host(0xd, n);
-    let components = |set: u64| (2..63).filter(move |n| set & 1 << n != 0);
-    // The standard format has each component at its own place, the compacted one in a row.
-    let standard = |set: u64| {
-        let end = |n| component(n).ebx.saturating_add(component(n).eax);
-        components(set).map(end).fold(LEGACY, u32::max)
-    };
+    let standard = |set: u64| standard_size(&host, set);
     match subleaf {
         0 => Leaf {
             eax: allowed as u32,
@@ -241,6 +264,7 @@ fn xsave(host: impl Fn(u32, u32) -> Leaf, facts: &Facts, subleaf: u32) -> Leaf {
         },
         1 => {
             const ALIGNED: u32 = 1 << 1;
+            // The compacted format has its components in a row.
             let compacted = components(facts.xcr0 & allowed).fold(LEGACY, |end, n| {
                 let leaf = component(n);
                 let start = if leaf.ecx & ALIGNED != 0 {
@@ -327,12 +351,12 @@ fn cache(host: Leaf, facts: &Facts) -> Leaf {
 }
 
 fn signature(last: u32, name: [u8; 12]) -> Leaf {
-    let [a, b, c, d, e, f, g, h, i, j, k, l] = name;
+    let [ebx, ecx, edx] = signature_words(name);
     Leaf {
         eax: last,
-        ebx: u32::from_le_bytes([a, b, c, d]),
-        ecx: u32::from_le_bytes([e, f, g, h]),
-        edx: u32::from_le_bytes([i, j, k, l]),
+        ebx,
+        ecx,
+        edx,
     }
 }
 
@@ -350,6 +374,7 @@ mod tests {
             (0xd, 5) => leaf4(64, 832, 0, 0),
             (0xd, 6) => leaf4(512, 896, 0, 0),
             (0xd, 7) => leaf4(1024, 1408, 0, 0),
+            (0xd, 9) => leaf4(8, 2432, 0, 0),
             (0x8000_0008, _) => leaf4(52 | 57 << 8, !0, !0, !0),
             _ => leaf4(!0, !0, !0, !0),
         }
@@ -376,6 +401,7 @@ mod tests {
         apic_khz: 1_000_000,
         apic_enabled: true,
         osxsave: false,
+        ospke: false,
         xcr0: 1,
     };
 
@@ -419,12 +445,22 @@ mod tests {
 
     #[test]
     fn xsave_sizes_follow_xcr0() {
-        assert_eq!(xcr0_allowed(all), 0xe7);
-        assert_eq!(answer(all, &FACTS, 0xd, 0), leaf4(0xe7, 576, 2432, 0));
+        assert_eq!(xcr0_allowed(all), 0x2e7);
+        assert_eq!(answer(all, &FACTS, 0xd, 0), leaf4(0x2e7, 576, 2440, 0));
         let avx = Facts { xcr0: 7, ..FACTS };
         assert_eq!(answer(all, &avx, 0xd, 0).ebx, 832);
         assert_eq!(answer(all, &avx, 0xd, 1).ebx, 832);
-        assert_eq!(answer(all, &avx, 0xd, 9), Leaf::default());
+        assert_eq!(answer(all, &avx, 0xd, 8), Leaf::default());
+    }
+
+    #[test]
+    fn components_without_room_are_not_allowed() {
+        let far = |leaf, subleaf| match (leaf, subleaf) {
+            (0xd, 9) => leaf4(8, 4090, 0, 0),
+            _ => all(leaf, subleaf),
+        };
+        assert_eq!(xcr0_allowed(far), 0b111);
+        assert_eq!(answer(far, &FACTS, 0xd, 0), leaf4(0b111, 576, 832, 0));
     }
 
     #[test]

@@ -1,39 +1,132 @@
-//! Virtual CPUs: their state, what a guest sees of its CPU, and their turns.
+//! Virtual CPUs: their state, and what a guest sees of its CPU. Their turns are `partition::run`.
 
 pub mod cpuid;
 pub mod msr;
+pub mod pvclock;
+pub mod ring;
+pub mod vlapic;
 
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use guest_proto::shared::SharedPage;
+use guest_proto::vcpu_page::{RunState, VcpuState};
 use spin::{Mutex, MutexGuard};
 
+use crate::arch::hw::{BadState, Hw};
 use crate::counters::ExitCounters;
-use crate::memory::frame_table::PartitionId;
+use crate::memory::frame_table::{OwnedFrame, PartitionId};
 use crate::memory::pool::Pool;
 use crate::memory::{Frame, Memory};
+use msr::Mtrrs;
+use ring::PostedRing;
+use vlapic::{Address, Delivery, Message, TscRate, VLapic};
 
 /// A virtual CPU. Lives in a frame of its partition's pool.
 #[derive(Debug)]
 pub struct Vcpu {
     partition: PartitionId,
+    index: u8,
     /// Root's frame that is its `VcpuPage`.
     page: Frame,
     /// Its exits.
     pub counters: ExitCounters,
+    /// How messages address it.
+    address: AtomicU32,
+    /// INIT and SIPI that it has not seen.
+    signals: AtomicU32,
     local: Mutex<Local>,
 }
 
+/// INIT and SIPI since the last look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signals {
+    /// INIT.
+    pub init: bool,
+    /// SIPI after that, with its vector.
+    pub startup: Option<u8>,
+}
+
+const SIGNAL_INIT: u32 = 1 << 8;
+const SIGNAL_STARTUP: u32 = 1 << 9;
+
+/// What the last turn's end left to be done when the next begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pending {
+    /// Nothing.
+    None,
+    /// The answer to a port read of this many bytes.
+    PortRead(u8),
+    /// The emulation of a string instruction.
+    String,
+    /// The emulation of a memory access, or RAM where there was none.
+    Memory,
+}
+
 /// What only the holder of the claim works on.
-#[derive(Debug, Default)]
-pub struct Local {}
+#[derive(Debug)]
+pub struct Local {
+    /// The hardware's part.
+    pub hw: Hw,
+    /// Local APIC.
+    pub lapic: VLapic,
+    /// Posted writes.
+    pub ring: PostedRing,
+    /// Memory type range registers.
+    pub mtrrs: Mtrrs,
+    /// What it would do if it ran.
+    pub run_state: RunState,
+    /// What the last turn left.
+    pub pending: Pending,
+    /// An NMI is in service.
+    pub nmi_masked: bool,
+    /// The IRET that ends it, until it has been executed.
+    pub nmi_return: Option<u64>,
+    /// MSR TSC_ADJUST.
+    pub tsc_adjust: u64,
+    /// MSRs of kvmclock: wall clock, system time.
+    pub clock: [u64; 2],
+    /// Root's TSC of the deadline that root knows of, 0 for none.
+    pub deadline: u64,
+    /// The partition's properties have been looked at.
+    prepared: bool,
+}
 
 impl Vcpu {
     /// A virtual CPU after INIT whose `VcpuPage` is `page`, which is shared with `partition`.
-    pub fn new(partition: PartitionId, page: Frame) -> Self {
+    pub fn new(partition: PartitionId, index: u8, page: Frame, hw: Hw) -> Self {
+        let boot = index == 0;
+        let lapic = VLapic::new(index, boot, false, TscRate::from_khz(0));
         Self {
             partition,
+            index,
             page,
             counters: ExitCounters::new(),
-            local: Mutex::new(Local::default()),
+            address: AtomicU32::new(lapic.address().raw()),
+            signals: AtomicU32::new(0),
+            local: Mutex::new(Local {
+                hw,
+                lapic,
+                ring: PostedRing::new(),
+                mtrrs: Mtrrs::new(),
+                run_state: if boot {
+                    RunState::Runnable
+                } else {
+                    RunState::WaitForSipi
+                },
+                pending: Pending::None,
+                nmi_masked: false,
+                nmi_return: None,
+                tsc_adjust: 0,
+                clock: [0; 2],
+                deadline: 0,
+                prepared: false,
+            }),
         }
+    }
+
+    /// Its index, and APIC id.
+    pub fn index(&self) -> u8 {
+        self.index
     }
 
     /// Takes it for this CPU alone, if nobody else has it.
@@ -41,11 +134,137 @@ impl Vcpu {
         self.local.try_lock()
     }
 
+    /// The page that it shares with root.
+    pub fn page<'a>(&self, memory: &'a Memory) -> Option<&'a SharedPage> {
+        memory.map.shared_page(self.page)
+    }
+
+    /// How messages address it.
+    pub fn address(&self) -> Address {
+        Address::from_raw(self.address.load(Ordering::Acquire))
+    }
+
+    /// Publishes how messages address it, after its APIC changed.
+    pub fn publish(&self, lapic: &VLapic) {
+        self.address.store(lapic.address().raw(), Ordering::Release);
+    }
+
+    /// A message arrives. True: it may sleep, or run on without looking.
+    pub fn post(&self, memory: &Memory, message: &Message) -> bool {
+        let Some(page) = self.page(memory) else {
+            return false;
+        };
+        match message.delivery {
+            Delivery::Fixed | Delivery::LowestPriority => {
+                page.posted.post(message.vector, message.level)
+            }
+            Delivery::Nmi => page.posted.post_nmi(),
+            Delivery::Init => {
+                self.signals.store(SIGNAL_INIT, Ordering::Release);
+                true
+            }
+            Delivery::Startup => {
+                let startup = SIGNAL_STARTUP | u32::from(message.vector);
+                let add = |old| Some(old & SIGNAL_INIT | startup);
+                // The closure always answers, so this always succeeds.
+                let _ = self
+                    .signals
+                    .fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+                true
+            }
+        }
+    }
+
+    /// Takes INIT and SIPI.
+    pub fn take_signals(&self) -> Option<Signals> {
+        if self.signals.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let signals = self.signals.swap(0, Ordering::AcqRel);
+        Some(Signals {
+            init: signals & SIGNAL_INIT != 0,
+            startup: (signals & SIGNAL_STARTUP != 0).then_some(signals as u8),
+        })
+    }
+
     /// Ends it: its page goes back to root, its frames to the pool. Answers whether the page did.
-    pub fn end(self, memory: &Memory, _pool: &mut Pool) -> bool {
+    pub fn end(self, memory: &Memory, pool: &mut Pool) -> bool {
+        for frame in self.local.into_inner().hw.into_frames() {
+            pool.put(memory, frame);
+        }
         memory
             .frames
             .page_unshare(self.page, self.partition)
             .is_ok()
+    }
+}
+
+impl Hw {
+    /// Its frames, when it ends.
+    fn into_frames(self) -> [OwnedFrame; 2] {
+        match self {
+            Self::Svm(guest) => guest.into_frames(),
+        }
+    }
+}
+
+impl Local {
+    /// Takes the partition's properties over, once: before anything else is done with it.
+    pub fn prepare(&mut self, vcpu: &Vcpu, tsc_khz: u64, x2apic: bool) {
+        if self.prepared {
+            return;
+        }
+        self.prepared = true;
+        let rate = TscRate::from_khz(tsc_khz);
+        self.lapic = VLapic::new(vcpu.index, vcpu.index == 0, x2apic, rate);
+        vcpu.publish(&self.lapic);
+    }
+
+    /// An INIT signal, or a reset.
+    pub fn init(&mut self, vcpu: &Vcpu) {
+        self.hw.init();
+        self.lapic.init();
+        vcpu.publish(&self.lapic);
+        self.run_state = RunState::WaitForSipi;
+        self.pending = Pending::None;
+        self.nmi_masked = false;
+        self.nmi_return = None;
+        self.hw.watch_nmi_return(false);
+        self.hw.forget_window();
+    }
+
+    /// The whole state, at guest TSC `now`.
+    pub fn state(&self, now: u64) -> VcpuState {
+        VcpuState {
+            tsc: now,
+            apic_base: self.lapic.apic_base(),
+            run_state: self.run_state.raw(),
+            ..self.hw.state()
+        }
+    }
+
+    /// Takes a state over. What an answer was waited for is forgotten.
+    ///
+    /// # Errors
+    ///
+    /// [`BadState`], with nothing changed.
+    pub fn set_state(
+        &mut self,
+        vcpu: &Vcpu,
+        state: &VcpuState,
+        xcr0_allowed: u64,
+    ) -> Result<(), BadState> {
+        let run_state = RunState::from_raw(state.run_state).ok_or(BadState)?;
+        msr::write_pat(state.pat).map_err(|_| BadState)?;
+        let xcr0 = cpuid::xcr0_is_valid(state.xcr0, xcr0_allowed | 1);
+        let mode = VLapic::base_mode(state.apic_base).map_err(|_| BadState)?;
+        self.hw.set_state(state, xcr0)?;
+        if mode != self.lapic.mode() {
+            self.lapic.restore_mode(mode);
+            vcpu.publish(&self.lapic);
+        }
+        self.run_state = run_state;
+        self.pending = Pending::None;
+        Ok(())
     }
 }

@@ -143,16 +143,16 @@ impl Default for Mtrrs {
 }
 
 /// EFER bits that a guest may have: SCE, LME, LMA, NXE.
-const EFER_ALLOWED: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
+pub const GUEST_EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 const CR0_PG: u64 = 1 << 31;
 
-/// EFER after a guest's write of `value` (APM vol. 2 §3.1.7): LMA is the CPU's, and LME cannot
-/// change while paging is on.
-pub fn write_efer(old: u64, value: u64, cr0: u64) -> Result<u64, GeneralProtection> {
+/// EFER after a write of `value` where the bits `allowed` exist (APM vol. 2 §3.1.7): LMA is the
+/// CPU's, and LME cannot change while paging is on.
+pub fn write_efer(allowed: u64, old: u64, value: u64, cr0: u64) -> Result<u64, GeneralProtection> {
     let changed = old ^ value;
-    if value & !EFER_ALLOWED != 0 || (cr0 & CR0_PG != 0 && changed & EFER_LME != 0) {
+    if value & !allowed != 0 || (cr0 & CR0_PG != 0 && changed & EFER_LME != 0) {
         return Err(GeneralProtection);
     }
     Ok(value & !EFER_LMA | old & EFER_LMA)
@@ -218,12 +218,12 @@ mod tests {
 
     #[test]
     fn efer_keeps_to_the_manual() {
-        assert_eq!(write_efer(0, EFER_LME | 1, 0), Ok(EFER_LME | 1));
+        assert_eq!(write_efer(GUEST_EFER, 0, EFER_LME | 1, 0), Ok(EFER_LME | 1));
         let long = EFER_LME | EFER_LMA;
-        assert_eq!(write_efer(long, EFER_LME, CR0_PG), Ok(long));
-        assert!(write_efer(long, 0, CR0_PG).is_err());
+        assert_eq!(write_efer(GUEST_EFER, long, EFER_LME, CR0_PG), Ok(long));
+        assert!(write_efer(GUEST_EFER, long, 0, CR0_PG).is_err());
         const SVME: u64 = 1 << 12;
-        assert!(write_efer(0, SVME, 0).is_err());
+        assert!(write_efer(GUEST_EFER, 0, SVME, 0).is_err());
         assert!(write_pat(0x0007_0406_0007_0406).is_ok());
         assert!(write_pat(2).is_err());
     }

@@ -87,7 +87,10 @@ fn errors_name_key_and_line() {
         error("\"256M\"", "\"20971520T\""),
         "demo.toml:4: memory: \"20971520T\" is not a size such as \"256M\" or \"2G\""
     );
-    assert!(error("\"256M\"", "256").starts_with("demo.toml:4: memory: invalid type"));
+    assert_eq!(
+        error("\"256M\"", "256"),
+        "demo.toml:4: memory: invalid type: integer \"256\", expected a size such as \"256M\""
+    );
     assert!(
         error("name = \"demo\"", "name = \"De mo\"")
             .starts_with("demo.toml:2: name: \"De mo\" is not a VM name")

@@ -33,6 +33,8 @@ pub struct Hub {
 struct Client {
     stream: UnixStream,
     pending: VecDeque<u8>,
+    /// It takes no more output: what it had typed, to the last byte.
+    last_words: Option<VecDeque<u8>>,
 }
 
 impl Hub {
@@ -60,15 +62,15 @@ impl Hub {
             self.log = None;
         }
         keep_last(&mut self.recent, bytes, REPLAY);
-        self.clients.retain_mut(|client| {
-            keep_last(&mut client.pending, bytes, BACKLOG);
-            client.flush()
-        });
+        for client in &mut self.clients {
+            client.output(bytes);
+        }
     }
 
     /// Descriptors to wait for, and for what.
     pub fn interests(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
-        let clients = self.clients.iter().map(|c| {
+        let connected = self.clients.iter().filter(|c| c.last_words.is_none());
+        let clients = connected.map(|c| {
             let out = if c.pending.is_empty() {
                 PollFlags::empty()
             } else {
@@ -85,12 +87,24 @@ impl Hub {
         while let Ok((stream, _)) = self.listener.accept() {
             if self.clients.len() < MAX_CLIENTS && stream.set_nonblocking(true).is_ok() {
                 let pending = without_queries(self.recent.iter().copied());
-                self.clients.push(Client { stream, pending });
+                self.clients.push(Client {
+                    stream,
+                    pending,
+                    last_words: None,
+                });
             }
         }
         let limit = typed.len() + room;
-        self.clients
-            .retain_mut(|client| client.read(typed, limit) && client.flush());
+        self.clients.retain_mut(|client| {
+            let stays = client.read(typed, limit);
+            client.flush();
+            stays
+        });
+    }
+
+    /// Something typed waits here for room, and not in a descriptor of [`Self::interests`].
+    pub fn has_last_words(&self) -> bool {
+        self.clients.iter().any(|c| c.last_words.is_some())
     }
 
     /// Clients now.
@@ -100,8 +114,20 @@ impl Hub {
 }
 
 impl Client {
-    /// Reads until `typed` holds `limit` bytes; false if the client is gone.
+    fn output(&mut self, bytes: &[u8]) {
+        if self.last_words.is_none() {
+            keep_last(&mut self.pending, bytes, BACKLOG);
+            self.flush();
+        }
+    }
+
+    /// Reads until `typed` holds `limit` bytes; false if there is nothing more to come.
     fn read(&mut self, typed: &mut Vec<u8>, limit: usize) -> bool {
+        if let Some(words) = &mut self.last_words {
+            let count = words.len().min(limit.saturating_sub(typed.len()));
+            typed.extend(words.drain(..count));
+            return !words.is_empty();
+        }
         let mut chunk = [0; 512];
         while typed.len() < limit {
             let want = chunk.len().min(limit - typed.len());
@@ -114,14 +140,22 @@ impl Client {
         true
     }
 
-    fn flush(&mut self) -> bool {
+    fn flush(&mut self) {
         while !self.pending.is_empty() {
             match self.stream.write(self.pending.as_slices().0) {
                 Ok(n) => drop(self.pending.drain(..n)),
-                Err(e) => return retry(&e),
+                Err(e) if retry(&e) => return,
+                Err(_) => self.hang_up(),
             }
         }
-        true
+    }
+
+    /// The client reads no more. What it typed before counts, and is no more than a socket holds.
+    fn hang_up(&mut self) {
+        self.pending.clear();
+        let mut words = Vec::new();
+        self.read(&mut words, BACKLOG);
+        self.last_words = Some(words.into());
     }
 }
 
@@ -172,6 +206,25 @@ mod tests {
         let mut bytes = vec![0; len];
         stream.read_exact(&mut bytes).unwrap();
         bytes
+    }
+
+    #[test]
+    fn what_was_typed_before_hanging_up_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut hub, path) = hub(dir.path());
+        let mut client = UnixStream::connect(&path).unwrap();
+        let mut typed = Vec::new();
+        hub.service(&mut typed, 0);
+        client.write_all(b"a line that is long").unwrap();
+        hub.service(&mut typed, 6);
+        drop(client);
+        hub.output(b"echo");
+        assert_eq!(hub.interests().count(), 1, "the listener alone");
+        while hub.has_last_words() {
+            hub.service(&mut typed, 6);
+        }
+        assert_eq!(typed, b"a line that is long");
+        assert_eq!(hub.clients(), 0);
     }
 
     #[test]

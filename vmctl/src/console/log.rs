@@ -168,12 +168,15 @@ fn open(path: &Path) -> io::Result<Option<File>> {
 }
 
 fn start_of_last_lines(text: &[u8], lines: usize) -> usize {
+    if lines == 0 {
+        return text.len();
+    }
     let body = text.strip_suffix(b"\n").unwrap_or(text);
     body.iter()
         .enumerate()
         .rev()
         .filter(|&(_, &b)| b == b'\n')
-        .nth(lines.saturating_sub(1))
+        .nth(lines - 1)
         .map_or(0, |(at, _)| at + 1)
 }
 
@@ -221,5 +224,6 @@ mod tests {
         assert_eq!(start_of_last_lines(b"a\nb\nc\n", 2), 2);
         assert_eq!(start_of_last_lines(b"a\nb\n", 9), 0);
         assert_eq!(start_of_last_lines(b"", 1), 0);
+        assert_eq!(start_of_last_lines(b"a\n", 0), 2);
     }
 }

@@ -83,27 +83,38 @@ impl Ring {
     pub fn prepare_sleep(&mut self) -> bool {
         self.consumer.prepare_sleep((&**self.page).into())
     }
+
+    /// Takes back what [`Self::prepare_sleep`] asked for: the consumer looks by itself.
+    pub fn cancel_sleep(&mut self) {
+        self.consumer.cancel_sleep((&**self.page).into());
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use guest_proto::ring::{Producer, Push};
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
-    #[test]
-    fn a_ring_works_across_two_mappings() {
+    /// A ring without a driver, and what posts to it.
+    pub(crate) fn ring() -> (Ring, impl FnMut(PostedWrite) -> Push) {
         let fd = memfd_create("page", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&fd, PAGE_SIZE).unwrap();
         let theirs = Mapping::new(&fd).unwrap();
-        let mut ring = Ring::new(Arc::new(Mapping::new(&fd).unwrap()));
+        let ring = Ring::new(Arc::new(Mapping::new(&fd).unwrap()));
         let mut producer = Producer::new();
+        (ring, move |entry| producer.push((&*theirs).into(), entry))
+    }
+
+    #[test]
+    fn a_ring_works_across_two_mappings() {
+        let (mut ring, mut post) = ring();
         let entry = PostedWrite {
             data: 7,
             ..PostedWrite::default()
         };
         assert!(ring.prepare_sleep());
-        assert_eq!(producer.push((&*theirs).into(), entry), Push::PostedWake);
+        assert_eq!(post(entry), Push::PostedWake);
         assert!(!ring.prepare_sleep());
         assert_eq!(ring.pop(), Some(entry));
         assert_eq!(ring.pop(), None);

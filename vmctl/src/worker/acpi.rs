@@ -253,22 +253,21 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_machine_fits_below_one_mebibyte() {
+    fn the_largest_machine_fits_below_the_reset_vector() {
         let (bytes, _) = tables(layout::ACPI, 64);
-        assert!(layout::ACPI + bytes.len() as u64 <= layout::HIGH);
+        assert!(layout::ACPI + bytes.len() as u64 <= layout::RESET_VECTOR);
     }
 
-    /// With `iasl` installed, the disassembly is compared with what was meant.
+    /// The disassembly is compared with what was meant.
     #[test]
+    #[ignore = "needs iasl (Debian: acpica-tools)"]
     fn iasl_understands_the_dsdt() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("dsdt.aml");
         let mut bytes = Vec::new();
         dsdt().to_aml_bytes(&mut bytes);
         std::fs::write(&file, bytes).unwrap();
-        let Ok(output) = Command::new("iasl").arg("-d").arg(&file).output() else {
-            return;
-        };
+        let output = Command::new("iasl").arg("-d").arg(&file).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         let text = std::fs::read_to_string(dir.path().join("dsdt.dsl")).unwrap();
         for word in ["PNP0501", "ACPI0013", "Notify (\\_SB.PWRB, 0x80)", "_S5"] {

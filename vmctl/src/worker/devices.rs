@@ -9,6 +9,7 @@ mod ioapic;
 mod panic_text;
 mod rtc;
 mod serial;
+mod strays;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,8 @@ use ioapic::Ioapic;
 pub use panic_text::PanicText;
 use rtc::Rtc;
 use serial::Uart;
+pub use strays::Stray;
+use strays::Strays;
 
 /// Port numbers.
 pub mod port {
@@ -44,6 +47,8 @@ pub mod port {
     pub const EVENTS: u16 = 0x604;
     /// Keyboard controller's command port, for its reset line alone.
     pub const I8042: u16 = 0x64;
+    /// Address register of a PCI bus: accesses of 4 bytes, which go nowhere else.
+    pub const PCI_ADDRESS: u16 = 0xcf8;
     /// Reset control of PC chip sets.
     pub const RESET_CONTROL: u16 = 0xcf9;
 }
@@ -85,7 +90,7 @@ pub struct Devices {
     rtc: Rtc,
     events: u8,
     request: Option<Request>,
-    unknown: u64,
+    strays: Strays,
 }
 
 impl Default for Devices {
@@ -103,14 +108,14 @@ impl Devices {
             rtc: Rtc::new(),
             events: 0,
             request: None,
-            unknown: 0,
+            strays: Strays::default(),
         }
     }
 
     /// Reads `size` bytes at a port: from byte-wide devices one after the other.
     pub fn read_port(&mut self, port: u16, size: u8) -> u64 {
-        if port == 0xcf8 && size == 4 {
-            // The address register of a PCI bus that isn't there.
+        if (port, size) == (self::port::PCI_ADDRESS, 4) {
+            // There is no PCI bus.
             return 0xffff_ffff;
         }
         (0..u16::from(size)).rev().fold(0, |value, i| {
@@ -120,6 +125,11 @@ impl Devices {
 
     /// Writes `size` bytes at a port.
     pub fn write_port(&mut self, port: u16, size: u8, value: u64) {
+        if (port, size) == (self::port::PCI_ADDRESS, 4) {
+            // Linux writes back what it has read: all ones, which must not reach the reset control
+            // inside.
+            return;
+        }
         for (i, byte) in (0..u16::from(size)).zip(value.to_le_bytes()) {
             self.write_byte(port.wrapping_add(i), byte);
         }
@@ -137,7 +147,7 @@ impl Devices {
             self::port::SLEEP_STATUS => 0,
             self::port::EVENTS => std::mem::take(&mut self.events),
             _ => {
-                self.unknown += 1;
+                self.stray(true, port.into(), false);
                 0xff
             }
         }
@@ -164,7 +174,7 @@ impl Devices {
             | self::port::SLEEP_STATUS
             | self::port::RESET
             | self::port::RESET_CONTROL => {}
-            _ => self.unknown += 1,
+            _ => self.stray(true, port.into(), true),
         }
     }
 
@@ -173,7 +183,7 @@ impl Devices {
         match gpa.checked_sub(layout::IOAPIC) {
             Some(offset @ 0..0x1000) => u64::from(self.ioapic.read(offset)),
             _ => {
-                self.unknown += 1;
+                self.stray(false, gpa, false);
                 u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)))
             }
         }
@@ -183,7 +193,7 @@ impl Devices {
     pub fn write_memory(&mut self, gpa: u64, _size: u8, value: u64) {
         match gpa.checked_sub(layout::IOAPIC) {
             Some(offset @ 0..0x1000) => self.ioapic.write(offset, value as u32),
-            _ => self.unknown += 1,
+            _ => self.stray(false, gpa, true),
         }
     }
 
@@ -196,7 +206,8 @@ impl Devices {
                 self.write_port(port, entry.size, entry.data);
             }
             (Some(PostedKind::Eoi), _) => self.ioapic.end_of_interrupt(entry.data as u8),
-            _ => self.unknown += 1,
+            // Nobody else has a doorbell.
+            _ => {}
         }
     }
 
@@ -233,8 +244,21 @@ impl Devices {
     }
 
     /// Accesses to ports and memory where nothing is.
-    pub fn unknown_accesses(&self) -> u64 {
-        self.unknown
+    pub fn stray_accesses(&self) -> u64 {
+        self.strays.count
+    }
+
+    /// Those that are worth a line in the log, since the last call.
+    pub fn take_strays(&mut self) -> Vec<Stray> {
+        self.strays.take()
+    }
+
+    fn stray(&mut self, port: bool, address: u64, write: bool) {
+        self.strays.note(Stray {
+            port,
+            address,
+            write,
+        });
     }
 
     /// The first wish counts: a panic is told before the reboot that it leads to.

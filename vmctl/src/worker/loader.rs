@@ -2,7 +2,7 @@
 //!
 //! [`Kernel::open`] decides by content and checks everything that can be checked without a VM;
 //! [`Kernel::load`] writes kernel, initial RAM disk, command line and the boot protocol's tables,
-//! and answers with the `Entry` of the boot CPU. One module per kind; `elf` reads the
+//! and answers with the [`Entry`] of the boot CPU. One module per kind; `elf` reads the
 //! container that two of them share.
 
 mod bzimage;
@@ -11,7 +11,7 @@ mod entry;
 mod multiboot;
 mod pvh;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::fmt;
 use std::fs::File;

@@ -31,6 +31,8 @@ pub mod layout {
     pub const LOW_END: u64 = 0x9_fc00;
     /// ACPI tables, where a kernel that isn't told looks for them.
     pub const ACPI: u64 = 0xe_0000;
+    /// Where a CPU in real mode finds its firmware: F000:FFF0.
+    pub const RESET_VECTOR: u64 = 0xf_fff0;
     /// What may be loaded starts here.
     pub const HIGH: u64 = 0x10_0000;
     /// End of the RAM below 4 GiB, at most.

@@ -6,14 +6,55 @@
 //! on the control listener, answers `Hello`, and obeys `WorkerCommand`s; a newer connection takes
 //! the place of an older one, and a lost one does not disturb the VM, because the daemon may be
 //! restarting.
+//!
+//! One thread per virtual CPU (`vcpu`) and the device thread, which is the main one (`service`),
+//! meet in a `machine`. An intercept goes `vcpu → exit → devices, emulate`, and its answer back.
+//! A worker exits with 0 after a power-off, 10 after a reboot, 11 if the guest crashed, 12 if it
+//! could not be built, 13 if the worker failed, 14 if its sandbox stopped it, and 2 if it was not
+//! started as a worker.
 
 pub mod acpi;
+mod build;
+mod control;
 pub mod devices;
+pub mod emulate;
+mod end;
+mod exit;
+mod firmware;
+mod gate;
+mod inherited;
+mod journal;
 pub mod loader;
+mod machine;
 pub mod memory;
+mod sandbox;
+mod service;
+#[cfg(test)]
+mod tests;
+mod vcpu;
 
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use guest_proto::control::{VmState, WorkerCommand, WorkerEvent};
+
+use crate::config::VmConfig;
+use crate::console::hub::Hub;
+use crate::console::log::ConsoleLog;
+use build::{Built, Images, Partition};
+use control::Control;
+use end::{EXIT_USAGE, End};
+use inherited::Inherited;
+use service::{HOLD_PATIENCE, Service};
+
+/// How long a new worker waits to hear what it is to run.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the news of the VM's end waits for a daemon that is restarting.
+const FAREWELL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the daemon passes on the command line.
 #[derive(Clone, Debug, clap::Args)]
@@ -27,6 +68,118 @@ pub struct WorkerArgs {
 
 /// Runs a VM until it ends.
 pub fn main(args: &WorkerArgs) -> ExitCode {
-    eprintln!("{}: this build has no worker", args.name);
-    ExitCode::FAILURE
+    let start = inherited::take().and_then(|inherited| {
+        sandbox::begin()?;
+        let Inherited {
+            control,
+            console,
+            state_dir,
+        } = inherited;
+        let control = Control::new(control).map_err(|e| format!("control socket: {e}"))?;
+        Ok((control, console, state_dir))
+    });
+    let (mut control, console, state_dir) = match start {
+        Ok(start) => start,
+        Err(e) => {
+            journal::say(format_args!("{}: {e}", args.name));
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    let end = work(args, &mut control, console, state_dir).unwrap_or_else(|end| end);
+    journal::say(format_args!("{}: {}", args.name, end.reason));
+    control.bid_farewell(&end.event(), FAREWELL_PATIENCE);
+    end.exit_code()
+}
+
+/// Builds the VM and runs it.
+fn work(
+    args: &WorkerArgs,
+    control: &mut Control,
+    console: UnixListener,
+    state_dir: OwnedFd,
+) -> Result<End, End> {
+    let config = await_configuration(control)?;
+    let images = Images::open(&config)?;
+    let hub = open_console(&config, console, &state_dir)?;
+    let partition = Partition::create(&args.device, &config.name)?;
+    let id = partition.id();
+    control.send(&WorkerEvent::Ready { partition: id });
+    let Built {
+        device,
+        machine,
+        vcpus,
+    } = partition.furnish(&config, images)?;
+    sandbox::lose_files(state_dir.as_fd());
+    drop(state_dir);
+
+    let machine = Arc::new(machine);
+    let mut service = Service::new(Arc::clone(&machine), id, hub);
+    let mut threads = Vec::new();
+    let started = vcpus.into_iter().enumerate().try_for_each(|(i, vcpu)| {
+        let thread = vcpu::spawn(i, vcpu, Arc::clone(&machine))
+            .map_err(|e| format!("thread of a virtual CPU: {e}"))?;
+        threads.push(thread);
+        Ok(())
+    });
+    let confined = started.and_then(|()| {
+        if !machine.await_held(HOLD_PATIENCE) {
+            return Err("the virtual CPUs' threads do not start".to_owned());
+        }
+        sandbox::lose_system_calls()
+    });
+    let end = match confined {
+        Ok(()) => service.run(control),
+        Err(e) => End::start_failed(e),
+    };
+    if service.finish() {
+        for thread in threads {
+            // Panics abort the process, so there is no other outcome.
+            let _ = thread.join();
+        }
+        drop(machine);
+        build::destroy(&device, id);
+    } else {
+        journal::say(format_args!(
+            "a virtual CPU does not stop; the partition is left"
+        ));
+    }
+    Ok(end)
+}
+
+/// Waits for `Start`; answers whatever else comes before it.
+fn await_configuration(control: &mut Control) -> Result<VmConfig, End> {
+    let deadline = Instant::now() + START_PATIENCE;
+    loop {
+        let commands = control.wait(deadline);
+        if commands.is_empty() {
+            return Err(End::start_failed("the daemon gave no configuration"));
+        }
+        for command in commands {
+            match command {
+                WorkerCommand::Start { config } => {
+                    return VmConfig::parse("configuration", &config).map_err(End::start_failed);
+                }
+                WorkerCommand::Report => control.send(&WorkerEvent::State {
+                    state: VmState::Starting,
+                    reason: "waiting for its configuration".to_owned(),
+                }),
+                WorkerCommand::Pause | WorkerCommand::Resume | WorkerCommand::PowerButton => {
+                    control.send(&WorkerEvent::Refused {
+                        reason: "the VM was not started yet".to_owned(),
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn open_console(
+    config: &VmConfig,
+    listener: UnixListener,
+    state_dir: &OwnedFd,
+) -> Result<Hub, End> {
+    let failed = |e| End::start_failed(format_args!("console: {e}"));
+    let dir = state_dir.try_clone().map_err(failed)?;
+    let log = ConsoleLog::open(dir, config.console.log_limit).map_err(failed)?;
+    Hub::new(listener, Some(log)).map_err(failed)
 }

@@ -1,17 +1,26 @@
 //! AMD's Secure Virtual Machine: the control block, and the world switch.
 
+use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use guest_proto::limits::MAX_CPUS;
 
+mod asid;
+mod exit;
+mod guest;
 mod permissions;
+mod state;
 mod switch;
 mod vmcb;
 
-pub use vmcb::{Event, ExitCode, Start, Vmcb};
+pub use guest::Guest;
+pub use vmcb::{Start, Vmcb};
 
+use super::extended::Features;
+use super::hw::Exit;
 use super::{cpuid, memory, read_msr, write_msr};
+use crate::memory::Frame;
 use permissions::MsrPermissions;
 
 const EFER: u32 = 0xc000_0080;
@@ -24,7 +33,7 @@ const VM_HSAVE_PA: u32 = 0xc001_0117;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Registers {
-    /// RBX, RCX, RDX, RSI, RDI, RBP, R8 to R15, in this order.
+    /// RBX.
     pub rbx: u64,
     /// RCX.
     pub rcx: u64,
@@ -38,6 +47,31 @@ pub struct Registers {
     pub rbp: u64,
     /// R8 to R15.
     pub r: [u64; 8],
+}
+
+impl Registers {
+    /// The register of this number in instructions; RAX and RSP stand in the control block.
+    fn slot(&mut self, n: usize) -> Option<&mut u64> {
+        match n {
+            1 => Some(&mut self.rcx),
+            2 => Some(&mut self.rdx),
+            3 => Some(&mut self.rbx),
+            5 => Some(&mut self.rbp),
+            6 => Some(&mut self.rsi),
+            7 => Some(&mut self.rdi),
+            _ => self.r.get_mut(n.wrapping_sub(8)),
+        }
+    }
+
+    fn get(mut self, n: usize) -> u64 {
+        self.slot(n).map_or(0, |register| *register)
+    }
+
+    fn set(&mut self, n: usize, value: u64) {
+        if let Some(register) = self.slot(n) {
+            *register = value;
+        }
+    }
 }
 
 /// Why this CPU cannot run the microvisor.
@@ -83,6 +117,8 @@ struct Page([u8; 4096]);
 #[repr(C)]
 struct RootFrames {
     host_save: Page,
+    /// What VMSAVE stores of the microvisor's.
+    host: Page,
     vmcb: Vmcb,
     taken: AtomicBool,
 }
@@ -96,7 +132,8 @@ static ROOT: PerCpu = PerCpu(UnsafeCell::new(
     [const {
         RootFrames {
             host_save: Page([0; 4096]),
-            vmcb: Vmcb::new(),
+            host: Page([0; 4096]),
+            vmcb: Vmcb::zeroed(),
             taken: AtomicBool::new(false),
         }
     }; MAX_CPUS as usize],
@@ -104,54 +141,52 @@ static ROOT: PerCpu = PerCpu(UnsafeCell::new(
 
 static ROOT_MSRS: MsrPermissions = MsrPermissions::root();
 
-/// The root partition's nested map: an identity of 512 GiB in 1 GiB pages, and of the first GiB in
-/// 2 MiB pages, less the microvisor's own.
-#[repr(C, align(4096))]
-struct RootMap {
-    top: [u64; 512],
-    gibs: [u64; 512],
-    first_gib: [u64; 512],
+/// A physical CPU, as the guests need it that run there.
+#[derive(Debug)]
+pub struct Cpu {
+    index: usize,
+    /// Physical address of what VMSAVE stored of the microvisor's registers.
+    host: u64,
+    asids: asid::Asids,
+    features: Features,
+    /// Serial of the partition whose branches were predicted last.
+    last_partition: u64,
 }
 
-/// Bytes of a large page of the nested map: the microvisor's own memory is a multiple.
-pub const LARGE_PAGE: u64 = 2 << 20;
-
-const NESTED_PRESENT_WRITE_USER: u64 = 0b111;
-const NESTED_LARGE: u64 = 1 << 7;
-
-struct RootMapCell(UnsafeCell<RootMap>);
-
-// SAFETY: written by the boot CPU before any other starts.
-unsafe impl Sync for RootMapCell {}
-
-static ROOT_MAP: RootMapCell = RootMapCell(UnsafeCell::new(RootMap {
-    top: [0; 512],
-    gibs: [0; 512],
-    first_gib: [0; 512],
-}));
-
-/// Fills in root's nested map, without `[start, end)`, which lies in the first GiB. Once, on the
-/// boot CPU, before the others start.
-pub fn build_root_map(start: u64, end: u64) {
-    // SAFETY: no other CPU runs yet, and no guest uses the map.
-    let map = unsafe { &mut *ROOT_MAP.0.get() };
-    map.top[0] = memory::image_physical(&raw const map.gibs) | NESTED_PRESENT_WRITE_USER;
-    for (gib, entry) in (0_u64..).zip(map.gibs.iter_mut()) {
-        *entry = gib << 30 | NESTED_LARGE | NESTED_PRESENT_WRITE_USER;
+impl Cpu {
+    /// Which CPU this is, from 0.
+    pub fn index(&self) -> usize {
+        self.index
     }
-    map.gibs[0] = memory::image_physical(&raw const map.first_gib) | NESTED_PRESENT_WRITE_USER;
-    for (n, entry) in (0_u64..).zip(map.first_gib.iter_mut()) {
-        let address = n * LARGE_PAGE;
-        if address + LARGE_PAGE <= start || end <= address {
-            *entry = address | NESTED_LARGE | NESTED_PRESENT_WRITE_USER;
+
+    /// Keeps what one partition taught the branch predictors from another.
+    pub fn enter_partition(&mut self, serial: u64) {
+        if self.last_partition != serial {
+            self.last_partition = serial;
+            self.features.prediction_barrier();
+        }
+    }
+
+    /// A CPU that runs nothing.
+    #[cfg(test)]
+    pub(crate) fn idle(index: usize) -> Self {
+        Self {
+            index,
+            host: 0,
+            asids: asid::Asids::new(16),
+            features: Features::none(),
+            last_partition: 0,
         }
     }
 }
 
 /// This CPU's context of the root partition.
+#[derive(Debug)]
 pub struct RootCpu {
     vmcb: &'static mut Vmcb,
     vmcb_physical: u64,
+    /// What guests need of the CPU.
+    pub cpu: Cpu,
     /// General registers.
     pub registers: Registers,
 }
@@ -169,33 +204,58 @@ impl RootCpu {
         if unsafe { &(*frames).taken }.swap(true, Ordering::AcqRel) {
             return None;
         }
-        // SAFETY: setting SVME and the host save area of this CPU; the area is used by nothing else.
+        // SAFETY: as above.
+        let host = memory::image_physical(unsafe { &raw const (*frames).host });
+        // SAFETY: setting SVME and the host save area of this CPU; the areas are used by nothing else.
         unsafe {
             write_msr(EFER, read_msr(EFER) | EFER_SVME);
             write_msr(
                 VM_HSAVE_PA,
                 memory::image_physical(&raw const (*frames).host_save),
             );
+            asm!("vmsave rax", in("rax") host, options(nostack));
         }
         // SAFETY: exclusive by `taken`.
         let vmcb = unsafe { &mut (*frames).vmcb };
         let vmcb_physical = memory::image_physical(&raw const *vmcb);
-        vmcb.init_root(
-            memory::image_physical(&raw const ROOT_MSRS),
-            memory::image_physical(ROOT_MAP.0.get().cast_const()),
-        );
+        vmcb.init_root(memory::image_physical(&raw const ROOT_MSRS));
+        let cpu = Cpu {
+            index,
+            host,
+            asids: asid::Asids::new(cpuid(0x8000_000a, 0).ebx),
+            features: Features::enable(),
+            last_partition: 0,
+        };
         Some(Self {
             vmcb,
             vmcb_physical,
+            cpu,
             registers: Registers::default(),
         })
     }
 
     /// Runs VM 0 on this CPU until the next exit.
-    pub fn enter(&mut self) -> ExitCode {
+    pub fn enter(&mut self) -> Exit {
         // SAFETY: the control block is complete, and its nested map is root's.
-        unsafe { switch::enter(self.vmcb_physical, &mut self.registers) };
-        self.vmcb.exit_code()
+        unsafe { switch::enter(self.vmcb_physical, &mut self.registers, self.cpu.host) };
+        self.vmcb.entered();
+        self.vmcb.forget_event();
+        exit::decode(self.vmcb, false).0
+    }
+
+    /// Which CPU this is, from 0.
+    pub fn index(&self) -> usize {
+        self.cpu.index
+    }
+
+    /// Gives VM 0 its nested map. Before the first entry.
+    pub fn set_nested_map(&mut self, top: Frame) {
+        self.vmcb.set_nested_map(top.base().as_u64());
+    }
+
+    /// Makes the next entry forget VM 0's translations.
+    pub fn flush(&mut self) {
+        self.vmcb.flush_next();
     }
 
     /// The control block.

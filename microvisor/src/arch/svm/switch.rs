@@ -6,13 +6,18 @@ use super::Registers;
 
 /// Loads `registers`, runs the control block at physical address `vmcb`, stores `registers`.
 ///
-/// GIF is 0 before and after: an interrupt that is pending stays so until VM 0 takes it.
+/// GIF is 0 before and after: an interrupt that is pending stays so until VM 0 takes it. IF is 1
+/// at VMRUN, because it decides whether a physical interrupt ends a guest's turn.
+///
+/// `host` is the physical address of what VMSAVE stored on this CPU: FS, GS, TR, LDTR and the
+/// registers of SYSCALL and SYSENTER, which VMRUN leaves in the CPU.
 ///
 /// # Safety
 ///
-/// `vmcb` is a complete control block whose guest cannot reach the microvisor's memory.
+/// `vmcb` is a complete control block whose guest cannot reach the microvisor's memory; `host` is
+/// this CPU's.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn enter(vmcb: u64, registers: &mut Registers) {
+pub(super) unsafe extern "sysv64" fn enter(vmcb: u64, registers: &mut Registers, host: u64) {
     naked_asm!(
         "push rbx",
         "push rbp",
@@ -20,9 +25,11 @@ pub(super) unsafe extern "sysv64" fn enter(vmcb: u64, registers: &mut Registers)
         "push r13",
         "push r14",
         "push r15",
+        "push rdx",
         "push rsi",
         "mov rax, rdi",
         "clgi",
+        "sti",
         "mov rbx, [rsi]",
         "mov rcx, [rsi + 0x08]",
         "mov rdx, [rsi + 0x10]",
@@ -37,8 +44,13 @@ pub(super) unsafe extern "sysv64" fn enter(vmcb: u64, registers: &mut Registers)
         "mov r14, [rsi + 0x60]",
         "mov r15, [rsi + 0x68]",
         "mov rsi, [rsi + 0x18]",
-        // Root's FS, GS, TR, LDTR and syscall registers stay in the CPU: the microvisor uses none.
+        "vmload rax",
         "vmrun rax",
+        "cli",
+        // The task register leads an exception to its stack, so it must not stay the guest's.
+        "vmsave rax",
+        "mov rax, [rsp + 8]",
+        "vmload rax",
         "push rsi",
         "mov rsi, [rsp + 8]",
         "mov [rsi], rbx",
@@ -57,6 +69,7 @@ pub(super) unsafe extern "sysv64" fn enter(vmcb: u64, registers: &mut Registers)
         "pop rbx",
         "mov [rsi + 0x18], rbx",
         "pop rsi",
+        "pop rdx",
         "pop r15",
         "pop r14",
         "pop r13",

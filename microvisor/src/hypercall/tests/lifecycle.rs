@@ -15,7 +15,7 @@ use crate::memory::testing::check_root_map;
 
 const PAGE: u64 = 1;
 
-fn info(world: &mut World) -> Info {
+pub(super) fn info(world: &mut World) -> Info {
     world.ok(MachineInfo, &[PAGE]);
     let mut bytes = [0; 128];
     let at = Frame::new(PAGE).base();

@@ -2,7 +2,9 @@
 
 mod errors;
 mod lifecycle;
+mod log;
 
+use std::boxed::Box;
 use std::vec::Vec;
 
 use guest_proto::Status;
@@ -10,9 +12,10 @@ use guest_proto::hypercall::{Hypercall, MapRange};
 use zerocopy::IntoBytes;
 
 use super::{Answer, Call, dispatch};
+use crate::arch::Cpu;
+use crate::counters::ExitCounters;
 use crate::machine::{Machine, MachineFacts};
 use crate::memory::Frame;
-use crate::memory::frame_table::PartitionId;
 use crate::memory::testing::{Fake, Storage};
 use crate::partition::{Partition, Partitions};
 
@@ -24,6 +27,7 @@ struct World {
     /// Root's frames: 1 to this.
     ram_end: u64,
     now: u64,
+    cpu: Cpu,
     _storage: Storage,
 }
 
@@ -39,19 +43,26 @@ impl World {
             frames,
             storage,
         } = Fake::new(frames);
-        let slots: Vec<_> = (1..=PARTITIONS)
-            .map(|n| Partition::new(PartitionId(n)))
-            .collect();
+        let slots: Vec<_> = (0..PARTITIONS).map(|_| Partition::new()).collect();
+        let counters: Vec<_> = (0..4).map(|_| ExitCounters::new()).collect();
         let facts = MachineFacts {
             features: 1,
             cpus: 1,
             frames,
             reserved_frames: frames - ram_end,
+            tpr_window: true,
         };
         Self {
-            machine: Machine::new(memory, Partitions::new(slots.leak()), facts),
+            machine: Machine::new(
+                memory,
+                Partitions::new(slots.leak()),
+                facts,
+                counters.leak(),
+                Box::leak(Box::default()),
+            ),
             ram_end,
             now: 1000,
+            cpu: Cpu::idle(0),
             _storage: storage,
         }
     }
@@ -69,7 +80,7 @@ impl World {
             args,
             cpl: 0,
         };
-        dispatch(&self.machine, 0, self.now, &call)
+        dispatch(&self.machine, &mut self.cpu, self.now, &call)
     }
 
     /// A call that must succeed.

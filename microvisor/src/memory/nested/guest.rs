@@ -250,13 +250,7 @@ impl GuestMap {
 
     /// What `page` is mapped to.
     pub fn lookup(&self, map: &PhysMap, page: u64) -> Option<(Frame, bool)> {
-        let entry = self.entry(map, page, 1);
-        if entry.is_present() && entry.is_large() {
-            let frame = Frame::new(entry.frame().number() + page % LARGE_PAGES);
-            return Some((frame, entry.writable()));
-        }
-        let leaf = load_page(map, entry, page);
-        leaf.is_present().then(|| (leaf.frame(), leaf.writable()))
+        lookup(map, self.top?, page)
     }
 
     /// True when all of a table's entries are gone.
@@ -366,6 +360,27 @@ impl GuestMap {
             let _ = memory.frames.guest_unshare(frame, self.id);
         }
     }
+}
+
+/// What `page` is mapped to, by the tables below `top`, and whether it may be written. Needs no lock:
+/// a table that another CPU takes out meanwhile stays as it is until this CPU passes an epoch.
+pub fn lookup(map: &PhysMap, top: Frame, page: u64) -> Option<(Frame, bool)> {
+    let mut table = top;
+    for level in (0..=3).rev() {
+        let entry = load(map, table, index(page, level));
+        if !entry.is_present() {
+            return None;
+        }
+        if level == 0 {
+            return Some((entry.frame(), entry.writable()));
+        }
+        if level == 1 && entry.is_large() {
+            let frame = Frame::new(entry.frame().number() + page % LARGE_PAGES);
+            return Some((frame, entry.writable()));
+        }
+        table = entry.frame();
+    }
+    None
 }
 
 impl Run {

@@ -98,10 +98,9 @@ impl RootMap {
     /// Takes a frame of RAM out. The caller begins an epoch afterwards.
     pub fn unmap(&mut self, map: &PhysMap, frame: Frame) {
         let page = frame.number();
-        if page >= self.layout.frames {
+        let Some((directory, table)) = self.tables(page) else {
             return;
-        }
-        let (directory, table) = self.tables(page);
+        };
         let entry = load(map, directory, index(page, 1));
         if entry.is_present() && entry.is_large() {
             // A stale walk may still read this table from an earlier split: the same identity
@@ -115,10 +114,9 @@ impl RootMap {
     /// Puts a frame of RAM in again, and makes a large page of its 2 MiB if they are whole.
     pub fn restore(&mut self, map: &PhysMap, frame: Frame) {
         let page = frame.number();
-        if page >= self.layout.frames {
+        let Some((directory, table)) = self.tables(page) else {
             return;
-        }
-        let (directory, table) = self.tables(page);
+        };
         let entry = load(map, directory, index(page, 1));
         if entry.is_present() && entry.is_large() {
             return;
@@ -190,9 +188,10 @@ impl RootMap {
         Frame::new(first + gib)
     }
 
-    /// The directory and the page table for a page of RAM.
-    fn tables(&self, page: u64) -> (Frame, Frame) {
-        (self.directory(page / GIB_PAGES), self.page_table(page))
+    /// The directory and the page table for a page, if it is RAM.
+    fn tables(&self, page: u64) -> Option<(Frame, Frame)> {
+        (page < self.layout.frames)
+            .then(|| (self.directory(page / GIB_PAGES), self.page_table(page)))
     }
 
     fn page_table(&self, page: u64) -> Frame {

@@ -1,0 +1,147 @@
+//! Exceptions of the microvisor's own: each is a panic.
+//!
+//! GIF is 0 whenever the microvisor runs after boot, so neither NMIs nor interrupts come here then;
+//! NMIs are VM 0's.
+
+use core::arch::{asm, global_asm, naked_asm};
+
+/// Vectors that have an entry; the others are #GP, and nothing raises them.
+pub(super) const VECTORS: usize = 32;
+/// Bytes from one entry to the next.
+const ENTRY: usize = 16;
+
+/// What an entry leaves on the stack.
+#[repr(C)]
+#[derive(Debug)]
+struct Frame {
+    /// R15 to R8, RBP, RDI, RSI, RDX, RCX, RBX, RAX.
+    registers: [u64; 15],
+    vector: u64,
+    error: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+    ss: u64,
+}
+
+/// The entry of a vector.
+pub(super) fn entry(vector: usize) -> u64 {
+    (&raw const exception_entries) as u64 + (vector * ENTRY) as u64
+}
+
+unsafe extern "C" {
+    static exception_entries: u8;
+}
+
+// One entry for each vector, of equal length: a 0 where the CPU pushes no error code, which it does
+// for 8, 10 to 14, 17, 21, 29 and 30 (APM vol. 2 table 8-1), and the vector.
+global_asm!(
+    ".pushsection .text.exception_entries, \"ax\"",
+    ".set vector, 0",
+    ".balign {entry}",
+    ".global exception_entries",
+    "exception_entries:",
+    ".rept {vectors}",
+    ".balign {entry}",
+    ".if ((0x60227d00 >> vector) & 1) == 0",
+    "push 0",
+    ".endif",
+    "push vector",
+    "jmp {common}",
+    ".set vector, vector + 1",
+    ".endr",
+    ".popsection",
+    vectors = const VECTORS,
+    entry = const ENTRY,
+    common = sym common,
+);
+
+#[unsafe(naked)]
+extern "C" fn common() {
+    naked_asm!(
+        "push rax",
+        "push rbx",
+        "push rcx",
+        "push rdx",
+        "push rsi",
+        "push rdi",
+        "push rbp",
+        "push r8",
+        "push r9",
+        "push r10",
+        "push r11",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "cld",
+        "mov rdi, rsp",
+        "call {report}",
+        report = sym report,
+    )
+}
+
+extern "sysv64" fn report(frame: &Frame) -> ! {
+    panic!("{frame}")
+}
+
+impl core::fmt::Display for Frame {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        const NAMES: [&str; 15] = [
+            "r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rbp", "rdi", "rsi", "rdx",
+            "rcx", "rbx", "rax",
+        ];
+        writeln!(
+            f,
+            "exception {} ({}), error {:#x}, at rip {:#018x}",
+            self.vector,
+            name(self.vector),
+            self.error,
+            self.rip
+        )?;
+        let (cr2, cr3) = control_registers();
+        write!(
+            f,
+            "  rsp {:#018x} rflags {:#x} cs {:#x} ss {:#x} cr2 {cr2:#018x} cr3 {cr3:#x}",
+            self.rsp, self.rflags, self.cs, self.ss
+        )?;
+        let registers = NAMES.iter().zip(&self.registers).rev();
+        for (n, (name, value)) in registers.enumerate() {
+            let separator = if n % 4 == 0 { "\n " } else { "" };
+            write!(f, "{separator} {name:>3} {value:#018x}")?;
+        }
+        Ok(())
+    }
+}
+
+fn name(vector: u64) -> &'static str {
+    match vector {
+        0 => "#DE",
+        1 => "#DB",
+        2 => "NMI",
+        3 => "#BP",
+        6 => "#UD",
+        7 => "#NM",
+        8 => "#DF",
+        10 => "#TS",
+        11 => "#NP",
+        12 => "#SS",
+        13 => "#GP",
+        14 => "#PF",
+        17 => "#AC",
+        18 => "#MC",
+        19 => "#XF",
+        _ => "unexpected",
+    }
+}
+
+/// CR2 and CR3.
+fn control_registers() -> (u64, u64) {
+    let (cr2, cr3);
+    // SAFETY: reads registers.
+    unsafe {
+        asm!("mov {}, cr2", "mov {}, cr3", out(reg) cr2, out(reg) cr3, options(nomem, nostack));
+    }
+    (cr2, cr3)
+}

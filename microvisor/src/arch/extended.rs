@@ -1,0 +1,274 @@
+//! State that a world switch does not swap by itself: vector registers, XCR0, PKRU, XSS, TSC_AUX,
+//! debug registers.
+//!
+//! Each is written only where guest and root differ.
+
+use core::arch::asm;
+
+use super::{cpuid, read_msr, write_msr};
+
+const XSS: u32 = 0xda0;
+const TSC_AUX: u32 = 0xc000_0103;
+const PRED_CMD: u32 = 0x49;
+
+/// What this CPU has of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Features {
+    xsave: bool,
+    protection_keys: bool,
+    supervisor_states: bool,
+    rdtscp: bool,
+    prediction_barrier: bool,
+}
+
+impl Features {
+    /// Finds out, and turns on what the microvisor itself needs of it.
+    pub(super) fn enable() -> Self {
+        let xsave = cpuid(1, 0).ecx & 1 << 26 != 0;
+        let most = cpuid(0, 0).eax;
+        let this = Self {
+            xsave,
+            protection_keys: most >= 7 && cpuid(7, 0).ecx & 1 << 3 != 0,
+            supervisor_states: xsave && most >= 0xd && cpuid(0xd, 1).eax & 1 << 3 != 0,
+            rdtscp: cpuid(0x8000_0001, 0).edx & 1 << 27 != 0,
+            prediction_barrier: cpuid(0x8000_0000, 0).eax >= 0x8000_0008
+                && cpuid(0x8000_0008, 0).ebx & 1 << 12 != 0,
+        };
+        // OSFXSR and OSXMMEXCPT, OSXSAVE, PKE.
+        let mut cr4: u64 = 3 << 9;
+        if this.xsave {
+            cr4 |= 1 << 18;
+        }
+        if this.protection_keys {
+            cr4 |= 1 << 22;
+        }
+        // SAFETY: the CPU has what these bits turn on; no page of the microvisor's is a user's, so
+        // protection keys touch nothing.
+        unsafe {
+            asm!("mov {t}, cr4", "or {t}, {bits}", "mov cr4, {t}", t = out(reg) _, bits = in(reg) cr4,
+                options(nostack));
+        }
+        this
+    }
+
+    /// Nothing: of a CPU that no guest runs on.
+    #[cfg(test)]
+    pub(super) fn none() -> Self {
+        Self {
+            xsave: false,
+            protection_keys: false,
+            supervisor_states: false,
+            rdtscp: false,
+            prediction_barrier: false,
+        }
+    }
+
+    /// The time-stamp counter, and TSC_AUX if there is one.
+    fn tsc_aux(&self) -> (u64, u32) {
+        if !self.rdtscp {
+            return (super::tsc(), 0);
+        }
+        let mut aux = 0;
+        // SAFETY: the CPU has RDTSCP.
+        let tsc = unsafe { core::arch::x86_64::__rdtscp(&mut aux) };
+        (tsc, aux)
+    }
+
+    /// Forgets what branches were predicted for another guest.
+    pub(super) fn prediction_barrier(&self) {
+        if self.prediction_barrier {
+            // SAFETY: IBPB, bit 0, changes no state that software sees (APM vol. 2 §3.2.9).
+            unsafe { write_msr(PRED_CMD, 1) };
+        }
+    }
+}
+
+/// A guest's vector registers while it does not run: a frame for XSAVE or FXSAVE.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct Area([u8; 4096]);
+
+impl Area {
+    /// The state after reset: everything in its initial configuration, MXCSR and x87 control word
+    /// where FXRSTOR takes them from.
+    pub const fn reset() -> Self {
+        let mut bytes = [0; 4096];
+        [bytes[0], bytes[1]] = 0x037f_u16.to_le_bytes();
+        [bytes[24], bytes[25], bytes[26], bytes[27]] = 0x1f80_u32.to_le_bytes();
+        Self(bytes)
+    }
+}
+
+/// Root's values while a guest's are in the CPU.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Root {
+    xcr0: u64,
+    pkru: u32,
+    xss: u64,
+    tsc_aux: u32,
+    debug: Option<[u64; 4]>,
+}
+
+/// A guest's values while they are not in the CPU.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extended {
+    /// Components that the guest may ever use: what XSAVE keeps.
+    pub(super) components: u64,
+    /// XCR0.
+    pub(super) xcr0: u64,
+    /// TSC_AUX.
+    pub(super) tsc_aux: u32,
+    /// DR0 to DR3.
+    pub(super) debug: [u64; 4],
+}
+
+impl Extended {
+    /// Puts the guest's values in.
+    pub(super) fn load(&self, features: &Features, area: &Area, root: &mut Root) {
+        *root = Root::default();
+        if features.protection_keys {
+            root.pkru = read_pkru();
+        }
+        if features.xsave {
+            root.xcr0 = read_xcr0();
+            let wide = root.xcr0 | self.components;
+            if wide != root.xcr0 {
+                write_xcr0(wide);
+            }
+            // SAFETY: an area that only XSAVE wrote since it was reset; the microvisor uses no
+            // vector register.
+            unsafe { xrstor(area, self.components) };
+            if self.xcr0 != wide {
+                write_xcr0(self.xcr0);
+            }
+        } else {
+            // SAFETY: as above, with FXSAVE.
+            unsafe { asm!("fxrstor64 [{}]", in(reg) area, options(nostack)) };
+        }
+        if features.supervisor_states {
+            root.xss = read_msr(XSS);
+            if root.xss != 0 {
+                // SAFETY: no supervisor state component: what a guest without XSS expects.
+                unsafe { write_msr(XSS, 0) };
+            }
+        }
+        (_, root.tsc_aux) = features.tsc_aux();
+        if features.rdtscp && root.tsc_aux != self.tsc_aux {
+            // SAFETY: any 32-bit value goes, and the microvisor does not use it.
+            unsafe { write_msr(TSC_AUX, self.tsc_aux.into()) };
+        }
+    }
+
+    /// Takes the guest's values out, and puts root's back.
+    pub(super) fn unload(&mut self, features: &Features, area: &mut Area, root: &mut Root) {
+        if let Some(debug) = root.debug.take() {
+            self.debug = read_debug();
+            write_debug(debug);
+        }
+        (_, self.tsc_aux) = features.tsc_aux();
+        if features.rdtscp && root.tsc_aux != self.tsc_aux {
+            // SAFETY: root's own value.
+            unsafe { write_msr(TSC_AUX, root.tsc_aux.into()) };
+        }
+        if root.xss != 0 {
+            // SAFETY: root's own value.
+            unsafe { write_msr(XSS, root.xss) };
+        }
+        if features.xsave {
+            let wide = root.xcr0 | self.components;
+            if self.xcr0 != wide {
+                write_xcr0(wide);
+            }
+            // SAFETY: the area is large enough for the components (`cpuid::xcr0_allowed`).
+            unsafe { xsave(area, self.components) };
+            if wide != root.xcr0 {
+                write_xcr0(root.xcr0);
+            }
+        } else {
+            // SAFETY: the area is a page.
+            unsafe { asm!("fxsave64 [{}]", in(reg) area, options(nostack)) };
+        }
+        if features.protection_keys {
+            write_pkru(root.pkru);
+        }
+    }
+
+    /// Sets XCR0 while the guest's values are in the CPU.
+    pub(super) fn set_xcr0(&mut self, value: u64) {
+        self.xcr0 = value;
+        write_xcr0(value);
+    }
+
+    /// Puts the guest's debug registers in, if they are not.
+    pub(super) fn load_debug(&self, root: &mut Root) {
+        if root.debug.is_none() {
+            root.debug = Some(read_debug());
+            write_debug(self.debug);
+        }
+    }
+}
+
+fn read_xcr0() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: CR4.OSXSAVE is set where there is XSAVE.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// The value is root's own with components that the CPU has, or one that a guest's XSETBV was
+/// allowed.
+fn write_xcr0(value: u64) {
+    // SAFETY: as above; the microvisor uses no vector register.
+    unsafe {
+        asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32,
+            options(nomem, nostack));
+    }
+}
+
+unsafe fn xrstor(area: &Area, components: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        asm!("xrstor64 [{}]", in(reg) area, in("eax") components as u32,
+            in("edx") (components >> 32) as u32, options(nostack, readonly));
+    }
+}
+
+unsafe fn xsave(area: &mut Area, components: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        asm!("xsave64 [{}]", in(reg) area, in("eax") components as u32,
+            in("edx") (components >> 32) as u32, options(nostack));
+    }
+}
+
+fn read_pkru() -> u32 {
+    let pkru;
+    // SAFETY: CR4.PKE is set where there are protection keys.
+    unsafe { asm!("rdpkru", in("ecx") 0, out("eax") pkru, out("edx") _, options(nomem, nostack)) };
+    pkru
+}
+
+fn write_pkru(pkru: u32) {
+    // SAFETY: as above.
+    unsafe { asm!("wrpkru", in("ecx") 0, in("eax") pkru, in("edx") 0, options(nomem, nostack)) };
+}
+
+fn read_debug() -> [u64; 4] {
+    let (a, b, c, d);
+    // SAFETY: reading DR0 to DR3; the microvisor's own DR7 enables none of them.
+    unsafe {
+        asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
+            out(reg) a, out(reg) b, out(reg) c, out(reg) d, options(nomem, nostack));
+    }
+    [a, b, c, d]
+}
+
+fn write_debug([a, b, c, d]: [u64; 4]) {
+    // SAFETY: any value goes; the microvisor's own DR7 enables none of them.
+    unsafe {
+        asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
+            in(reg) a, in(reg) b, in(reg) c, in(reg) d, options(nomem, nostack));
+    }
+}

@@ -1,0 +1,183 @@
+//! A virtual CPU on SVM: its control block, and everything beside it that a world switch swaps.
+
+use super::asid::Asid;
+use super::exit;
+use super::vmcb::Vmcb;
+use super::{Cpu, Registers, permissions, switch};
+use crate::arch::extended::{Area, Extended, Root};
+use crate::arch::hw::{Event, Exit, TurnState};
+use crate::memory::frame_table::OwnedFrame;
+use crate::memory::physmap::Placed;
+
+/// A virtual CPU.
+#[derive(Debug)]
+pub struct Guest {
+    vmcb: Placed<Vmcb>,
+    registers: Registers,
+    area: Placed<Area>,
+    pub(super) extended: Extended,
+    /// Root's values, inside a turn.
+    root: Root,
+    /// `Cpu::host` of the CPU of the turn.
+    host: u64,
+    asid: Asid,
+    /// Where the instruction of the last exit ends.
+    next_rip: u64,
+    has_next_rip: bool,
+}
+
+impl Guest {
+    /// After INIT. `components`: what of XSAVE's state the guest may use. `next_rip`: the CPU has
+    /// next-RIP save.
+    pub fn new(
+        mut vmcb: Placed<Vmcb>,
+        area: Placed<Area>,
+        components: u64,
+        has_next_rip: bool,
+    ) -> Self {
+        vmcb.init_guest(&permissions::guest_maps());
+        let mut guest = Self {
+            vmcb,
+            registers: Registers::default(),
+            area,
+            extended: Extended {
+                components,
+                xcr0: 1,
+                tsc_aux: 0,
+                debug: [0; 4],
+            },
+            root: Root::default(),
+            host: 0,
+            asid: Asid::default(),
+            next_rip: 0,
+            has_next_rip,
+        };
+        guest.init();
+        guest
+    }
+
+    /// Its frames, when it ends.
+    pub fn into_frames(self) -> [OwnedFrame; 2] {
+        [self.vmcb.into_parts().1, self.area.into_parts().1]
+    }
+
+    pub(crate) fn vmcb(&self) -> &Vmcb {
+        &self.vmcb
+    }
+
+    pub(crate) fn vmcb_mut(&mut self) -> &mut Vmcb {
+        &mut self.vmcb
+    }
+
+    pub(crate) fn load(&mut self, cpu: &mut Cpu, turn: &TurnState) {
+        let index = cpu.index();
+        if !cpu.asids.is_valid(&self.asid, index, turn.flush) {
+            let (asid, flush) = cpu.asids.take(index, turn.flush);
+            self.asid = asid;
+            self.vmcb.set_asid(asid.number);
+            if flush {
+                self.vmcb.flush_next();
+            }
+        }
+        self.vmcb.set_nested_map(turn.map.base().as_u64());
+        self.vmcb.set_tsc_offset(turn.tsc_offset);
+        self.host = cpu.host;
+        self.extended
+            .load(&cpu.features, &self.area, &mut self.root);
+        // Breakpoints that are on must be there before the guest's first instruction.
+        let armed = self.vmcb.dr7() & 0xff != 0;
+        self.vmcb.intercept_debug_registers(!armed);
+        if armed {
+            self.extended.load_debug(&mut self.root);
+        }
+    }
+
+    pub(crate) fn unload(&mut self, cpu: &mut Cpu) {
+        self.extended
+            .unload(&cpu.features, &mut self.area, &mut self.root);
+    }
+
+    #[inline]
+    pub(crate) fn enter(&mut self) -> Exit {
+        // SAFETY: the control block is complete (`init_guest`), its nested map holds only what the
+        // frame table gave the partition, and the caller's turn has loaded the rest.
+        unsafe { switch::enter(self.physical(), &mut self.registers, self.host) };
+        self.vmcb.entered();
+        self.vmcb.keep_interrupted_event();
+        let (exit, next) = exit::decode(&self.vmcb, self.has_next_rip);
+        self.next_rip = next;
+        exit
+    }
+
+    pub(crate) fn skip(&mut self) {
+        self.vmcb.set_rip(self.next_rip);
+        self.vmcb.set_interrupt_shadow(false);
+        const TRAP_FLAG: u64 = 1 << 8;
+        if self.vmcb.rflags() & TRAP_FLAG != 0 {
+            const SINGLE_STEP: u64 = 1 << 14;
+            let (dr6, dr7) = (self.vmcb.dr6(), self.vmcb.dr7());
+            self.vmcb.set_debug(dr6 | SINGLE_STEP, dr7);
+            self.inject(Event::DEBUG);
+        }
+    }
+
+    pub(crate) fn gpr(&self, n: usize) -> u64 {
+        match n {
+            0 => self.vmcb.rax(),
+            4 => self.vmcb.rsp(),
+            _ => self.registers.get(n),
+        }
+    }
+
+    pub(crate) fn set_gpr(&mut self, n: usize, value: u64) {
+        match n {
+            0 => self.vmcb.set_rax(value),
+            4 => self.vmcb.set_rsp(value),
+            _ => self.registers.set(n, value),
+        }
+    }
+
+    pub(crate) fn xcr0(&self) -> u64 {
+        self.extended.xcr0
+    }
+
+    pub(crate) fn set_xcr0(&mut self, value: u64) {
+        self.extended.set_xcr0(value);
+    }
+
+    pub(crate) fn takes_interrupts(&self) -> bool {
+        const INTERRUPT_FLAG: u64 = 1 << 9;
+        self.vmcb.rflags() & INTERRUPT_FLAG != 0 && self.takes_nmis()
+    }
+
+    pub(crate) fn takes_nmis(&self) -> bool {
+        !self.vmcb.interrupt_shadow() && !self.vmcb.has_event()
+    }
+
+    pub(crate) fn inject(&mut self, event: Event) {
+        self.vmcb.inject(event);
+    }
+
+    /// No event is under way.
+    pub(super) fn forget_event(&mut self) {
+        self.vmcb.forget_event();
+    }
+
+    pub(crate) fn load_debug_registers(&mut self) {
+        self.extended.load_debug(&mut self.root);
+        self.vmcb.intercept_debug_registers(false);
+    }
+
+    pub(crate) fn init(&mut self) {
+        self.registers = Registers::default();
+        self.vmcb.init_state();
+        // The family, model and stepping, as CPUs leave them.
+        self.registers.rdx = super::cpuid(1, 0).eax.into();
+        self.extended.debug = [0; 4];
+        self.forget_event();
+    }
+
+    fn physical(&self) -> u64 {
+        self.vmcb.frame().base().as_u64()
+    }
+}

@@ -1,0 +1,149 @@
+//! What a Multiboot loader leaves: `one` and `two` read the two versions' information.
+
+use super::Error;
+use super::acpi::Rsdp;
+use super::map::Map;
+use crate::arch::memory::BootMemory;
+
+mod one;
+mod two;
+
+/// Modules that are looked at: kernel and initrd.
+const MODULES: usize = 2;
+/// Longest command line, its NUL included (Linux' own limit).
+const COMMAND_LINE: usize = 2048;
+
+/// A module: where it was loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Module {
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+impl Module {
+    pub(super) fn len(&self) -> u64 {
+        self.end - self.start
+    }
+}
+
+/// Everything from the loader, copied: nothing moves under it.
+#[derive(Clone, Debug)]
+pub(super) struct Info {
+    pub(super) map: Map,
+    /// ACPI's root pointer, if the loader passes it.
+    pub(super) rsdp: Option<Rsdp>,
+    modules: [Module; MODULES],
+    modules_len: usize,
+    command_line: [u8; COMMAND_LINE],
+    command_line_len: usize,
+}
+
+impl Info {
+    pub(super) const fn new() -> Self {
+        Self {
+            map: Map::new(),
+            rsdp: None,
+            modules: [Module { start: 0, end: 0 }; MODULES],
+            modules_len: 0,
+            command_line: [0; COMMAND_LINE],
+            command_line_len: 0,
+        }
+    }
+
+    /// The modules there are: kernel, initrd.
+    pub(super) fn modules(&self) -> &[Module] {
+        self.modules.get(..self.modules_len).unwrap_or(&[])
+    }
+
+    /// The words after the first, by which the loader names the kernel: QEMU puts its file name there,
+    /// and Debian's GRUB entries for Multiboot kernels the word `placeholder`.
+    pub(super) fn command_line(&self) -> &[u8] {
+        let line = self
+            .command_line
+            .get(..self.command_line_len)
+            .unwrap_or(&[]);
+        match line.iter().position(|&byte| byte == b' ') {
+            Some(space) => line.get(space + 1..).unwrap_or(&[]),
+            None => &[],
+        }
+    }
+
+    /// Adds a module with its string, whose end is its first NUL; the kernel's is the command line.
+    /// Those after the initrd are nobody's.
+    fn add_module(&mut self, start: u32, end: u32, text: &[u8]) -> Result<(), Error> {
+        if start >= end {
+            return Err(Error::BadInfo);
+        }
+        let Some(module) = self.modules.get_mut(self.modules_len) else {
+            return Ok(());
+        };
+        *module = Module {
+            start: start.into(),
+            end: end.into(),
+        };
+        if self.modules_len == 0 {
+            let text = text.split(|&byte| byte == 0).next().unwrap_or(&[]);
+            let text = text.get(..COMMAND_LINE - 1).unwrap_or(text);
+            self.command_line[..text.len()].copy_from_slice(text);
+            self.command_line_len = text.len();
+        }
+        self.modules_len += 1;
+        Ok(())
+    }
+}
+
+/// Reads into `info` what a loader of this magic number left at physical address `at`. An [`Info`] is
+/// too large for the stack to hold it twice.
+pub(super) fn parse(
+    memory: &BootMemory,
+    (magic, at): (u32, u32),
+    info: &mut Info,
+) -> Result<(), Error> {
+    match magic {
+        one::MAGIC => one::parse(memory, at.into(), info),
+        two::MAGIC => two::parse(memory, at.into(), info),
+        _ => Err(Error::NotMultiboot),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_loader_is_an_error() {
+        let memory = BootMemory::fake(0x2000);
+        let parsed = parse(&memory, (0x1234, 0x1000), &mut Info::new());
+        assert_eq!(parsed, Err(Error::NotMultiboot));
+    }
+
+    #[test]
+    fn the_kernels_string_less_its_first_word_is_the_command_line() {
+        let line = |text: &[u8]| {
+            let mut info = Info::new();
+            info.add_module(1, 2, text).unwrap();
+            info.add_module(3, 4, b"initrd other").unwrap();
+            std::string::String::from_utf8(info.command_line().to_vec()).unwrap()
+        };
+        assert_eq!(
+            line(b"/vmlinuz console=ttyS0 quiet\0garbage"),
+            "console=ttyS0 quiet"
+        );
+        assert_eq!(line(b"placeholder"), "");
+        assert_eq!(line(b""), "");
+        assert_eq!(line(&[b' '; 4000]).len(), COMMAND_LINE - 2);
+    }
+
+    #[test]
+    fn the_third_module_is_nobodys_and_an_empty_one_an_error() {
+        let mut info = Info::new();
+        for n in 0..3 {
+            info.add_module(n, n + 1, b"").unwrap();
+        }
+        assert_eq!(
+            info.modules(),
+            [Module { start: 0, end: 1 }, Module { start: 1, end: 2 }]
+        );
+        assert_eq!(info.add_module(5, 5, b""), Err(Error::BadInfo));
+    }
+}

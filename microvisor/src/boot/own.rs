@@ -1,0 +1,123 @@
+//! The microvisor's own memory: reserved before VM 0 is laid out, and the [`Machine`] in it.
+
+use core::ops::Range;
+
+use guest_proto::limits::{MAX_CPUS, MAX_PARTITIONS, PAGE_SIZE};
+use spin::{Mutex, Once};
+
+use super::Error;
+use super::map::Map;
+use super::multiboot::Info;
+use crate::arch::{self, cpuid, memory};
+use crate::counters::ExitCounters;
+use crate::log::LOG;
+use crate::machine::{Machine, MachineFacts};
+use crate::memory::epoch::Epochs;
+use crate::memory::frame_table::FrameTable;
+use crate::memory::nested::RootMap;
+use crate::memory::nested::root::RootLayout;
+use crate::memory::{Hpa, Memory};
+use crate::partition::{Partition, Partitions};
+
+const GUESTS: usize = MAX_PARTITIONS as usize - 1;
+
+static PARTITIONS: [Partition; GUESTS] = [const { Partition::new() }; GUESTS];
+
+static ROOT_COUNTERS: [ExitCounters; MAX_CPUS as usize] =
+    [const { ExitCounters::new() }; MAX_CPUS as usize];
+
+static MACHINE: Once<Machine> = Once::new();
+
+/// The block that holds the frame table and root's nested tables.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Own {
+    start: u64,
+    layout: RootLayout,
+}
+
+impl Own {
+    /// Takes the block from the map: the highest place below 4 GiB where no module is.
+    #[inline(never)]
+    pub(super) fn reserve(info: &mut Info) -> Result<Self, Error> {
+        const BELOW: u64 = 1 << 32;
+        let end = info.map.usable().map(|range| range.end).max().unwrap_or(0);
+        let layout = RootLayout {
+            frames: end.min(memory::SIZE) / PAGE_SIZE,
+            limit: physical_pages(),
+            gib_pages: cpuid(0x8000_0001, 0).edx & 1 << 26 != 0,
+        };
+        let size = Self::table_bytes(&layout) + layout.table_frames() * PAGE_SIZE;
+        let mut free = info.map.clone();
+        for module in info.modules() {
+            free.reserve(module.start, module.end)?;
+        }
+        let start = free.highest_room(size, BELOW);
+        let start = start.ok_or(Error::NoRoomForTables)?;
+        info.map.reserve(start, start + size)?;
+        Ok(Self { start, layout })
+    }
+
+    /// Where it is.
+    pub(super) fn range(&self) -> Range<u64> {
+        let size = Self::table_bytes(&self.layout) + self.layout.table_frames() * PAGE_SIZE;
+        self.start..self.start + size
+    }
+
+    fn table_bytes(layout: &RootLayout) -> u64 {
+        FrameTable::bytes(layout.frames).next_multiple_of(PAGE_SIZE)
+    }
+
+    /// Fills the tables in: what is usable in `map` is root's, `image` and the block are not.
+    pub(super) fn machine(
+        &self,
+        map: &Map,
+        image: Range<u64>,
+        features: u32,
+        cpus: u32,
+    ) -> &'static Machine {
+        MACHINE.call_once(|| {
+            let physical = memory::map();
+            let frames = FrameTable::new(physical, Hpa::new(self.start), self.layout.frames);
+            for range in map.usable() {
+                for frame in range.start.div_ceil(PAGE_SIZE)..range.end / PAGE_SIZE {
+                    frames.boot_root(crate::memory::Frame::new(frame));
+                }
+            }
+            let mut reserved = 0;
+            for range in [image, self.range()] {
+                for frame in range.start / PAGE_SIZE..range.end.div_ceil(PAGE_SIZE) {
+                    frames.boot_reserve(crate::memory::Frame::new(frame));
+                    reserved += 1;
+                }
+            }
+            let first_table = Hpa::new(self.start + Self::table_bytes(&self.layout)).frame();
+            let root = RootMap::new(&physical, first_table, self.layout, &frames);
+            let memory = Memory {
+                map: physical,
+                frames,
+                epochs: Epochs::new(),
+                root: Mutex::new(root),
+            };
+            let facts = MachineFacts {
+                features,
+                cpus,
+                frames: map.usable_bytes() / PAGE_SIZE + reserved,
+                reserved_frames: reserved,
+                tpr_window: arch::has_tpr_window(),
+            };
+            let partitions = Partitions::new(&PARTITIONS);
+            Machine::new(memory, partitions, facts, &ROOT_COUNTERS, &LOG)
+        })
+    }
+}
+
+/// The machine, once it is complete.
+pub(super) fn machine() -> Option<&'static Machine> {
+    MACHINE.get()
+}
+
+/// Pages of physical address space that the CPU has.
+fn physical_pages() -> u64 {
+    let bits = cpuid(0x8000_0008, 0).eax & 0xff;
+    1 << (bits.clamp(36, 52) - PAGE_SIZE.trailing_zeros())
+}

@@ -1,0 +1,141 @@
+//! RDMSR and WRMSR of a guest.
+
+use guest_proto::vcpu_page::{Intercept, InterceptKind};
+
+use super::clock::ClockError;
+use super::run::{End, Turn};
+use crate::arch::hw::{Event, Gpr};
+use crate::vcpu::Pending;
+use crate::vcpu::msr::{self, GeneralProtection, Msr};
+
+/// Why an access does not complete.
+enum Refusal {
+    /// #GP.
+    Fault,
+    /// A page that the microvisor has to write is not there yet.
+    NeedsPage(u64),
+}
+
+impl From<GeneralProtection> for Refusal {
+    fn from(_: GeneralProtection) -> Self {
+        Self::Fault
+    }
+}
+
+impl From<ClockError> for Refusal {
+    fn from(error: ClockError) -> Self {
+        match error {
+            ClockError::BadAddress => Self::Fault,
+            ClockError::NotMapped(address) => Self::NeedsPage(address),
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// RDMSR or WRMSR of the register in ECX.
+    pub(super) fn msr(&mut self, is_write: bool) -> Option<End> {
+        let hw = &self.local.hw;
+        let number = hw.gpr(Gpr::Rcx) as u32;
+        let value = hw.gpr(Gpr::Rdx) << 32 | hw.gpr(Gpr::Rax) & 0xffff_ffff;
+        let done = if is_write {
+            self.write_msr(number, value)
+        } else {
+            self.read_msr(number).map(|value| {
+                self.local.hw.set_gpr(Gpr::Rax, value & 0xffff_ffff);
+                self.local.hw.set_gpr(Gpr::Rdx, value >> 32);
+                None
+            })
+        };
+        match done {
+            Ok(end) => {
+                self.local.hw.skip();
+                end
+            }
+            Err(Refusal::Fault) => {
+                self.local.hw.inject(Event::GENERAL_PROTECTION);
+                None
+            }
+            Err(Refusal::NeedsPage(address)) => {
+                self.local.pending = Pending::Memory;
+                let intercept = Intercept {
+                    flags: guest_proto::vcpu_page::intercept_flags::STATE,
+                    is_write: 1,
+                    address,
+                    ..Intercept::default()
+                };
+                Some(self.intercept(InterceptKind::Memory, intercept))
+            }
+        }
+    }
+
+    fn read_msr(&mut self, number: u32) -> Result<u64, Refusal> {
+        let now = self.now();
+        let local = &mut *self.local;
+        Ok(match msr::classify(number).ok_or(Refusal::Fault)? {
+            Msr::Tsc => now,
+            Msr::TscAdjust => local.tsc_adjust,
+            Msr::ApicBase => local.lapic.apic_base(),
+            Msr::TscDeadline | Msr::X2Apic(_) => local.lapic.read_msr(number, now)?,
+            Msr::Efer => local.hw.efer(),
+            Msr::Pat => local.hw.pat(),
+            Msr::Mtrr(index) => local.mtrrs.read(index)?,
+            Msr::KvmWallClock => local.clock[0],
+            Msr::KvmSystemTime => local.clock[1],
+            Msr::Constant(value) | Msr::ReadOnly(value) => value,
+        })
+    }
+
+    fn write_msr(&mut self, number: u32, value: u64) -> Result<Option<End>, Refusal> {
+        let now = self.now();
+        let local = &mut *self.local;
+        match msr::classify(number).ok_or(Refusal::Fault)? {
+            Msr::Tsc => {
+                let adjust = local.tsc_adjust.wrapping_add(value.wrapping_sub(now));
+                self.adjust_tsc(adjust);
+            }
+            Msr::TscAdjust => self.adjust_tsc(value),
+            Msr::ApicBase => {
+                local.lapic.set_apic_base(value)?;
+                self.vcpu.publish(&local.lapic);
+            }
+            Msr::TscDeadline | Msr::X2Apic(_) => {
+                let effect = local.lapic.write_msr(number, value, now)?;
+                self.vcpu.publish(&local.lapic);
+                return Ok(self.effect(effect));
+            }
+            Msr::Efer => {
+                let value =
+                    msr::write_efer(msr::GUEST_EFER, local.hw.efer(), value, local.hw.cr0())?;
+                local.hw.set_efer(value);
+            }
+            Msr::Pat => local.hw.set_pat(msr::write_pat(value)?),
+            Msr::Mtrr(index) => local.mtrrs.write(index, value)?,
+            Msr::KvmWallClock => {
+                local.clock[0] = value;
+                let record = self.partition.clock().wall_clock();
+                self.partition
+                    .write_record(&self.machine.memory, value, &record)?;
+            }
+            Msr::KvmSystemTime => {
+                const ENABLE: u64 = 1;
+                local.clock[1] = value;
+                if value & ENABLE != 0 {
+                    let record = self.partition.clock().system_time();
+                    self.partition
+                        .write_record(&self.machine.memory, value & !ENABLE, &record)?;
+                }
+            }
+            Msr::Constant(_) => {}
+            Msr::ReadOnly(_) => return Err(Refusal::Fault),
+        }
+        Ok(None)
+    }
+
+    fn adjust_tsc(&mut self, adjust: u64) {
+        let delta = adjust.wrapping_sub(self.local.tsc_adjust);
+        self.local.tsc_adjust = adjust;
+        self.tsc_offset = self.tsc_offset.wrapping_add(delta);
+        self.local.lapic.adjust_tsc(delta as i64);
+        self.local.hw.set_tsc_offset(self.tsc_offset);
+    }
+}

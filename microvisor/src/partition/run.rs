@@ -1,0 +1,320 @@
+//! A virtual CPU's turn: from `vcpu_run` to the exit that needs root.
+//!
+//! [`run`] loads the virtual CPU, enters it again and again, and answers its exits (`answer`) until
+//! one of them, or something that arrived, ends the turn. A physical interrupt ends it at once, so
+//! no guest keeps the CPU longer than root wants.
+
+use core::mem::offset_of;
+use core::sync::atomic::Ordering;
+
+use guest_proto::hypercall::ExitKind;
+use guest_proto::ring::Push;
+use guest_proto::shared::SharedPage;
+use guest_proto::vcpu_page::{
+    Intercept, InterceptKind, RunExit, RunState, intercept_flags, reply_flags,
+};
+
+use super::Partition;
+use crate::arch::hw::{Event, Gpr, TurnState};
+use crate::arch::{self, Cpu};
+use crate::machine::Machine;
+use crate::memory::Frame;
+use crate::trace;
+use crate::vcpu::{Local, Pending, Vcpu};
+
+pub use guest_proto::hypercall::doorbell_tags::EOI as EOI_TAG;
+
+/// Why a turn was not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunError {
+    /// The reply in the virtual CPU's page makes no sense.
+    BadReply,
+    /// There is nothing to run in.
+    NoMemory,
+}
+
+/// How a turn ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    Interrupt,
+    /// The page's `intercept` is filled in.
+    Intercept,
+    Notify(u16),
+    Halted,
+    Timer,
+    Kick(u64),
+    WaitForSipi,
+}
+
+impl End {
+    /// `vcpu_run`'s value.
+    fn value(self) -> u64 {
+        let exit = match self {
+            Self::Interrupt => RunExit::Interrupt,
+            Self::Intercept => RunExit::Intercept,
+            Self::Notify(_) => RunExit::Notify,
+            Self::Halted => RunExit::Halted,
+            Self::Timer => RunExit::Timer,
+            Self::Kick(_) => RunExit::Kick,
+            Self::WaitForSipi => RunExit::WaitForSipi,
+        };
+        let tag = if let Self::Notify(tag) = self { tag } else { 0 };
+        u64::from(exit.raw()) | u64::from(tag) << 16
+    }
+}
+
+/// One turn.
+pub(super) struct Turn<'a> {
+    pub(super) machine: &'a Machine,
+    pub(super) partition: &'a Partition,
+    pub(super) vcpu: &'a Vcpu,
+    pub(super) local: &'a mut Local,
+    pub(super) page: &'a SharedPage,
+    map: Frame,
+    /// Guest's TSC less this CPU's.
+    pub(super) tsc_offset: u64,
+    /// The intercept comes with the state.
+    with_state: bool,
+}
+
+/// Runs a virtual CPU on this CPU. The caller holds its claim.
+pub fn run(
+    machine: &Machine,
+    cpu: &mut Cpu,
+    partition: &Partition,
+    vcpu: &Vcpu,
+    local: &mut Local,
+) -> Result<u64, RunError> {
+    let page = vcpu.page(&machine.memory).ok_or(RunError::NoMemory)?;
+    let map = partition.top().ok_or(RunError::NoMemory)?;
+    partition.properties.start();
+    let tsc_offset = partition.tsc_offset(local);
+    let mut turn = Turn {
+        machine,
+        partition,
+        vcpu,
+        local,
+        page,
+        map,
+        tsc_offset,
+        with_state: false,
+    };
+    turn.take_reply()?;
+    let end = match turn.prepare() {
+        Some(end) => end,
+        None => turn.inside(cpu),
+    };
+    turn.report(end);
+    vcpu.counters.run();
+    Ok(end.value())
+}
+
+impl Turn<'_> {
+    /// The part of the turn with the guest's state in the CPU.
+    fn inside(&mut self, cpu: &mut Cpu) -> End {
+        let begin = arch::tsc();
+        cpu.enter_partition(self.partition.serial());
+        let state = TurnState {
+            map: self.map,
+            flush: self.partition.flush(),
+            tsc_offset: self.tsc_offset,
+        };
+        self.local.hw.load(cpu, &state);
+        let end = loop {
+            let exit = self.local.hw.enter();
+            let (id, index) = (self.partition.id().0, self.vcpu.index());
+            trace::exit(cpu.index(), id, index, self.local.hw.raw_exit());
+            let cr8 = self.local.hw.cr8();
+            self.local.lapic.set_cr8(cr8);
+            if let Some(end) = self.answer(exit) {
+                break end;
+            }
+            if let Some(end) = self.prepare() {
+                break end;
+            }
+        };
+        self.local.hw.unload(cpu);
+        self.vcpu.counters.inside(arch::tsc().wrapping_sub(begin));
+        end
+    }
+
+    /// Guest's time-stamp counter.
+    pub(super) fn now(&self) -> u64 {
+        arch::tsc().wrapping_add(self.tsc_offset)
+    }
+
+    /// Takes over what arrived, and decides what is injected. Something: the guest does not go on.
+    fn prepare(&mut self) -> Option<End> {
+        if let Some(signals) = self.vcpu.take_signals() {
+            if signals.init {
+                if self.vcpu.index() == 0 {
+                    return Some(self.intercept(InterceptKind::Reset, Intercept::default()));
+                }
+                self.local.init(self.vcpu);
+            }
+            if let Some(vector) = signals.startup
+                && self.local.run_state == RunState::WaitForSipi
+            {
+                self.local.hw.start_at(vector);
+                self.local.run_state = RunState::Runnable;
+            }
+        }
+        if let Some(posted) = self.page.posted.take() {
+            self.local.lapic.merge(&posted);
+        }
+        if self.local.lapic.deadline().is_some() {
+            let now = self.now();
+            self.local.lapic.expire(now);
+        }
+        if self.local.ring.flush(self.page) == Push::PostedWake {
+            return Some(End::Notify(EOI_TAG));
+        }
+        match self.local.run_state {
+            RunState::Runnable => {}
+            RunState::WaitForSipi => return Some(End::WaitForSipi),
+            RunState::Halted if self.wakes() => self.local.run_state = RunState::Runnable,
+            // The end of an interrupt that nobody knows of is not slept on.
+            RunState::Halted if self.local.ring.is_behind() => {
+                return Some(End::Notify(EOI_TAG));
+            }
+            RunState::Halted => return Some(End::Halted),
+        }
+        self.inject();
+        let deadline = self.deadline();
+        let known = self.local.deadline;
+        (deadline != 0 && (known == 0 || deadline < known)).then_some(End::Timer)
+    }
+
+    /// Whether something ends HLT.
+    fn wakes(&self) -> bool {
+        let lapic = &self.local.lapic;
+        let nmi = lapic.has_nmi() && !self.local.nmi_masked;
+        nmi || (self.local.hw.takes_interrupts() && lapic.next_interrupt().is_some())
+    }
+
+    fn inject(&mut self) {
+        let tpr_window = self.machine.facts.tpr_window;
+        let Local {
+            hw,
+            lapic,
+            nmi_masked,
+            nmi_return,
+            ..
+        } = &mut *self.local;
+        if hw.cr8() != lapic.cr8() {
+            hw.set_cr8(lapic.cr8());
+        }
+        if lapic.has_nmi() && !*nmi_masked && hw.takes_nmis() && *nmi_return != Some(hw.rip()) {
+            lapic.accept_nmi();
+            *nmi_masked = true;
+            *nmi_return = None;
+            hw.watch_nmi_return(true);
+            hw.inject(Event::Nmi);
+        }
+        match lapic.next_interrupt() {
+            Some(vector) if hw.takes_interrupts() => {
+                lapic.accept(vector);
+                hw.inject(Event::Interrupt(vector));
+            }
+            Some(_) => hw.ask_for_window(None),
+            None => match lapic.highest_request() {
+                // The task priority holds it up: CR8 changes without an exit.
+                Some(vector) if vector >> 4 <= lapic.cr8() && tpr_window => {
+                    hw.ask_for_window(Some(vector >> 4));
+                }
+                _ => hw.forget_window(),
+            },
+        }
+    }
+
+    /// Root's TSC at the timer's deadline, 0 for none.
+    fn deadline(&self) -> u64 {
+        let deadline = self.local.lapic.deadline();
+        deadline.map_or(0, |at| at.wrapping_sub(self.tsc_offset).max(1))
+    }
+
+    /// Fills the page's `intercept` in.
+    pub(super) fn intercept(&mut self, kind: InterceptKind, intercept: Intercept) -> End {
+        self.with_state = intercept.flags & intercept_flags::STATE != 0;
+        self.page.intercept.store(&Intercept {
+            kind: kind.raw(),
+            rip: self.local.hw.rip(),
+            ..intercept
+        });
+        End::Intercept
+    }
+
+    /// Writes one word of the page's `intercept`.
+    fn set_word(&self, offset: usize, value: u64) {
+        if let Some(word) = self.page.intercept.word(offset / 8) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells root what is valid after every turn.
+    fn report(&mut self, end: End) {
+        let deadline = self.deadline();
+        self.set_word(offset_of!(Intercept, deadline), deadline);
+        let kick = if let End::Kick(kick) = end { kick } else { 0 };
+        self.set_word(offset_of!(Intercept, kick_set), kick);
+        if self.with_state {
+            self.page.state.store(&self.local.state(self.now()));
+        }
+        self.local.deadline = deadline;
+    }
+
+    /// Completes what the last turn's intercept left.
+    fn take_reply(&mut self) -> Result<(), RunError> {
+        // Kind, flags, size, direction: nothing is outstanding.
+        self.set_word(offset_of!(Intercept, kind), 0);
+        if self.local.pending == Pending::None {
+            return Ok(());
+        }
+        let mut reply = self.page.reply.load();
+        let (flags, pending) = (reply.flags, self.local.pending);
+        let known = reply_flags::DATA | reply_flags::REGISTERS | reply_flags::EXCEPTION;
+        let exception = u8::try_from(reply.exception)
+            .ok()
+            .filter(|n| *n < 32 && *n != 2);
+        if flags & !known != 0 || (flags & reply_flags::EXCEPTION != 0 && exception.is_none()) {
+            return Err(RunError::BadReply);
+        }
+        reply.flags = 0;
+        self.page.reply.store(&reply);
+        self.local.pending = Pending::None;
+        if pending == Pending::Memory {
+            self.vcpu.counters.exit(if flags == 0 {
+                ExitKind::NestedFault
+            } else {
+                ExitKind::Memory
+            });
+        }
+        let hw = &mut self.local.hw;
+        if flags & reply_flags::REGISTERS != 0 {
+            hw.set_registers(&self.page.state.load());
+        }
+        if flags & reply_flags::EXCEPTION != 0 {
+            const PAGE_FAULT: u8 = 14;
+            let vector = exception.unwrap_or_default();
+            if vector == PAGE_FAULT {
+                hw.set_cr2(reply.fault_address);
+            }
+            hw.inject(Event::exception(vector, reply.error_code as u32));
+        } else if let (Pending::PortRead(size), reply_flags::DATA) = (pending, flags) {
+            let old = hw.gpr(Gpr::Rax);
+            hw.set_gpr(Gpr::Rax, port_value(old, reply.data, size));
+            hw.skip();
+        }
+        // Otherwise the guest repeats its instruction.
+        Ok(())
+    }
+}
+
+/// RAX after an IN of `size` bytes: as for any operand, 4 bytes clear the upper half.
+fn port_value(old: u64, data: u64, size: u8) -> u64 {
+    match size {
+        1 => old & !0xff | data & 0xff,
+        2 => old & !0xffff | data & 0xffff,
+        _ => data & 0xffff_ffff,
+    }
+}

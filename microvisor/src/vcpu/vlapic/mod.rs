@@ -1,0 +1,362 @@
+//! The virtual local APIC: a state machine without I/O, locks or a clock of its own.
+//!
+//! Sources: Intel SDM vol. 3 ch. 11 (APIC), APM vol. 2 ch. 16. The caller gives the guest's TSC
+//! where time matters, and carries out what a write asks for ([`Effect`]). [`registers`] is the
+//! guest's view, [`timer`] the timer, [`message`] how interrupts address virtual CPUs.
+//!
+//! What is fixed: the id is the virtual CPU's index, the base is [`DEFAULT_BASE`]; there is no
+//! CMCI, no SMI, no ExtINT and no suppression of EOI broadcasts.
+
+pub mod message;
+pub mod registers;
+pub mod timer;
+mod vectors;
+
+use guest_proto::posted::Posted;
+
+use super::msr::GeneralProtection;
+
+pub use message::{Address, Delivery, Destination, Message};
+pub use timer::TscRate;
+
+use registers::Lvt;
+use timer::Timer;
+use vectors::VectorSet;
+
+/// Where the registers of an APIC in xAPIC mode lie.
+pub const DEFAULT_BASE: u64 = 0xfee0_0000;
+
+/// MSR APIC_BASE: this is the boot CPU.
+const BASE_BOOT_CPU: u64 = 1 << 8;
+/// MSR APIC_BASE: x2APIC mode.
+const BASE_X2APIC: u64 = 1 << 10;
+/// MSR APIC_BASE: enabled.
+const BASE_ENABLE: u64 = 1 << 11;
+
+/// SVR: the APIC is enabled by software.
+const SVR_ENABLE: u32 = 1 << 8;
+
+/// ESR: tried to send a vector below 16.
+const ESR_SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
+/// ESR: received a vector below 16.
+const ESR_RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
+/// ESR: access to a register that does not exist (xAPIC mode only).
+const ESR_ILLEGAL_REGISTER: u32 = 1 << 7;
+
+/// How the guest reaches its APIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Not at all; nothing is delivered either.
+    Disabled,
+    /// By memory accesses at [`DEFAULT_BASE`].
+    XApic,
+    /// By MSRs.
+    X2Apic,
+}
+
+/// What the caller has to do after a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Effect {
+    /// Nothing beyond looking at [`VLapic::next_interrupt`] and [`VLapic::deadline`] again.
+    None,
+    /// The service of a level-triggered vector ended: tell its source.
+    LevelEoi(u8),
+    /// Deliver this to other virtual CPUs (and to this one, where it says so).
+    Send(Message),
+}
+
+/// A virtual local APIC.
+#[derive(Debug)]
+pub struct VLapic {
+    /// Requested, not yet in service.
+    irr: VectorSet,
+    /// In service.
+    isr: VectorSet,
+    /// Of those requested or in service, the level-triggered ones.
+    tmr: VectorSet,
+    timer: Timer,
+    icr: u64,
+    lvt: [u32; Lvt::COUNT],
+    svr: u32,
+    /// Logical destination, xAPIC mode only.
+    ldr: u8,
+    /// xAPIC mode only: logical destinations are flat bit sets, not clusters.
+    flat: bool,
+    tpr: u8,
+    id: u8,
+    boot_cpu: bool,
+    nmi: bool,
+    mode: Mode,
+    /// As the guest reads it.
+    esr: u32,
+    /// Since the guest last wrote it.
+    esr_new: u32,
+}
+
+impl VLapic {
+    /// After power-up. `id` is the virtual CPU's index; with `x2apic` it starts in x2APIC mode,
+    /// as firmware leaves it.
+    pub fn new(id: u8, boot_cpu: bool, x2apic: bool, rate: TscRate) -> Self {
+        Self {
+            irr: VectorSet::EMPTY,
+            isr: VectorSet::EMPTY,
+            tmr: VectorSet::EMPTY,
+            timer: Timer::new(rate),
+            icr: 0,
+            lvt: [Lvt::MASKED; Lvt::COUNT],
+            svr: 0xff,
+            ldr: 0,
+            flat: true,
+            tpr: 0,
+            id,
+            boot_cpu,
+            nmi: false,
+            mode: if x2apic { Mode::X2Apic } else { Mode::XApic },
+            esr: 0,
+            esr_new: 0,
+        }
+    }
+
+    /// An INIT signal: everything but the id, the mode and the base goes to its reset value.
+    pub fn init(&mut self) {
+        let mode = self.mode;
+        *self = Self::new(self.id, self.boot_cpu, false, self.timer.rate());
+        self.mode = mode;
+    }
+
+    /// How the guest reaches it now.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// MSR APIC_BASE.
+    pub fn apic_base(&self) -> u64 {
+        let mode = match self.mode {
+            Mode::Disabled => 0,
+            Mode::XApic => BASE_ENABLE,
+            Mode::X2Apic => BASE_ENABLE | BASE_X2APIC,
+        };
+        DEFAULT_BASE | mode | if self.boot_cpu { BASE_BOOT_CPU } else { 0 }
+    }
+
+    /// Writes MSR APIC_BASE. The base can't be moved, the boot CPU bit can't be changed.
+    ///
+    /// # Errors
+    ///
+    /// Reserved bits, another base, and the transitions that SDM vol. 3 §11.12.5 forbids.
+    pub fn set_apic_base(&mut self, value: u64) -> Result<(), GeneralProtection> {
+        let mode = Self::base_mode(value)?;
+        match (self.mode, mode) {
+            (Mode::X2Apic, Mode::XApic) | (Mode::Disabled, Mode::X2Apic) => {
+                return Err(GeneralProtection);
+            }
+            (Mode::XApic | Mode::X2Apic, Mode::Disabled) => self.init(),
+            // The destination's place in ICR changes, its value does not count (§11.12.5.1).
+            (Mode::XApic, Mode::X2Apic) => self.icr &= 0xffff_ffff,
+            _ => {}
+        }
+        self.mode = mode;
+        Ok(())
+    }
+
+    /// The mode that a value of MSR APIC_BASE means.
+    ///
+    /// # Errors
+    ///
+    /// Reserved bits, another base.
+    pub fn base_mode(value: u64) -> Result<Mode, GeneralProtection> {
+        if value & !(BASE_BOOT_CPU | BASE_X2APIC | BASE_ENABLE) != DEFAULT_BASE {
+            return Err(GeneralProtection);
+        }
+        match (value & BASE_ENABLE != 0, value & BASE_X2APIC != 0) {
+            (false, false) => Ok(Mode::Disabled),
+            (true, false) => Ok(Mode::XApic),
+            (true, true) => Ok(Mode::X2Apic),
+            (false, true) => Err(GeneralProtection),
+        }
+    }
+
+    /// Puts it in a mode as by a state that was saved, not by the guest.
+    pub fn restore_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+    }
+
+    /// What others need to know to address it. Publish it after [`VLapic::set_apic_base`],
+    /// [`VLapic::init`] and every write.
+    pub fn address(&self) -> Address {
+        Address::new(self.mode, self.is_enabled(), self.ldr, self.flat)
+    }
+
+    /// Whether it accepts fixed interrupts: enabled by hardware and by software.
+    fn is_enabled(&self) -> bool {
+        self.mode != Mode::Disabled && self.svr & SVR_ENABLE != 0
+    }
+
+    /// CR8: the task priority's class.
+    #[inline]
+    pub fn cr8(&self) -> u8 {
+        self.tpr >> 4
+    }
+
+    /// Writes CR8, or takes over VMCB V_TPR; bits above 3:0 are the caller's to refuse.
+    #[inline]
+    pub fn set_cr8(&mut self, value: u8) {
+        // V_TPR can't hold the sub-class: keep it where the class is what it was.
+        if self.tpr >> 4 != value & 0xf {
+            self.tpr = value << 4;
+        }
+    }
+
+    /// Processor priority: the task's, or the class in service where that is higher.
+    #[inline]
+    pub fn processor_priority(&self) -> u8 {
+        let in_service = self.isr.highest().unwrap_or(0) & 0xf0;
+        if self.tpr & 0xf0 >= in_service {
+            self.tpr
+        } else {
+            in_service
+        }
+    }
+
+    /// An interrupt arrives.
+    pub fn post(&mut self, vector: u8, level: bool) {
+        if !self.is_enabled() {
+            return;
+        }
+        if vector < 16 {
+            self.error(ESR_RECEIVE_ILLEGAL_VECTOR);
+            return;
+        }
+        self.irr.insert(vector);
+        if level {
+            self.tmr.insert(vector);
+        } else {
+            self.tmr.remove(vector);
+        }
+    }
+
+    /// Takes over what others posted.
+    pub fn merge(&mut self, posted: &Posted) {
+        self.nmi |= posted.nmi && self.mode != Mode::Disabled;
+        let mut pending = VectorSet::from(posted.pending);
+        let illegal = pending.take_illegal();
+        if !self.is_enabled() {
+            return;
+        }
+        if illegal {
+            self.error(ESR_RECEIVE_ILLEGAL_VECTOR);
+        }
+        self.irr.union(&pending);
+        self.tmr.replace(&pending, &VectorSet::from(posted.level));
+    }
+
+    /// An NMI arrives.
+    pub fn post_nmi(&mut self) {
+        self.nmi |= self.mode != Mode::Disabled;
+    }
+
+    /// Whether an NMI waits for its injection.
+    #[inline]
+    pub fn has_nmi(&self) -> bool {
+        self.nmi
+    }
+
+    /// The waiting NMI is injected now.
+    pub fn accept_nmi(&mut self) {
+        self.nmi = false;
+    }
+
+    /// The interrupt to inject next, if one outranks the processor priority.
+    #[inline]
+    pub fn next_interrupt(&self) -> Option<u8> {
+        self.irr
+            .highest()
+            .filter(|vector| vector & 0xf0 > self.processor_priority() & 0xf0)
+    }
+
+    /// The highest request, whether or not the processor priority lets it through. Where this
+    /// is something and [`VLapic::next_interrupt`] nothing, a lower CR8 or an EOI lets it in.
+    #[inline]
+    pub fn highest_request(&self) -> Option<u8> {
+        self.irr.highest()
+    }
+
+    /// The processor takes the interrupt: it is in service from now on.
+    #[inline]
+    pub fn accept(&mut self, vector: u8) {
+        self.irr.remove(vector);
+        self.isr.insert(vector);
+    }
+
+    /// An accepted interrupt could not be delivered after all: it is a request again.
+    pub fn unaccept(&mut self, vector: u8) {
+        self.isr.remove(vector);
+        self.irr.insert(vector);
+    }
+
+    /// End of interrupt.
+    #[inline]
+    fn eoi(&mut self) -> Effect {
+        let Some(vector) = self.isr.highest() else {
+            return Effect::None;
+        };
+        self.isr.remove(vector);
+        if self.tmr.contains(vector) {
+            Effect::LevelEoi(vector)
+        } else {
+            Effect::None
+        }
+    }
+
+    /// Guest TSC at which the timer next raises an interrupt.
+    #[inline]
+    pub fn deadline(&self) -> Option<u64> {
+        let unmasked = self.lvt[Lvt::Timer as usize] & Lvt::MASKED == 0;
+        self.timer.deadline().filter(|_| unmasked)
+    }
+
+    /// Raises the timer's interrupt if its deadline has passed. Periods that were missed
+    /// altogether raise one interrupt.
+    #[inline]
+    pub fn expire(&mut self, now: u64) {
+        if self.timer.expire(now) {
+            self.trigger(Lvt::Timer);
+        }
+    }
+
+    /// The guest's TSC jumped by `delta`: deadlines that are not in terms of the TSC stay where
+    /// they are in time.
+    pub fn adjust_tsc(&mut self, delta: i64) {
+        self.timer.adjust_tsc(delta);
+    }
+
+    /// A local interrupt source fires.
+    fn trigger(&mut self, source: Lvt) {
+        let entry = self.lvt[source as usize];
+        if entry & Lvt::MASKED == 0 {
+            match source.delivery(entry) {
+                Delivery::Fixed => self.post(entry as u8, false),
+                Delivery::Nmi => self.post_nmi(),
+                _ => {}
+            }
+        }
+    }
+
+    /// Records an error; the guest sees it after its next write to ESR.
+    fn error(&mut self, bit: u32) {
+        if self.esr_new & bit != 0 {
+            return;
+        }
+        self.esr_new |= bit;
+        let entry = self.lvt[Lvt::Error as usize];
+        // Not through `post`: an illegal vector in this very entry would come back here.
+        if entry & Lvt::MASKED == 0 && entry as u8 >= 16 && self.is_enabled() {
+            self.irr.insert(entry as u8);
+            self.tmr.remove(entry as u8);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

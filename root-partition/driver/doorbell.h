@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Doorbells: eventfds that are signalled when a posted write finds its consumer asleep.
+ */
+#ifndef MV_DOORBELL_H
+#define MV_DOORBELL_H
+
+#include "microvisor_abi.h"
+
+struct mv_vm;
+
+long mv_doorbell(struct mv_vm *vm, struct mv_doorbell __user *user);
+
+/* Signals the eventfd of a tag, if it has one. */
+void mv_doorbell_ring(struct mv_vm *vm, u16 tag);
+
+/* Removes all. Under vm->lock. */
+void mv_doorbells_remove(struct mv_vm *vm);
+
+#endif

@@ -1,0 +1,115 @@
+# What test scripts share: `. /lib/testing.sh`.
+
+# Ends the script with a line that says what was not as it should be, and what the VMs were at.
+fail() {
+    echo "FAILED: $*"
+    if [ -S /run/microvisor/control.sock ]; then
+        vmctl list
+        vmctl list | awk 'NR > 2 { print $2 }' | while read -r vm; do
+            echo "== $vm"
+            vmctl info "$vm"
+            vmctl logs "$vm" | tail -n 5
+        done
+    fi
+    exit 1
+}
+
+# expect WORD COMMAND...: the command succeeds and prints something that contains WORD.
+expect() {
+    word=$1
+    shift
+    answer=$("$@" 2>&1) || fail "$*: status $?: $answer"
+    case $answer in
+    *"$word"*) ;;
+    *) fail "$*: not \"$word\", but: $answer" ;;
+    esac
+}
+
+# refuse WORD COMMAND...: the command fails with something that contains WORD.
+refuse() {
+    word=$1
+    shift
+    answer=$("$@" 2>&1) && fail "$*: did not fail: $answer"
+    case $answer in
+    *"$word"*) ;;
+    *) fail "$*: failed not with \"$word\", but: $answer" ;;
+    esac
+}
+
+# eventually SECONDS COMMAND...: the command succeeds within that time.
+eventually() {
+    deadline=$(($(cut -d. -f1 /proc/uptime) + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        [ "$(cut -d. -f1 /proc/uptime)" -lt "$deadline" ] || fail "$*: not in time"
+        usleep 200000
+    done
+}
+
+# printed NAME WORD: a guest has written that to its console.
+printed() {
+    vmctl logs "$1" | grep -q -- "$2"
+}
+
+# is NAME WORD...: `vmctl list` has this line about a VM, with the state and the reason.
+is() {
+    name=$1
+    shift
+    line=$(vmctl list | tr -s ' ' | grep " $name ") || fail "$name is not in the list: $(vmctl list)"
+    case $line in
+    *"$*"*) ;;
+    *) fail "$name is not \"$*\", but: $line" ;;
+    esac
+}
+
+# up NAME [OPTION...]: makes a demo guest of that name, and waits until its shell is there.
+up() {
+    name=$1
+    shift
+    expect "$name: defined" vmctl create demo.toml --name "$name" "$@"
+    start "$name"
+}
+
+# start NAME: starts a guest, waits until its shell is there, and holds its console for `tell`.
+start() {
+    before=$(vmctl logs "$1" | grep -c 'demo guest: up')
+    expect "$1: running" vmctl start "$1" --wait --timeout 60s
+    hold "$1"
+    eventually 240 boots "$1" $((before + 1))
+}
+
+# hold NAME: attaches to a guest's console for `tell`, until the guest ends.
+hold() {
+    if [ ! -p "/tmp/$1.typing" ]; then
+        mkfifo "/tmp/$1.typing"
+        # Keeps it open between one line and the next.
+        sleep 100000 <>"/tmp/$1.typing" &
+    fi
+    vmctl console "$1" <"/tmp/$1.typing" >/dev/null 2>&1 &
+}
+
+# boots NAME COUNT: a guest's shell has come up that often.
+boots() {
+    [ "$(vmctl logs "$1" | grep -c 'demo guest: up')" -ge "$2" ]
+}
+
+# tell NAME COMMAND: types a command at a guest's shell.
+tell() {
+    name=$1
+    shift
+    echo "$*" >"/tmp/$name.typing"
+}
+
+# answer NAME WORD COMMAND: the guest's shell answers a command with a line that is WORD alone.
+answer() {
+    name=$1
+    word=$2
+    shift 2
+    tell "$name" "$*"
+    deadline=$(($(cut -d. -f1 /proc/uptime) + 60))
+    until printed "$name" "^$word.\$"; do
+        [ "$(cut -d. -f1 /proc/uptime)" -lt "$deadline" ] ||
+            fail "$name does not answer $word: $(vmctl logs "$name" | tail -n 15)"
+        usleep 200000
+    done
+}

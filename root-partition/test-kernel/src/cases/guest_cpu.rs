@@ -1,0 +1,224 @@
+//! The CPU that a guest sees: CPUID, model-specific registers, kvmclock.
+
+use guest_proto::ABI_VERSION;
+use guest_proto::cpuid::{SIGNATURE, leaf};
+use guest_proto::hypercall::{Hypercall, Property};
+
+use crate::guest::code::code;
+use crate::guest::{self, Guest, layout};
+use crate::hv;
+use crate::probe::{GENERAL_PROTECTION, INVALID_OPCODE};
+use crate::report::{Outcome, cases, ensure, equal};
+
+cases![
+    cpuid_has_both_signatures,
+    cpuid_hides_svm_and_shows_a_hypervisor,
+    unknown_registers_fault,
+    svm_is_not_there,
+    efer_and_pat_keep_what_they_are_given,
+    the_clock_page_is_filled,
+    the_wall_clock_is_what_root_set,
+    the_tsc_starts_near_zero_and_runs,
+];
+
+/// A guest that asks CPUID for the leaf in its EAX and subleaf 0.
+fn cpuid_guest() -> Outcome<Guest> {
+    Guest::new(code!["2: cpuid", "out 0x80, al", "jmp 2b"])
+}
+
+fn cpuid(guest: &Guest, leaf: u32) -> Outcome<[u32; 4]> {
+    guest.restart(|state| {
+        state.gpr[0] = leaf.into();
+        state.gpr[1] = 0;
+    })?;
+    guest.port()?;
+    let gpr = guest.state(0)?.gpr;
+    Ok([gpr[0], gpr[3], gpr[1], gpr[2]].map(|word| word as u32))
+}
+
+fn cpuid_has_both_signatures() -> Outcome {
+    let guest = cpuid_guest()?;
+    let signature = |words: [u32; 4]| {
+        let mut bytes = [0; 12];
+        for (to, word) in bytes.chunks_exact_mut(4).zip(&words[1..]) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    };
+    let kvm = cpuid(&guest, 0x4000_0000)?;
+    equal("KVM's", signature(kvm), *b"KVMKVMKVM\0\0\0")?;
+    let own = cpuid(&guest, leaf::GUEST_BASE)?;
+    equal("ours", signature(own), SIGNATURE)?;
+    let [version, _, partition, zero] = cpuid(&guest, leaf::GUEST_BASE + 1)?;
+    let expected = (ABI_VERSION, guest.id as u32, 0);
+    equal("version, partition", (version, partition, zero), expected)?;
+    guest.end()
+}
+
+fn cpuid_hides_svm_and_shows_a_hypervisor() -> Outcome {
+    let guest = cpuid_guest()?;
+    let [_, _, ecx, _] = cpuid(&guest, 1)?;
+    equal("hypervisor", ecx >> 31, 1)?;
+    equal(
+        "x2APIC, TSC deadline",
+        (ecx >> 21 & 1, ecx >> 24 & 1),
+        (1, 1),
+    )?;
+    let [_, _, ecx, _] = cpuid(&guest, 0x8000_0001)?;
+    equal("SVM", ecx & 1 << 2, 0)?;
+    equal("SVM's leaf", cpuid(&guest, 0x8000_000a)?, [0; 4])?;
+    guest.end()
+}
+
+const EFER: u32 = 0xc000_0080;
+const PAT: u32 = 0x277;
+
+fn unknown_registers_fault() -> Outcome {
+    let guest = Guest::for_msrs()?;
+    for msr in [
+        2,
+        0x3fff,
+        0x1_0000,
+        0x4b56_4d7f,
+        0xc000_1fff,
+        0xc001_1fff,
+        u32::MAX,
+    ] {
+        equal("a read", guest.rdmsr(msr)?, Some([GENERAL_PROTECTION, 0]))?;
+        equal(
+            "a write",
+            guest.wrmsr(msr, 0)?,
+            Some([GENERAL_PROTECTION, 0]),
+        )?;
+    }
+    equal("a known one", guest.rdmsr(EFER)?, None)?;
+    equal("EFER", guest.state(0)?.gpr[0], 0x500)?;
+    guest.end()
+}
+
+fn svm_is_not_there() -> Outcome {
+    const SVME: u64 = 1 << 12;
+    let guest = Guest::for_msrs()?;
+    for msr in [0xc001_0114, 0xc001_0117] {
+        equal("a read", guest.rdmsr(msr)?, Some([GENERAL_PROTECTION, 0]))?;
+        equal(
+            "a write",
+            guest.wrmsr(msr, 0)?,
+            Some([GENERAL_PROTECTION, 0]),
+        )?;
+    }
+    let with_svme = guest.wrmsr(EFER, 0x500 | SVME)?;
+    equal("SVME", with_svme, Some([GENERAL_PROTECTION, 0]))?;
+    guest.end()?;
+    let instructions = [
+        code!["vmrun rax", "hlt"],
+        code!["vmload rax", "hlt"],
+        code!["vmsave rax", "hlt"],
+        code!["stgi", "hlt"],
+        code!["clgi", "hlt"],
+        code!["invlpga rax, ecx", "hlt"],
+        code!["skinit eax", "hlt"],
+        code!["monitor", "hlt"],
+        code!["mwait", "hlt"],
+    ];
+    for code in instructions {
+        let guest = Guest::new(code)?;
+        guest.halt(0)?;
+        equal("exceptions", guest.exceptions().count(), 1)?;
+        equal("vector", guest.exceptions().last()[0], INVALID_OPCODE)?;
+        guest.end()?;
+    }
+    Ok(())
+}
+
+fn efer_and_pat_keep_what_they_are_given() -> Outcome {
+    let guest = Guest::for_msrs()?;
+    let pat = 0x0606_0606_0000_0104;
+    equal("PAT", guest.wrmsr(PAT, pat)?, None)?;
+    equal("PAT", guest.rdmsr(PAT)?, None)?;
+    let state = guest.state(0)?;
+    equal("PAT", (state.gpr[0], state.pat), (pat, pat))?;
+    let bad_type = guest.wrmsr(PAT, 2)?;
+    equal(
+        "a type that is not",
+        bad_type,
+        Some([GENERAL_PROTECTION, 0]),
+    )?;
+    equal("EFER with SCE and NXE", guest.wrmsr(EFER, 0xd01)?, None)?;
+    equal("EFER", guest.state(0)?.efer, 0xd01)?;
+    let off = guest.wrmsr(EFER, 0)?;
+    equal("LME off under paging", off, Some([GENERAL_PROTECTION, 0]))?;
+    guest.end()
+}
+
+const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
+const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
+
+fn the_clock_page_is_filled() -> Outcome {
+    const SECOND: u64 = guest::TSC_KHZ * 1000;
+    let guest = Guest::for_msrs()?;
+    equal(
+        "fault",
+        guest.wrmsr(KVM_SYSTEM_TIME, layout::DATA | 1)?,
+        None,
+    )?;
+    // The page is filled at entry at the latest.
+    equal("fault", guest.rdmsr(KVM_SYSTEM_TIME)?, None)?;
+    equal("register", guest.state(0)?.gpr[0], layout::DATA | 1)?;
+    let [version, tsc, _system, scale] = [0, 8, 16, 24].map(|n| guest.read(layout::DATA + n));
+    equal("the version is even", version & 1, 0)?;
+    ensure("it was written", version as u32 != 0)?;
+    ensure("the TSC has a scale", scale as u32 != 0)?;
+    ensure("its time is past", tsc <= guest.state(0)?.tsc)?;
+    let shift = (scale >> 32) as i8;
+    let ticks = if shift < 0 {
+        SECOND >> -shift
+    } else {
+        SECOND << shift
+    };
+    let ns = (u128::from(ticks) * u128::from(scale as u32)) >> 32;
+    ensure(
+        "a second of ticks is a second",
+        ns.abs_diff(1_000_000_000) < 10,
+    )?;
+    equal("it is stable", scale >> 40 & 1, 1)?;
+    guest.end()
+}
+
+fn the_wall_clock_is_what_root_set() -> Outcome {
+    const SECONDS: u64 = 1_700_000_000;
+    let guest = Guest::for_msrs()?;
+    let set = [guest.id, Property::WallClock.raw(), SECONDS * 1_000_000_000];
+    hv::call(Hypercall::PartitionSet, set).ok()?;
+    equal("fault", guest.wrmsr(KVM_WALL_CLOCK, layout::DATA)?, None)?;
+    let words = [0, 8].map(|n| guest.read(layout::DATA + n));
+    let (version, seconds) = (words[0] as u32, words[0] >> 32);
+    equal("the version is even", version & 1, 0)?;
+    // The base is the time at which the guest's clock was zero, a moment before.
+    ensure("seconds", (SECONDS - 60..=SECONDS).contains(&seconds))?;
+    ensure("nanoseconds", words[1] & 0xffff_ffff < 1_000_000_000)?;
+    guest.end()
+}
+
+fn the_tsc_starts_near_zero_and_runs() -> Outcome {
+    let guest = Guest::new(code![
+        "2: rdtsc",
+        "shl rdx, 32",
+        "or rax, rdx",
+        "out 0x80, al",
+        "jmp 2b",
+    ])?;
+    let mut last = 0;
+    for _ in 0..10 {
+        guest.port()?;
+        let state = guest.state(0)?;
+        ensure("it runs forward", state.gpr[0] > last)?;
+        ensure("its state says the same", state.tsc >= state.gpr[0])?;
+        last = state.gpr[0];
+    }
+    ensure(
+        "its zero is the partition's creation",
+        last < 30_000_000_000,
+    )?;
+    guest.end()
+}

@@ -1,0 +1,59 @@
+//! A guest that reads and writes model-specific registers as it is told.
+
+use super::code::code;
+use super::{Guest, layout};
+use crate::report::Outcome;
+
+/// Vector and error code of an exception, if there was one.
+pub type Fault = Option<[u64; 2]>;
+
+impl Guest {
+    /// Reads the register in ECX, or with RSI other than 0 writes RDI to it, and halts.
+    #[track_caller]
+    pub fn for_msrs() -> Outcome<Self> {
+        Self::new(code![
+            "lea rax, [rip + 3f]",
+            "mov [{notes} + 24], rax",
+            "test rsi, rsi",
+            "jnz 2f",
+            "rdmsr",
+            "shl rdx, 32",
+            "or rax, rdx",
+            "hlt",
+            "2: mov rax, rdi",
+            "mov rdx, rdi",
+            "shr rdx, 32",
+            "wrmsr",
+            "3: hlt",
+            ; notes = const layout::NOTES,
+        ])
+    }
+
+    /// Makes it read a register; the value is in its RAX.
+    #[track_caller]
+    pub fn rdmsr(&self, msr: u32) -> Outcome<Fault> {
+        self.access(msr, None)
+    }
+
+    /// Makes it write a register.
+    #[track_caller]
+    pub fn wrmsr(&self, msr: u32, value: u64) -> Outcome<Fault> {
+        self.access(msr, Some(value))
+    }
+
+    #[track_caller]
+    fn access(&self, msr: u32, write: Option<u64>) -> Outcome<Fault> {
+        let before = self.exceptions().count();
+        self.restart(|state| {
+            state.gpr[1] = msr.into();
+            state.gpr[6] = write.is_some().into();
+            state.gpr[7] = write.unwrap_or_default();
+        })?;
+        self.halt(0)?;
+        if self.exceptions().count() == before {
+            return Ok(None);
+        }
+        let [vector, code, _] = self.exceptions().last();
+        Ok(Some([vector, code]))
+    }
+}

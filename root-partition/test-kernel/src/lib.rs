@@ -1,0 +1,53 @@
+//! A kernel that the microvisor boots in VM 0's place, and that drives every hypercall, good and
+//! bad, without a Linux in between: each case prints a line, and the machine ends with a status.
+//!
+//! `cpu`, `trap`, `apic`, `memory`, `acpi` and `second` are the little that a kernel needs; `hv`
+//! makes hypercalls; `cases` are the tests. Everything but the entry points compiles on the
+//! host too, where nothing runs it.
+#![no_std]
+
+use core::fmt;
+
+pub mod acpi;
+pub mod apic;
+pub mod cases;
+pub mod console;
+pub mod cpu;
+pub mod guest;
+pub mod hv;
+pub mod memory;
+pub mod probe;
+pub mod registers;
+pub mod report;
+pub mod ring3;
+pub mod second;
+pub mod trap;
+
+/// The first CPU: runs every case. `second_entry` is where the second CPU begins.
+pub fn first(boot_params: u64, second_entry: u64) -> ! {
+    trap::init(0);
+    cpu::enable_vectors();
+    memory::init(boot_params);
+    apic::init();
+    if let Err(why) = second::start(boot_params, second_entry) {
+        stop(format_args!("the second CPU: {why}"));
+    }
+    let mut well = true;
+    let more = if second::is_up() {
+        cases::TWO_CPUS
+    } else {
+        &[]
+    };
+    for (group, cases) in cases::GROUPS.iter().chain(more) {
+        well &= report::run(group, cases);
+    }
+    console::exit(well)
+}
+
+/// Ends the machine when nothing can go on.
+pub fn stop(why: fmt::Arguments<'_>) -> ! {
+    console::line(format_args!(
+        "not ok - the test kernel runs to its end: {why}"
+    ));
+    console::exit(false)
+}

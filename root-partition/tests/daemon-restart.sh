@@ -1,0 +1,12 @@
+# The daemon dies and comes again: the guests have not noticed, and it knows them.
+# timeout: 600
+. /lib/testing.sh
+up demo
+kill -KILL "$(vmctl doctor | grep -o 'process [0-9]*' | cut -d' ' -f2)"
+refuse "daemon" vmctl list
+vmctl daemon >/dev/console 2>&1 &
+eventually 30 vmctl list
+is demo running
+answer demo 42 'echo $((6 * 7))'
+tell demo poweroff
+expect "guest powered off" vmctl wait demo --timeout 60s

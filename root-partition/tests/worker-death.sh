@@ -1,0 +1,12 @@
+# A worker dies: its VM has crashed with the reason, others go on, and it starts again.
+# timeout: 900
+. /lib/testing.sh
+up demo --set memory=192M
+up other --set memory=192M
+worker=$(vmctl info demo --format json | grep -o '"worker_pid": *[0-9]*' | grep -o '[0-9]*')
+kill -KILL "$worker"
+refuse "worker died: signal 9" vmctl wait demo --timeout 60s
+is demo "crashed worker died: signal 9"
+answer other 42 'echo $((6 * 7))'
+start demo
+answer demo 43 'echo $((6 * 7 + 1))'

@@ -1,0 +1,262 @@
+//! The command line.
+//!
+//! Every command is a function that answers `Ok` or a [`Failed`] with its exit code. Those about a
+//! VM ask the daemon; `doctor`, `top` and `hv-log` ask the driver and `net` the kernel, and work
+//! without one; `disk` asks nobody.
+
+mod console;
+mod disk;
+mod doctor;
+mod hv_log;
+mod lifecycle;
+mod net;
+mod output;
+mod show;
+mod top;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::client::Client;
+use crate::daemon::{self, DaemonArgs};
+use crate::exit::{Exit, Failed};
+use crate::platform;
+use crate::worker::{self, WorkerArgs};
+
+/// Manages the virtual machines of Microvisor
+#[derive(Debug, Parser)]
+#[command(name = "vmctl", version, disable_help_subcommand = false)]
+struct Cli {
+    /// Where the daemon's sockets are
+    #[arg(
+        long,
+        global = true,
+        hide = true,
+        value_name = "DIR",
+        env = "MICROVISOR_RUNTIME_DIR",
+        default_value = "/run/microvisor"
+    )]
+    runtime_dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say what of Microvisor is here, and what is missing
+    #[command(after_help = "Example:\n  vmctl doctor --format json")]
+    Doctor(doctor::DoctorArgs),
+    /// Create a VM, start it and attach to its console; ^] detaches
+    #[command(after_help = "Example:\n  vmctl run demo.toml --set vcpus=2 --name web")]
+    Run(lifecycle::RunArgs),
+    /// Define a VM, to be started later
+    #[command(after_help = "Example:\n  vmctl create demo.toml --set memory=512M")]
+    Create(lifecycle::CreateArgs),
+    /// Start a VM
+    #[command(after_help = "Example:\n  vmctl start demo --wait --timeout 10s")]
+    Start(lifecycle::StartArgs),
+    /// Press a VM's power button, for its guest to shut down
+    #[command(after_help = "Example:\n  vmctl stop demo --timeout 1m || vmctl kill demo")]
+    Stop(lifecycle::StopArgs),
+    /// End a VM at once; one that has ended stays as it is
+    #[command(after_help = "Example:\n  vmctl kill demo")]
+    Kill(NameArgs),
+    /// Hold a VM's virtual CPUs
+    #[command(after_help = "Example:\n  vmctl pause demo")]
+    Pause(NameArgs),
+    /// Let a paused or stalled VM go on
+    #[command(after_help = "Example:\n  vmctl resume demo")]
+    Resume(NameArgs),
+    /// Remove a VM that has ended, with its logs
+    #[command(after_help = "Example:\n  vmctl kill demo && vmctl delete demo")]
+    Delete(NameArgs),
+    /// List the VMs; root is ID 0
+    #[command(
+        visible_alias = "ls",
+        after_help = "Example:\n  vmctl list --format json"
+    )]
+    List(show::ListArgs),
+    /// Show all about a VM
+    #[command(after_help = "Example:\n  vmctl info demo")]
+    Info(show::InfoArgs),
+    /// Attach to a VM's console; ^] detaches
+    #[command(after_help = "Example:\n  vmctl console demo")]
+    Console(NameArgs),
+    /// Print what a VM wrote to its console
+    #[command(after_help = "Example:\n  vmctl logs demo -n 20 -f")]
+    Logs(show::LogsArgs),
+    /// Wait until a VM has ended, or is in a state
+    #[command(after_help = "Example:\n  vmctl wait demo --for paused --timeout 5s")]
+    Wait(lifecycle::WaitArgs),
+    /// Create disk images, look at them, change their size
+    #[command(after_help = "Example:\n  vmctl disk create disk.qcow2 20G")]
+    Disk(disk::DiskArgs),
+    /// Show CPU time and exits per second by kind, of every VM and of root's CPUs
+    #[command(after_help = "Example:\n  vmctl top -b -i 5s")]
+    Top(top::TopArgs),
+    /// Print the microvisor's own log
+    #[command(after_help = "Example:\n  vmctl hv-log -f")]
+    HvLog(hv_log::HvLogArgs),
+    /// Make, remove and list host networks
+    #[command(
+        subcommand,
+        after_help = "Example:\n  vmctl net create lan0 --address 10.77.0.1/24 --nat"
+    )]
+    Net(net::NetCommand),
+    /// Print each change of any VM's state as a line of JSON
+    #[command(after_help = "Example:\n  vmctl events | jq .name")]
+    Events,
+    /// Supervise the VMs, in the foreground; they outlive it
+    #[command(after_help = "Example:\n  vmctl daemon 2>/var/log/vmctl.log &")]
+    Daemon(DaemonArgs),
+    /// Run one VM: what the daemon starts
+    #[command(hide = true, after_help = "Example:\n  vmctl worker demo 3<… 4<… 5<…")]
+    Worker(WorkerArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct NameArgs {
+    /// Name of the VM
+    name: String,
+}
+
+/// The driver's device, for commands that ask it themselves.
+#[derive(Debug, clap::Args)]
+struct DeviceArgs {
+    /// The driver's device
+    #[arg(long, hide = true, value_name = "PATH", default_value = platform::DEVICE)]
+    device: PathBuf,
+}
+
+/// Runs `vmctl`.
+pub fn main() -> ExitCode {
+    let matches = match command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(e) => e.exit(),
+    };
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(e) => e.exit(),
+    };
+    // A guest's console may hold whatever it likes; a message to a terminal may not.
+    match cli.run() {
+        Ok(code) => code,
+        Err(failed) => {
+            if let Some(message) = &failed.message {
+                eprintln!("vmctl: {}", output::printable(message));
+            }
+            failed.exit.into()
+        }
+    }
+}
+
+/// The commands, with the exit codes in the help.
+fn command() -> clap::Command {
+    let codes: String = Exit::ALL
+        .iter()
+        .map(|(exit, meaning)| format!("  {:>2}  {meaning}\n", *exit as u8))
+        .collect();
+    Cli::command().after_help(format!("Exit codes:\n{}", codes.trim_end()))
+}
+
+impl Cli {
+    fn run(self) -> Result<ExitCode, Failed> {
+        let connect = || Client::connect(&self.runtime_dir);
+        match self.command {
+            Command::Doctor(args) => return doctor::run(&args, &self.runtime_dir),
+            Command::Run(args) => lifecycle::run(&args, connect()?)?,
+            Command::Create(args) => lifecycle::create(&args, connect()?)?,
+            Command::Start(args) => lifecycle::start(&args, connect()?)?,
+            Command::Stop(args) => lifecycle::stop(&args, connect()?)?,
+            Command::Kill(args) => lifecycle::kill(args.name, connect()?)?,
+            Command::Pause(args) => lifecycle::pause(args.name, connect()?)?,
+            Command::Resume(args) => lifecycle::resume(args.name, connect()?)?,
+            Command::Delete(args) => lifecycle::delete(args.name, connect()?)?,
+            Command::List(args) => show::list(&args, connect()?)?,
+            Command::Info(args) => show::info(&args, connect()?)?,
+            Command::Console(args) => console::open(&args.name, connect()?)?,
+            Command::Logs(args) => show::logs(&args, connect()?)?,
+            Command::Wait(args) => lifecycle::wait(&args, connect()?)?,
+            Command::Disk(args) => disk::run(&args)?,
+            Command::Top(args) => top::run(&args)?,
+            Command::HvLog(args) => hv_log::run(&args)?,
+            Command::Net(command) => net::run(command)?,
+            Command::Events => show::events(connect()?)?,
+            Command::Daemon(args) => return Ok(daemon::main(&args, &self.runtime_dir)),
+            Command::Worker(args) => return Ok(worker::main(&args)),
+        }
+        Ok(Exit::Done.into())
+    }
+}
+
+/// Parses `30`, `30s`, `500ms`, `2m`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("\"{text}\" is not a time such as 30s, 500ms or 2m");
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    let scale = match unit {
+        "" | "s" => 1.0,
+        "ms" => 0.001,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    Duration::try_from_secs_f64(number * scale).map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_help_with_an_example() {
+        let command = command();
+        command.clone().debug_assert();
+        for sub in command.get_subcommands() {
+            let help = sub.get_after_help().map(ToString::to_string);
+            let help = help.unwrap_or_default();
+            let call = format!("Example:\n  vmctl {}", sub.get_name());
+            let chained = sub.get_name() == "delete";
+            assert!(
+                help.starts_with(&call) || chained && help.contains("vmctl delete"),
+                "{}: {help}",
+                sub.get_name()
+            );
+            assert!(sub.get_about().is_some());
+        }
+        let help = command.get_after_help().map(ToString::to_string);
+        assert!(help.unwrap_or_default().contains(" 8  the daemon"));
+    }
+
+    #[test]
+    fn the_manual_has_every_command_state_and_exit_code() {
+        let manual = include_str!("../../docs/vmctl.md");
+        for sub in command().get_subcommands().filter(|sub| !sub.is_hide_set()) {
+            let name = sub.get_name();
+            let row = [format!("`{name}`"), format!("`{name} ")];
+            assert!(row.iter().any(|row| manual.contains(row)), "{name}");
+        }
+        for (exit, meaning) in Exit::ALL {
+            let row = format!("| {} | {meaning} |\n", exit as u8);
+            assert!(manual.contains(&row), "{row}");
+        }
+        for state in guest_proto::control::VmState::ALL {
+            assert!(manual.contains(&format!("| `{state}` |")), "{state}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(parse_duration("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in ["", "s", "-1", "1d", "1.2.3", "99999999999999999999h"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

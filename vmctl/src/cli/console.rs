@@ -1,0 +1,123 @@
+//! `vmctl console`, and `vmctl run` once the VM runs.
+//!
+//! A guest that reboots gets a new worker with a new console; the user stays attached across it.
+
+use std::io::{self, IsTerminal};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use guest_proto::control::{VmInfo, VmStatus};
+
+use super::lifecycle::{check_end, describe};
+use crate::client::Client;
+use crate::console::attach::{Left, RawTerminal, attach};
+use crate::exit::{Exit, Failed};
+
+/// How long a worker that has closed its console may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A connection to one worker's console.
+#[derive(Debug)]
+pub(super) struct Session {
+    name: String,
+    worker: Option<u32>,
+    stream: UnixStream,
+}
+
+impl Session {
+    /// Connects to the console of a VM that is alive.
+    ///
+    /// # Errors
+    ///
+    /// There is no such VM, it has ended, or its console can't be reached.
+    pub(super) fn open(name: &str, client: &mut Client) -> Result<Self, Failed> {
+        let info = client.info(name)?;
+        if !info.status.state.is_alive() {
+            let message = format!(
+                "{}: it has no console now; \"vmctl start {name}\", or \"vmctl logs {name}\"",
+                describe(&info.status)
+            );
+            return Err(Failed::new(Exit::State, message));
+        }
+        Self::of(info)
+    }
+
+    fn of(info: VmInfo) -> Result<Self, Failed> {
+        let stream = UnixStream::connect(&info.console)
+            .map_err(|e| Failed::new(Exit::Failed, format!("{}: {e}", info.console)))?;
+        Ok(Self {
+            name: info.status.name,
+            worker: info.worker,
+            stream,
+        })
+    }
+}
+
+/// `vmctl console`.
+pub(super) fn open(name: &str, mut client: Client) -> Result<(), Failed> {
+    let session = Session::open(name, &mut client)?;
+    follow(session, &client)
+}
+
+/// Connects the terminal with a VM's console until the user detaches or the VM ends. That it
+/// crashed is a failure.
+pub(super) fn follow(mut session: Session, client: &Client) -> Result<(), Failed> {
+    let name = session.name.clone();
+    if io::stdin().is_terminal() {
+        eprintln!("[attached to {name}; ^] detaches]");
+    }
+    loop {
+        let left = {
+            let _raw = RawTerminal::enter()?;
+            attach(&session.stream)?
+        };
+        if left == Left::Detached {
+            eprintln!("\n[detached from {name}; \"vmctl console {name}\" attaches again]");
+            return Ok(());
+        }
+        match next_life(&name, session.worker, client)? {
+            Life::Over(status) => {
+                check_end(&status)?;
+                eprintln!("\n[{}]", describe(&status));
+                return Ok(());
+            }
+            Life::Again(info) => {
+                eprintln!("\n[{name} rebooted]");
+                session = Session::of(*info)?;
+            }
+        }
+    }
+}
+
+/// What came after a worker.
+enum Life {
+    /// Nothing.
+    Over(VmStatus),
+    /// Another worker.
+    Again(Box<VmInfo>),
+}
+
+fn next_life(name: &str, worker: Option<u32>, client: &Client) -> Result<Life, Failed> {
+    // Events first, so that no change is missed between a look and the wait for the next.
+    let mut events = client.again()?;
+    events.subscribe()?;
+    let mut client = client.again()?;
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let info = client.info(name)?;
+        if !info.status.state.is_alive() {
+            return Ok(Life::Over(info.status));
+        }
+        if info.worker.is_some() && info.worker != worker {
+            return Ok(Life::Again(Box::new(info)));
+        }
+        match events.event(Some(until)) {
+            Ok(_) => {}
+            Err(e) if e.exit == Exit::TimedOut => {
+                let message = format!("{name}: its console was closed, but it goes on");
+                return Err(Failed::new(Exit::Failed, message));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}

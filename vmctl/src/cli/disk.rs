@@ -1,0 +1,243 @@
+//! `vmctl disk`: disk images, without the daemon.
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+
+use super::output::{self, Colour, Column, FormatArgs, Style, Table};
+use crate::config::{format_size, parse_size};
+use crate::disk::{self, Backing, DiskError, Format, Layer, Problem, Usage};
+use crate::exit::{Exit, Failed};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DiskArgs {
+    #[command(subcommand)]
+    command: DiskCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum DiskCommand {
+    /// Create an image that reads as zeroes, or as its backing file
+    #[command(after_help = "Example:\n  vmctl disk create web.qcow2 20G --backing debian.qcow2")]
+    Create(CreateArgs),
+    /// Show an image and what is behind it, also while a VM uses it
+    #[command(after_help = "Example:\n  vmctl disk info web.qcow2 --format json")]
+    Info(InfoArgs),
+    /// Change the size of an image that no VM uses
+    #[command(after_help = "Example:\n  vmctl disk resize web.qcow2 40G")]
+    Resize(ResizeArgs),
+    /// Create a qcow2 image over another, which nobody must write from then on
+    #[command(after_help = "Example:\n  vmctl disk snapshot web.qcow2 web-new.qcow2")]
+    Snapshot(SnapshotArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct CreateArgs {
+    /// The image to create
+    file: PathBuf,
+    /// Size of the disk: 512M, 20G
+    #[arg(value_parser = parse_size)]
+    size: u64,
+    /// Its format, instead of what its name says: *.qcow2 is qcow2, all else is raw
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// The image that has what this one lacks
+    #[arg(long, value_name = "FILE")]
+    backing: Option<PathBuf>,
+    /// Format of the backing file, instead of what its name says
+    #[arg(long, value_enum, requires = "backing")]
+    backing_format: Option<Format>,
+}
+
+#[derive(Debug, clap::Args)]
+struct InfoArgs {
+    /// The image
+    file: PathBuf,
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct ResizeArgs {
+    /// The image
+    file: PathBuf,
+    /// The new size
+    #[arg(value_parser = parse_size)]
+    size: u64,
+    /// Let it become smaller: what is behind the new end is lost
+    #[arg(long)]
+    shrink: bool,
+    /// Its format, instead of what its name says
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+}
+
+#[derive(Debug, clap::Args)]
+struct SnapshotArgs {
+    /// The image that becomes a backing file
+    file: PathBuf,
+    /// The image to create
+    overlay: PathBuf,
+    /// The backing file's format, instead of what its name says
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+}
+
+pub(super) fn run(args: &DiskArgs) -> Result<(), Failed> {
+    match &args.command {
+        DiskCommand::Create(args) => create(args),
+        DiskCommand::Info(args) => info(args),
+        DiskCommand::Resize(args) => resize(args),
+        DiskCommand::Snapshot(args) => snapshot(args),
+    }
+}
+
+impl From<DiskError> for Failed {
+    fn from(error: DiskError) -> Self {
+        let exit = match error.problem {
+            Problem::Wrong => Exit::Config,
+            Problem::InUse | Problem::Exists => Exit::State,
+            Problem::Io => Exit::Failed,
+        };
+        Self::new(exit, error.to_string())
+    }
+}
+
+fn create(args: &CreateArgs) -> Result<(), Failed> {
+    let format = args.format.unwrap_or_else(|| Format::of_name(&args.file));
+    let backing = match &args.backing {
+        None => None,
+        Some(path) => Some(Backing {
+            path,
+            format: format_of(path, args.backing_format)?,
+        }),
+    };
+    disk::create(&args.file, format, args.size, backing)?;
+    let size = format_size(args.size);
+    say(&args.file, &format!("created, {} of {size}", format.name()))
+}
+
+fn info(args: &InfoArgs) -> Result<(), Failed> {
+    let layers = disk::info(&args.file, Format::of_contents(&args.file)?)?;
+    match args.format.format {
+        output::Format::Json => output::json(&layers),
+        output::Format::Table => output::text(&table(&layers).render(Style::of_stdout())),
+    }
+}
+
+fn resize(args: &ResizeArgs) -> Result<(), Failed> {
+    let format = format_of(&args.file, args.format)?;
+    let old = disk::resize(&args.file, format, args.size, args.shrink)?;
+    let (old, new) = (format_size(old), format_size(args.size));
+    say(&args.file, &format!("resized from {old} to {new}"))
+}
+
+fn snapshot(args: &SnapshotArgs) -> Result<(), Failed> {
+    let format = format_of(&args.file, args.format)?;
+    disk::snapshot(&args.file, format, &args.overlay)?;
+    say(
+        &args.overlay,
+        &format!("created over {}", args.file.display()),
+    )
+}
+
+fn format_of(path: &Path, said: Option<Format>) -> Result<Format, DiskError> {
+    said.map_or_else(|| Format::detect(path), Ok)
+}
+
+fn say(path: &Path, what: &str) -> Result<(), Failed> {
+    let line = output::printable(&format!("{}: {what}", path.display()));
+    output::text(&format!("{line}\n"))
+}
+
+/// The image first, what is behind it below.
+fn table(layers: &[Layer]) -> Table {
+    let mut table = Table::new(vec![
+        Column::Cut("FILE"),
+        Column::Left("FORMAT"),
+        Column::Right("SIZE"),
+        Column::Right("ON DISK"),
+        Column::Left("IN USE"),
+    ]);
+    for layer in layers {
+        let (usage, colour) = match layer.in_use {
+            Usage::No => ("no", Colour::Plain),
+            Usage::Read => ("read", Colour::Green),
+            Usage::Write => ("written", Colour::Yellow),
+        };
+        table.row([
+            (layer.file.display().to_string(), Colour::Plain),
+            (layer.format.name().to_owned(), Colour::Plain),
+            (format_size(layer.virtual_size), Colour::Plain),
+            (format_size(layer.size_on_disk), Colour::Plain),
+            (usage.to_owned(), colour),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        disk: DiskArgs,
+    }
+
+    fn run_line(line: &[&Path]) -> Result<(), Failed> {
+        let line = std::iter::once(Path::new("disk")).chain(line.iter().copied());
+        run(&Line::try_parse_from(line).unwrap().disk)
+    }
+
+    #[test]
+    fn every_command_works_without_a_daemon() {
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b] = ["a.qcow2", "b.qcow2"].map(|name| folder.path().join(name));
+        let say = Path::new;
+        run_line(&[say("create"), &a, say("1M")]).unwrap();
+        run_line(&[say("snapshot"), &a, &b]).unwrap();
+        run_line(&[say("resize"), &b, say("2M")]).unwrap();
+        run_line(&[say("info"), &b, say("--format"), say("json")]).unwrap();
+        let exit = |line: &[&Path]| run_line(line).unwrap_err().exit;
+        assert_eq!(exit(&[say("create"), &a, say("1M")]), Exit::State);
+        assert_eq!(exit(&[say("resize"), &b, say("1M")]), Exit::Config);
+        let layers = disk::info(&b, Format::Qcow2).unwrap();
+        assert_eq!(layers[0].virtual_size, 2 << 20);
+        assert_eq!(layers[1].file, a);
+    }
+
+    #[test]
+    fn a_table_has_the_image_first() {
+        let layer = |file: &str, format, in_use| Layer {
+            file: file.into(),
+            format,
+            virtual_size: 1 << 30,
+            size_on_disk: 196 << 10,
+            in_use,
+        };
+        let layers = [
+            layer("web.qcow2", Format::Qcow2, Usage::Write),
+            layer("base.img", Format::Raw, Usage::Read),
+        ];
+        assert_eq!(
+            table(&layers).render(Style::default()),
+            "FILE       FORMAT  SIZE  ON DISK  IN USE\n\
+             web.qcow2  qcow2     1G     196K  written\n\
+             base.img   raw       1G     196K  read\n"
+        );
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        use clap::CommandFactory;
+        for sub in Line::command().get_subcommands() {
+            let help = sub.get_after_help().map(ToString::to_string);
+            let call = format!("Example:\n  vmctl disk {} ", sub.get_name());
+            assert!(help.unwrap_or_default().starts_with(&call));
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! `vmctl doctor`: what is here, what is missing, and what to do about it.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use guest_proto::control::{DaemonInfo, Request, Response};
+use guest_proto::cpuid::features;
+use guest_proto::limits::PAGE_SIZE;
+use serde::Serialize;
+
+use super::DeviceArgs;
+use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table};
+use crate::client::Client;
+use crate::config::format_size;
+use crate::exit::{Exit, Failed};
+use crate::platform::{self, Abi, Hypervisor};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    format: FormatArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Outcome {
+    /// It is there.
+    Ok,
+    /// It is not there, and VMs run without it.
+    Absent,
+    /// It is not there, and no VM runs without it.
+    Missing,
+}
+
+/// One line of the answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Check {
+    check: String,
+    outcome: Outcome,
+    detail: String,
+    /// What `vmctl doctor` exits with if it is missing.
+    #[serde(skip)]
+    exit: Exit,
+}
+
+impl Check {
+    fn new(check: &str, answer: Result<String, String>, exit: Exit) -> Self {
+        let (outcome, detail) = match answer {
+            Ok(detail) => (Outcome::Ok, detail),
+            Err(detail) => (Outcome::Missing, detail),
+        };
+        Self {
+            check: check.to_owned(),
+            outcome,
+            detail,
+            exit,
+        }
+    }
+}
+
+pub(super) fn run(args: &DoctorArgs, runtime_dir: &Path) -> Result<ExitCode, Failed> {
+    let hypervisor = Hypervisor::detect();
+    let mut checks = machine(&hypervisor);
+    checks.push(Check::new(
+        "driver",
+        driver(&args.device.device),
+        Exit::Platform,
+    ));
+    checks.push(Check::new("daemon", daemon(runtime_dir), Exit::NoDaemon));
+    match args.format.format {
+        Format::Json => output::json(&checks)?,
+        Format::Table => output::text(&table(&checks).render(Style::of_stdout()))?,
+    }
+    Ok(verdict(&checks).into())
+}
+
+/// The first thing that is missing decides.
+fn verdict(checks: &[Check]) -> Exit {
+    checks
+        .iter()
+        .find(|check| check.outcome == Outcome::Missing)
+        .map_or(Exit::Done, |check| check.exit)
+}
+
+fn table(checks: &[Check]) -> Table {
+    let mut table = Table::new(vec![
+        Column::Left("CHECK"),
+        Column::Left("RESULT"),
+        Column::Left("DETAIL"),
+    ]);
+    for check in checks {
+        let (result, colour) = match check.outcome {
+            Outcome::Ok => ("ok", Colour::Green),
+            Outcome::Absent => ("absent", Colour::Yellow),
+            Outcome::Missing => ("missing", Colour::Red),
+        };
+        table.row([
+            (check.check.clone(), Colour::Plain),
+            (result.to_owned(), colour),
+            (check.detail.clone(), Colour::Plain),
+        ]);
+    }
+    table
+}
+
+/// The CPU, the microvisor, its ABI, and what it has of the CPU's features.
+fn machine(hypervisor: &Hypervisor) -> Vec<Check> {
+    let cpu = match hypervisor {
+        // The microvisor keeps SVM to itself, and would not have started without it.
+        Hypervisor::Microvisor { .. } => Ok("in use by the microvisor".to_owned()),
+        _ => platform::check_cpu().map(|()| "AMD-V with nested paging".to_owned()),
+    };
+    let present = hypervisor.check().map(|()| "present".to_owned());
+    let mut checks = vec![
+        Check::new("cpu", cpu, Exit::Platform),
+        Check::new("microvisor", present, Exit::Platform),
+    ];
+    if let Hypervisor::Microvisor { abi, features, .. } = hypervisor {
+        let version = Abi(*abi).check().map(|()| Abi(*abi).to_string());
+        checks.push(Check::new("microvisor abi", version, Exit::Platform));
+        checks.extend(feature_checks(*features));
+    }
+    checks
+}
+
+/// One line per feature; none but nested paging is needed.
+fn feature_checks(bits: u32) -> Vec<Check> {
+    let lines = [
+        (
+            features::NESTED_PAGING,
+            "nested-paging",
+            "guest memory has its own tables",
+        ),
+        (
+            features::NEXT_RIP,
+            "next-rip",
+            "no instruction is decoded to step over it",
+        ),
+        (
+            features::DECODE_ASSISTS,
+            "decode-assists",
+            "no instruction bytes are fetched",
+        ),
+        (
+            features::FLUSH_BY_ASID,
+            "flush-by-asid",
+            "one guest's TLB entries go alone",
+        ),
+        (
+            features::CLEAN_BITS,
+            "clean-bits",
+            "unchanged state is not loaded again",
+        ),
+        (
+            features::TSC_SCALING,
+            "tsc-scaling",
+            "a guest can have another TSC frequency",
+        ),
+        (
+            features::PRIVATE_MEMORY,
+            "private-memory",
+            "a guest's memory can be hidden from root",
+        ),
+    ];
+    lines
+        .into_iter()
+        .map(|(bit, name, gain)| {
+            let present = bits & bit != 0;
+            let mut check = Check::new(
+                &format!("feature {name}"),
+                Ok(gain.to_owned()),
+                Exit::Platform,
+            );
+            if !present && bit == features::NESTED_PAGING {
+                check.outcome = Outcome::Missing;
+                check.detail = "no VM can run without it".to_owned();
+            } else if !present {
+                check.outcome = Outcome::Absent;
+                check.detail = format!("not needed; with it, {gain}");
+            }
+            check
+        })
+        .collect()
+}
+
+fn driver(device: &Path) -> Result<String, String> {
+    let (info, machine) = platform::open_driver(device)?
+        .info()
+        .map_err(|e| e.to_string())?;
+    let held = (info.ram_pages + info.metadata_pages) * PAGE_SIZE;
+    Ok(format!(
+        "ABI {}; {} CPUs, {} of RAM; {} partitions with {}",
+        Abi(info.driver_abi),
+        machine.cpus,
+        format_size((machine.frames * PAGE_SIZE) >> 20 << 20),
+        info.partitions,
+        format_size(held),
+    ))
+}
+
+fn daemon(runtime_dir: &Path) -> Result<String, String> {
+    let answer = Client::connect(runtime_dir).and_then(|mut client| client.ask(&Request::Ping));
+    match answer {
+        Ok(Response::Daemon(DaemonInfo {
+            version,
+            pid,
+            state_dir,
+            ..
+        })) => Ok(format!(
+            "version {version}, process {pid}, state in {state_dir}"
+        )),
+        Ok(_) => Err("it answered something else".to_owned()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_needed_makes_it_fail() {
+        let checks = feature_checks(features::NESTED_PAGING);
+        assert_eq!(verdict(&checks), Exit::Done);
+        assert!(checks.iter().any(|c| c.outcome == Outcome::Absent));
+        assert_eq!(verdict(&feature_checks(0)), Exit::Platform);
+        assert_eq!(features::LAYOUT.variants.len(), feature_checks(0).len());
+        let no_daemon = Check::new("daemon", Err("not running".to_owned()), Exit::NoDaemon);
+        assert_eq!(verdict(&[no_daemon]), Exit::NoDaemon);
+    }
+
+    #[test]
+    fn another_hypervisor_is_named() {
+        let checks = machine(&Hypervisor::Other("KVMKVMKVM".to_owned()));
+        assert_eq!(checks[1].outcome, Outcome::Missing);
+        assert!(checks[1].detail.contains("KVMKVMKVM"));
+        assert_eq!(checks.len(), 2);
+    }
+}

@@ -1,0 +1,240 @@
+//! Commands that change a VM.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use guest_proto::control::{Request, Until, VmState, VmStatus};
+
+use super::{console, output, parse_duration};
+use crate::client::Client;
+use crate::config::Loaded;
+use crate::exit::{Exit, Failed};
+use crate::worker::loader::{Initrd, Kernel};
+
+/// How long a worker may take to hold or release its virtual CPUs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct CreateArgs {
+    /// The VM's TOML file
+    config: PathBuf,
+    /// Overrides a key of the file; dotted keys reach into tables
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Names the VM otherwise than the file does
+    #[arg(long)]
+    name: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    create: CreateArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct WaitOptions {
+    /// Wait until it is done
+    #[arg(long)]
+    wait: bool,
+    /// Wait for this long at most: 30s, 500ms, 2m
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+}
+
+impl WaitOptions {
+    fn wanted(&self) -> bool {
+        self.wait || self.timeout.is_some()
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct StartArgs {
+    /// Name of the VM
+    name: String,
+    #[command(flatten)]
+    wait: WaitOptions,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct StopArgs {
+    /// Name of the VM
+    name: String,
+    #[command(flatten)]
+    wait: WaitOptions,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct WaitArgs {
+    /// Name of the VM
+    name: String,
+    /// The state to wait for, instead of the VM's end
+    #[arg(long = "for", value_name = "STATE", value_parser = parse_state)]
+    state: Option<VmState>,
+    /// Wait for this long at most: 30s, 500ms, 2m
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+}
+
+fn parse_state(text: &str) -> Result<VmState, String> {
+    let all = VmState::ALL;
+    all.into_iter()
+        .find(|state| state.name() == text)
+        .ok_or_else(|| {
+            let names: Vec<_> = all.iter().map(|state| state.name()).collect();
+            format!("not a state: one of {}", names.join(", "))
+        })
+}
+
+/// Defines a VM; answers its name.
+fn define(args: &CreateArgs, client: &mut Client) -> Result<VmStatus, Failed> {
+    let wrong = |e: String| Failed::new(Exit::Config, e);
+    let mut set = args.set.clone();
+    // Quoted, or a name of digits would be a number.
+    let quoted = |name: &String| format!("name={}", toml::Value::from(name.as_str()));
+    set.extend(args.name.iter().map(quoted));
+    let loaded = Loaded::read(&args.config, &set).map_err(|e| wrong(e.to_string()))?;
+    loaded.check_files().map_err(|e| wrong(e.to_string()))?;
+    // The worker looks again; this is to say it early.
+    let config = &loaded.config;
+    Kernel::open(&config.kernel)
+        .map_err(|e| wrong(format!("{}: kernel: {e}", loaded.locate("kernel"))))?;
+    if let Some(initrd) = &config.initrd {
+        Initrd::open(initrd)
+            .map_err(|e| wrong(format!("{}: initrd: {e}", loaded.locate("initrd"))))?;
+    }
+    let config = config.to_toml().map_err(|e| wrong(e.to_string()))?;
+    client.status(&Request::Define { config })
+}
+
+pub(super) fn create(args: &CreateArgs, mut client: Client) -> Result<(), Failed> {
+    say(&define(args, &mut client)?)
+}
+
+pub(super) fn run(args: &RunArgs, mut client: Client) -> Result<(), Failed> {
+    let name = define(&args.create, &mut client)?.name;
+    let started = start_attached(&name, &mut client);
+    if started.is_err() {
+        // It never ran, so nothing of it is worth keeping; why it did not is in the error.
+        let name = name.clone();
+        let _ = client
+            .again()
+            .and_then(|mut client| client.ask(&Request::Delete { name }));
+    }
+    match started? {
+        (_, Ok(session)) => console::follow(session, &client),
+        (status, Err(_)) if !status.state.is_alive() => say(&status),
+        (_, Err(e)) => Err(e),
+    }
+}
+
+/// Starts a VM and connects to its console before it writes anything. That it never ran is a
+/// failure; it may be over by now.
+fn start_attached(
+    name: &str,
+    client: &mut Client,
+) -> Result<(VmStatus, Result<console::Session, Failed>), Failed> {
+    let request = Request::Start {
+        name: name.to_owned(),
+    };
+    client.begin(&request, name, Until::Started)?;
+    let session = console::Session::open(name, &mut client.again()?);
+    let status = client.finish(name, None)?;
+    check_end(&status)?;
+    Ok((status, session))
+}
+
+pub(super) fn start(args: &StartArgs, mut client: Client) -> Result<(), Failed> {
+    let name = args.name.clone();
+    let request = Request::Start { name };
+    if !args.wait.wanted() {
+        return say(&client.status(&request)?);
+    }
+    let status = client.ask_and_wait(&request, &args.name, Until::Started, args.wait.timeout)?;
+    check_end(&status)?;
+    say(&status)
+}
+
+pub(super) fn stop(args: &StopArgs, mut client: Client) -> Result<(), Failed> {
+    let name = args.name.clone();
+    let request = Request::Stop { name };
+    if !args.wait.wanted() {
+        return say(&client.status(&request)?);
+    }
+    say(&client.ask_and_wait(&request, &args.name, Until::Ended, args.wait.timeout)?)
+}
+
+pub(super) fn kill(name: String, mut client: Client) -> Result<(), Failed> {
+    let request = Request::Kill { name: name.clone() };
+    say(&client.ask_and_wait(&request, &name, Until::Ended, None)?)
+}
+
+pub(super) fn pause(name: String, client: Client) -> Result<(), Failed> {
+    let request = Request::Pause { name: name.clone() };
+    hold(&request, &name, VmState::Paused, client)
+}
+
+pub(super) fn resume(name: String, client: Client) -> Result<(), Failed> {
+    let request = Request::Resume { name: name.clone() };
+    hold(&request, &name, VmState::Running, client)
+}
+
+fn hold(request: &Request, name: &str, wanted: VmState, mut client: Client) -> Result<(), Failed> {
+    let until = Until::State(wanted);
+    let status = client.ask_and_wait(request, name, until, Some(PATIENCE))?;
+    expect(&status, wanted)?;
+    say(&status)
+}
+
+pub(super) fn delete(name: String, mut client: Client) -> Result<(), Failed> {
+    client.ask(&Request::Delete { name: name.clone() })?;
+    output::text(&format!("{name}: deleted\n"))
+}
+
+pub(super) fn wait(args: &WaitArgs, mut client: Client) -> Result<(), Failed> {
+    let until = args.state.map_or(Until::Ended, Until::State);
+    let status = client.wait(&args.name, until, args.timeout)?;
+    match args.state {
+        Some(wanted) => expect(&status, wanted)?,
+        None => check_end(&status)?,
+    }
+    say(&status)
+}
+
+/// What became of it, in a line.
+fn say(status: &VmStatus) -> Result<(), Failed> {
+    output::text(&format!("{}\n", describe(status)))
+}
+
+pub(super) fn describe(status: &VmStatus) -> String {
+    let line = format!("{}: {} ({})", status.name, status.state, status.reason);
+    output::printable(&line)
+}
+
+/// A crash is a failure.
+pub(super) fn check_end(status: &VmStatus) -> Result<(), Failed> {
+    if status.state == VmState::Crashed {
+        return Err(Failed::new(Exit::Ended, describe(status)));
+    }
+    Ok(())
+}
+
+/// Any state but the one that was waited for is a failure.
+fn expect(status: &VmStatus, wanted: VmState) -> Result<(), Failed> {
+    if status.state != wanted {
+        return Err(Failed::new(Exit::Ended, describe(status)));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_named_as_listed() {
+        assert_eq!(parse_state("io-stalled"), Ok(VmState::IoStalled));
+        let error = parse_state("gone").unwrap_err();
+        assert!(error.contains("defined, starting, running"), "{error}");
+    }
+}

@@ -1,0 +1,258 @@
+//! Commands that only look.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use guest_proto::control::{VmInfo, VmState, VmStatus};
+use serde::Serialize;
+
+use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table};
+use crate::client::Client;
+use crate::config::{VmConfig, format_size};
+use crate::console::log::Reader;
+use crate::exit::{Exit, Failed};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ListArgs {
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
+pub(super) fn list(args: &ListArgs, mut client: Client) -> Result<(), Failed> {
+    let vms = client.list()?;
+    match args.format.format {
+        Format::Json => output::json(&vms),
+        Format::Table => output::text(&table(&vms).render(Style::of_stdout())),
+    }
+}
+
+fn table(vms: &[VmStatus]) -> Table {
+    let mut table = Table::new(vec![
+        Column::Right("ID"),
+        Column::Left("NAME"),
+        Column::Left("STATE"),
+        Column::Cut("REASON"),
+        Column::Right("VCPUS"),
+        Column::Right("MEM"),
+        Column::Right("CPU%"),
+        Column::Right("UPTIME"),
+    ]);
+    for vm in vms {
+        let plain = |text: Option<String>| (text.unwrap_or_else(|| "-".to_owned()), Colour::Plain);
+        table.row([
+            plain(vm.id.map(|id| id.to_string())),
+            plain(Some(vm.name.clone())),
+            (vm.state.to_string(), colour(vm.state)),
+            plain(Some(vm.reason.clone())),
+            plain(Some(vm.vcpus.to_string())),
+            plain(Some(memory(vm.memory))),
+            plain(vm.cpu_percent.map(|percent| format!("{percent:.1}"))),
+            plain(vm.uptime_ms.map(uptime)),
+        ]);
+    }
+    table
+}
+
+fn colour(state: VmState) -> Colour {
+    match state {
+        VmState::Running => Colour::Green,
+        VmState::Crashed | VmState::IoStalled => Colour::Red,
+        VmState::Starting | VmState::Paused | VmState::Stopping => Colour::Yellow,
+        VmState::Defined | VmState::Stopped => Colour::Dim,
+    }
+}
+
+/// Root's memory is no round number.
+fn memory(bytes: u64) -> String {
+    format_size(if bytes < 1 << 20 {
+        bytes
+    } else {
+        bytes >> 20 << 20
+    })
+}
+
+fn uptime(ms: u64) -> String {
+    let seconds = ms / 1000;
+    let (days, hours) = (seconds / 86400, seconds / 3600 % 24);
+    let (minutes, seconds) = (seconds / 60 % 60, seconds % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m{seconds:02}s"),
+        (0, _, _) => format!("{hours}h{minutes:02}m"),
+        _ => format!("{days}d{hours:02}h"),
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct InfoArgs {
+    /// Name of the VM
+    name: String,
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
+/// `VmInfo` as programs read it: the configuration is a part of it, not a text.
+#[derive(Serialize)]
+struct InfoJson<'a> {
+    #[serde(flatten)]
+    status: &'a VmStatus,
+    config: VmConfig,
+    worker_pid: Option<u32>,
+    worker_rss: Option<u64>,
+    memory_used: Option<u64>,
+    reboots: u32,
+    console: &'a str,
+    console_log: &'a str,
+    worker_log: &'a str,
+}
+
+pub(super) fn info(args: &InfoArgs, mut client: Client) -> Result<(), Failed> {
+    let info = client.info(&args.name)?;
+    let config = VmConfig::parse(&args.name, &info.config)
+        .map_err(|e| Failed::new(Exit::Config, e.to_string()))?;
+    match args.format.format {
+        Format::Json => output::json(&InfoJson {
+            status: &info.status,
+            config,
+            worker_pid: info.worker,
+            worker_rss: info.worker_rss,
+            memory_used: info.memory_used,
+            reboots: info.reboots,
+            console: &info.console,
+            console_log: &info.console_log,
+            worker_log: &info.worker_log,
+        }),
+        Format::Table => output::text(&describe(&info, &config)),
+    }
+}
+
+fn describe(info: &VmInfo, config: &VmConfig) -> String {
+    let status = &info.status;
+    let or_none = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    let path = |path: &Path| path.display().to_string();
+    let kib = |bytes: Option<u64>| or_none(bytes.map(|bytes| format!("{} KiB", bytes >> 10)));
+    let lines = [
+        ("name", status.name.clone()),
+        ("id", or_none(status.id.map(|id| id.to_string()))),
+        ("state", status.state.to_string()),
+        ("reason", status.reason.clone()),
+        ("vcpus", status.vcpus.to_string()),
+        ("memory", format_size(status.memory)),
+        ("memory touched", kib(info.memory_used)),
+        (
+            "cpu",
+            or_none(status.cpu_percent.map(|percent| format!("{percent:.1} %"))),
+        ),
+        ("uptime", or_none(status.uptime_ms.map(uptime))),
+        ("reboots", info.reboots.to_string()),
+        ("kernel", path(&config.kernel)),
+        ("initrd", or_none(config.initrd.as_deref().map(path))),
+        ("cmdline", config.cmdline.clone()),
+        (
+            "worker pid",
+            or_none(info.worker.map(|pid| pid.to_string())),
+        ),
+        ("worker memory", kib(info.worker_rss)),
+        ("console", info.console.clone()),
+        ("console log", info.console_log.clone()),
+        ("worker log", info.worker_log.clone()),
+    ];
+    lines
+        .iter()
+        .map(|(key, value)| format!("{key:<15} {}\n", output::printable(value)))
+        .collect()
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct LogsArgs {
+    /// Name of the VM
+    name: String,
+    /// Go on as more is written
+    #[arg(short, long)]
+    follow: bool,
+    /// Print the last lines only
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    lines: Option<usize>,
+    /// Print what the worker has to say about itself, not the guest's console
+    #[arg(long, conflicts_with_all = ["follow", "lines"])]
+    worker: bool,
+}
+
+pub(super) fn logs(args: &LogsArgs, mut client: Client) -> Result<(), Failed> {
+    let info = client.info(&args.name)?;
+    let mut out = io::stdout().lock();
+    if args.worker {
+        return match std::fs::File::open(&info.worker_log) {
+            Ok(mut log) => Ok(io::copy(&mut log, &mut out).map(drop)?),
+            // It was never started.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(unreadable(&info.worker_log, &e)),
+        };
+    }
+    let dir = Path::new(&info.console_log).parent();
+    let dir = dir.unwrap_or(Path::new("/"));
+    let failed = |e: io::Error| match e.kind() {
+        io::ErrorKind::BrokenPipe => e.into(),
+        _ => unreadable(&info.console_log, &e),
+    };
+    let mut reader = Reader::start(dir, args.lines, &mut out).map_err(failed)?;
+    if !args.follow {
+        return Ok(());
+    }
+    match reader.follow(&mut out) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let message = format!("{}: it was deleted", args.name);
+            Err(Failed::new(Exit::NotFound, message))
+        }
+        other => other.map_err(failed),
+    }
+}
+
+fn unreadable(path: &str, error: &io::Error) -> Failed {
+    Failed::new(Exit::Failed, format!("{path}: {error}"))
+}
+
+/// `vmctl events`: for ever.
+pub(super) fn events(mut client: Client) -> Result<(), Failed> {
+    client.subscribe()?;
+    let mut out = io::stdout().lock();
+    loop {
+        let status = client.event(None)?;
+        serde_json::to_writer(&mut out, &status).map_err(io::Error::from)?;
+        writeln!(out)?;
+        out.flush()?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_has_no_blank_cell() {
+        let vms = [VmStatus {
+            id: None,
+            name: "demo".to_owned(),
+            state: VmState::Defined,
+            reason: "never started".to_owned(),
+            vcpus: 2,
+            memory: 256 << 20,
+            cpu_percent: None,
+            uptime_ms: None,
+        }];
+        assert_eq!(
+            table(&vms).render(Style::default()),
+            "ID  NAME  STATE    REASON         VCPUS   MEM  CPU%  UPTIME\n \
+             -  demo  defined  never started      2  256M     -       -\n"
+        );
+    }
+
+    #[test]
+    fn uptimes_have_two_units_at_most() {
+        assert_eq!(uptime(59_999), "59s");
+        assert_eq!(uptime(61_000), "1m01s");
+        assert_eq!(uptime(3_600_000), "1h00m");
+        assert_eq!(uptime(26 * 3_600_000), "1d02h");
+        assert_eq!(memory((4 << 30) - 4096), "4095M");
+    }
+}

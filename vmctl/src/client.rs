@@ -1,0 +1,239 @@
+//! The command line's connection to the daemon.
+//!
+//! Every failure is a [`Failed`]: one line for the user, and the exit code that goes with it.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use guest_proto::control::{Request, Response, Role, Until, VmInfo, VmStatus};
+
+use crate::daemon::socket_path;
+use crate::exit::{Exit, Failed};
+use crate::wire::{Link, LinkError};
+
+/// How long the daemon may take for what it answers at once.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A connection.
+#[derive(Debug)]
+pub struct Client {
+    link: Link,
+    runtime_dir: PathBuf,
+}
+
+impl Client {
+    /// Connects to the daemon of a runtime directory.
+    ///
+    /// # Errors
+    ///
+    /// [`Exit::NoDaemon`]: names the socket and how the daemon is started.
+    pub fn connect(runtime_dir: &Path) -> Result<Self, Failed> {
+        let path = socket_path(runtime_dir);
+        let failed = |e: &io::Error| {
+            let why = match e.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    "the daemon is not running: start it with \"vmctl daemon &\"".to_owned()
+                }
+                io::ErrorKind::PermissionDenied => "permission denied: run as root".to_owned(),
+                _ => e.to_string(),
+            };
+            Failed::new(Exit::NoDaemon, format!("{}: {why}", path.display()))
+        };
+        let stream = UnixStream::connect(&path).map_err(|e| failed(&e))?;
+        let link = Link::new(stream, Role::Cli, Role::Daemon).map_err(|e| failed(&e))?;
+        Ok(Self {
+            link,
+            runtime_dir: runtime_dir.to_owned(),
+        })
+    }
+
+    /// Another connection to the same daemon.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::connect`].
+    pub fn again(&self) -> Result<Self, Failed> {
+        Self::connect(&self.runtime_dir)
+    }
+
+    /// Asks, and takes the answer.
+    ///
+    /// # Errors
+    ///
+    /// The daemon's failure, or it can't be spoken to.
+    pub fn ask(&mut self, request: &Request) -> Result<Response, Failed> {
+        self.send(request)?;
+        self.receive(deadline(PATIENCE))
+    }
+
+    /// Asks for something and for what comes of it, and takes the first answer. Both are sent at
+    /// once, so that nothing that happens in between is missed. [`Self::finish`] takes the second;
+    /// after a failure of the first the connection is of no more use.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask`].
+    pub fn begin(&mut self, request: &Request, name: &str, until: Until) -> Result<(), Failed> {
+        self.link.queue(request)?;
+        self.link.queue(&wait_for(name, until))?;
+        self.receive(deadline(PATIENCE)).map(drop)
+    }
+
+    /// Waits for what [`Self::begin`] began.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask`]; [`Exit::TimedOut`] after `timeout`.
+    pub fn finish(&mut self, name: &str, timeout: Option<Duration>) -> Result<VmStatus, Failed> {
+        match self.receive(timeout.and_then(deadline)) {
+            Ok(Response::Status(status)) => Ok(status),
+            Ok(_) => Err(confused()),
+            Err(e) if e.exit == Exit::TimedOut => Err(self.too_late(name, timeout)),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn too_late(&self, name: &str, timeout: Option<Duration>) -> Failed {
+        let seconds = timeout.unwrap_or_default().as_secs_f32();
+        match self.again().and_then(|mut client| client.info(name)) {
+            Ok(VmInfo { status, .. }) => {
+                let VmStatus { state, reason, .. } = status;
+                let message = format!("{name}: still {state} after {seconds} s ({reason})");
+                Failed::new(Exit::TimedOut, message)
+            }
+            Err(e) => e,
+        }
+    }
+
+    /// [`Self::begin`] and [`Self::finish`].
+    ///
+    /// # Errors
+    ///
+    /// As theirs.
+    pub fn ask_and_wait(
+        &mut self,
+        request: &Request,
+        name: &str,
+        until: Until,
+        timeout: Option<Duration>,
+    ) -> Result<VmStatus, Failed> {
+        self.begin(request, name, until)?;
+        self.finish(name, timeout)
+    }
+
+    /// Waits until the VM `name` meets a condition.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask_and_wait`].
+    pub fn wait(
+        &mut self,
+        name: &str,
+        until: Until,
+        timeout: Option<Duration>,
+    ) -> Result<VmStatus, Failed> {
+        self.send(&wait_for(name, until))?;
+        self.finish(name, timeout)
+    }
+
+    /// A VM's status, from a request that answers with it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask`].
+    pub fn status(&mut self, request: &Request) -> Result<VmStatus, Failed> {
+        match self.ask(request)? {
+            Response::Status(status) => Ok(status),
+            _ => Err(confused()),
+        }
+    }
+
+    /// Every VM.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask`].
+    pub fn list(&mut self) -> Result<Vec<VmStatus>, Failed> {
+        match self.ask(&Request::List)? {
+            Response::List(vms) => Ok(vms),
+            _ => Err(confused()),
+        }
+    }
+
+    /// All about one VM.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask`].
+    pub fn info(&mut self, name: &str) -> Result<VmInfo, Failed> {
+        let name = name.to_owned();
+        match self.ask(&Request::Info { name })? {
+            Response::Info(info) => Ok(info),
+            _ => Err(confused()),
+        }
+    }
+
+    /// Asks for events; [`Self::event`] takes them.
+    ///
+    /// # Errors
+    ///
+    /// The daemon can't be spoken to.
+    pub fn subscribe(&mut self) -> Result<(), Failed> {
+        self.send(&Request::Events)
+    }
+
+    /// Waits for the next event, until `until` if there is one.
+    ///
+    /// # Errors
+    ///
+    /// The daemon is gone, or it is [`Exit::TimedOut`].
+    pub fn event(&mut self, until: Option<Instant>) -> Result<VmStatus, Failed> {
+        match self.receive(until)? {
+            Response::Event(status) => Ok(status),
+            _ => Err(confused()),
+        }
+    }
+
+    fn send(&mut self, request: &Request) -> Result<(), Failed> {
+        Ok(self.link.send(request)?)
+    }
+
+    fn receive(&mut self, until: Option<Instant>) -> Result<Response, Failed> {
+        match self.link.receive(until)? {
+            Response::Error(failure) => Err(failure.into()),
+            response => Ok(response),
+        }
+    }
+}
+
+/// The moment after a time; `None` for one beyond what a clock can say.
+fn deadline(after: Duration) -> Option<Instant> {
+    Instant::now().checked_add(after)
+}
+
+fn wait_for(name: &str, until: Until) -> Request {
+    Request::Wait {
+        name: name.to_owned(),
+        until,
+    }
+}
+
+fn confused() -> Failed {
+    Failed::new(
+        Exit::Failed,
+        "the daemon answered something else".to_owned(),
+    )
+}
+
+impl From<LinkError> for Failed {
+    fn from(error: LinkError) -> Self {
+        let exit = match error {
+            LinkError::TimedOut => Exit::TimedOut,
+            LinkError::Closed | LinkError::Wire(_) | LinkError::Io(_) => Exit::NoDaemon,
+            LinkError::Backlog => Exit::Failed,
+        };
+        Self::new(exit, format!("daemon: {error}"))
+    }
+}

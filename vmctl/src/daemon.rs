@@ -1,0 +1,274 @@
+//! The daemon: one event loop that supervises every VM's worker.
+//!
+//! `record` is a VM's state machine, `store` what survives a restart, `process` a worker
+//! process, `vms` all VMs together and what clients ask of them, `supervise` what workers do,
+//! `cleaner` what is left of them; this file has the loop and the clients. Nothing here waits
+//! for a worker or a client: every socket is non-blocking, and the only deferred answers are
+//! `Wait` and `Events`. Ending the daemon, by whatever signal, leaves the VMs running; the next
+//! one finds them.
+
+mod cleaner;
+mod listing;
+mod process;
+mod record;
+mod request;
+mod resources;
+mod store;
+mod supervise;
+mod usage;
+mod vms;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use guest_proto::control::{Request, Response, Role, Until};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::wire::{Link, LinkError, timespec};
+use vms::Vms;
+
+/// Clients at once; more are turned away.
+const MAX_CLIENTS: usize = 64;
+/// How often CPU time is sampled while a VM is alive.
+const SAMPLE_EVERY: Duration = Duration::from_secs(5);
+
+/// Options of `vmctl daemon`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct DaemonArgs {
+    /// Where definitions and logs are kept
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/microvisor")]
+    pub state_dir: PathBuf,
+    /// The driver's device
+    #[arg(long, value_name = "PATH", default_value = "/dev/microvisor")]
+    pub device: PathBuf,
+    /// Executable started as "PATH worker NAME --device DEVICE" for each VM
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/proc/self/exe",
+        hide = true
+    )]
+    pub worker: PathBuf,
+    /// The workers need no driver: a test's
+    #[arg(long, hide = true)]
+    pub without_driver: bool,
+}
+
+/// The control socket in a runtime directory.
+pub fn socket_path(runtime_dir: &Path) -> PathBuf {
+    runtime_dir.join("control.sock")
+}
+
+/// Runs the daemon until it is killed.
+pub fn main(args: &DaemonArgs, runtime_dir: &Path) -> ExitCode {
+    match Daemon::start(args, runtime_dir).and_then(|mut daemon| daemon.serve()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("vmctl daemon: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Daemon {
+    listener: UnixListener,
+    /// Held for their locks: one daemon per runtime directory, and per state directory.
+    _locks: [File; 2],
+    vms: Vms,
+    clients: Vec<Client>,
+    next_client: u64,
+}
+
+#[derive(Debug)]
+struct Client {
+    id: u64,
+    link: Link,
+    /// The `Wait` it waits in; its further requests stay unread.
+    waiting: Option<(String, Until)>,
+    events: bool,
+}
+
+/// Who a descriptor in the loop belongs to.
+#[derive(Clone, Debug)]
+enum Source {
+    Listener,
+    Client(u64),
+    WorkerLink(String),
+    WorkerExit(String),
+    Cleaner,
+}
+
+impl Daemon {
+    fn start(args: &DaemonArgs, runtime_dir: &Path) -> Result<Self, String> {
+        let locks = [lock(runtime_dir)?, lock(&args.state_dir)?];
+        let vms = Vms::load(args, runtime_dir)?;
+        let socket = socket_path(runtime_dir);
+        let in_socket = |e: io::Error| format!("{}: {e}", socket.display());
+        // The locks are ours, so a socket that is there is a dead daemon's. The new one appears
+        // under its name once it listens and is private.
+        let temporary = runtime_dir.join("control.sock.new");
+        let _ = fs::remove_file(&temporary);
+        let listener = UnixListener::bind(&temporary).map_err(in_socket)?;
+        listener.set_nonblocking(true).map_err(in_socket)?;
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600)).map_err(in_socket)?;
+        fs::rename(&temporary, &socket).map_err(in_socket)?;
+        eprintln!("vmctl daemon: listening on {}", socket.display());
+        Ok(Self {
+            listener,
+            _locks: locks,
+            vms,
+            clients: Vec::new(),
+            next_client: 0,
+        })
+    }
+
+    fn serve(&mut self) -> Result<(), String> {
+        loop {
+            for source in self.wait()? {
+                match source {
+                    Source::Listener => self.accept(),
+                    Source::Client(id) => self.client_ready(id),
+                    Source::WorkerLink(name) => self.vms.worker_spoke(&name),
+                    Source::WorkerExit(name) => self.vms.worker_exited(&name),
+                    Source::Cleaner => {
+                        for name in self.vms.cleaner.finished() {
+                            self.vms.cleaned_up(&name);
+                        }
+                    }
+                }
+                self.tell_changes();
+            }
+            self.vms.tick(Instant::now());
+            self.tell_changes();
+        }
+    }
+
+    /// Sleeps until something is ready.
+    fn wait(&self) -> Result<Vec<Source>, String> {
+        let mut sources = vec![Source::Listener, Source::Cleaner];
+        let mut fds = vec![
+            PollFd::new(&self.listener, PollFlags::IN),
+            PollFd::new(&self.vms.cleaner, PollFlags::IN),
+        ];
+        for client in &self.clients {
+            let mut interest = client.link.interest();
+            if client.waiting.is_some() {
+                // POLLHUP comes unasked; reading on would only fill a buffer.
+                interest.remove(PollFlags::IN);
+            }
+            sources.push(Source::Client(client.id));
+            fds.push(PollFd::from_borrowed_fd(client.link.as_fd(), interest));
+        }
+        for (name, worker) in self.vms.workers() {
+            if let Some(link) = worker.link() {
+                sources.push(Source::WorkerLink(name.to_owned()));
+                fds.push(PollFd::from_borrowed_fd(link.as_fd(), link.interest()));
+            }
+            sources.push(Source::WorkerExit(name.to_owned()));
+            fds.push(PollFd::from_borrowed_fd(worker.pidfd(), PollFlags::IN));
+        }
+        let timeout = self.vms.next_tick(Instant::now()).map(timespec);
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
+            Err(e) => return Err(format!("poll: {e}")),
+        }
+        let ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        Ok(sources
+            .into_iter()
+            .zip(ready)
+            .filter_map(|(source, ready)| ready.then_some(source))
+            .collect())
+    }
+
+    fn accept(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            if self.clients.len() >= MAX_CLIENTS {
+                continue;
+            }
+            if let Ok(link) = Link::new(stream, Role::Daemon, Role::Cli) {
+                self.next_client += 1;
+                self.clients.push(Client {
+                    id: self.next_client,
+                    link,
+                    waiting: None,
+                    events: false,
+                });
+            }
+        }
+    }
+
+    fn client_ready(&mut self, id: u64) {
+        let Some(at) = self.clients.iter().position(|c| c.id == id) else {
+            return;
+        };
+        match serve_client(&mut self.clients[at], &mut self.vms) {
+            Ok(()) => {}
+            Err(LinkError::Closed) => drop(self.clients.swap_remove(at)),
+            Err(e) => {
+                eprintln!("vmctl daemon: a client was cut off: {e}");
+                self.clients.swap_remove(at);
+            }
+        }
+    }
+
+    /// Answers those who wait for what has changed.
+    fn tell_changes(&mut self) {
+        for change in self.vms.take_changes() {
+            let status = self.vms.status(&change.name).ok();
+            self.clients.retain_mut(|client| {
+                let answer = match &client.waiting {
+                    Some((name, until)) if *name == change.name => {
+                        request::met(*until, &change, status.as_ref())
+                    }
+                    None if client.events && change.news => status.clone().map(Response::Event),
+                    _ => None,
+                };
+                let Some(answer) = answer else { return true };
+                client.waiting = None;
+                client.link.send(&answer).is_ok()
+            });
+        }
+    }
+}
+
+/// Makes a directory, and locks it for this daemon.
+fn lock(dir: &Path) -> Result<File, String> {
+    let failed = |e: io::Error| format!("{}: {e}", dir.display());
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(failed)?;
+    let file = File::open(dir).map_err(failed)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| format!("{}: another daemon runs there", dir.display()))?;
+    Ok(file)
+}
+
+/// Reads a client's requests and answers them.
+fn serve_client(client: &mut Client, vms: &mut Vms) -> Result<(), LinkError> {
+    client.link.flush()?;
+    client.link.fill()?;
+    if client.waiting.is_some() && client.link.is_closed() {
+        return Err(LinkError::Closed);
+    }
+    while client.waiting.is_none()
+        && let Some(asked) = client.link.message::<Request>()?
+    {
+        match request::answer(vms, asked) {
+            request::Answer::Now(response) => client.link.send(&*response)?,
+            request::Answer::When(name, until) => client.waiting = Some((name, until)),
+            request::Answer::Events => client.events = true,
+        }
+    }
+    Ok(())
+}

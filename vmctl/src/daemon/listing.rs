@@ -1,0 +1,90 @@
+//! What `vmctl list` and `vmctl info` show.
+
+use std::time::Instant;
+
+use guest_proto::control::{Failure, FailureKind, VmInfo, VmState, VmStatus};
+use guest_proto::limits::ROOT_PARTITION;
+use rustix::param::clock_ticks_per_second;
+
+use super::SAMPLE_EVERY;
+use super::process::WORKER_LOG;
+use super::usage::Sample;
+use super::vms::{Vms, failure};
+use crate::console::log;
+use crate::proc;
+
+impl Vms {
+    /// Root, then every VM by name.
+    pub(super) fn list(&mut self) -> Vec<VmStatus> {
+        self.sample();
+        let root = VmStatus {
+            id: Some(ROOT_PARTITION),
+            name: "root".to_owned(),
+            state: VmState::Running,
+            reason: "root partition".to_owned(),
+            vcpus: proc::cpus(),
+            memory: proc::memory().map_or(0, |m| m.total),
+            cpu_percent: Some(self.usage.root(clock_ticks_per_second())),
+            uptime_ms: Some(proc::boot_ms()),
+        };
+        std::iter::once(root)
+            .chain(self.vms.keys().filter_map(|name| self.status(name).ok()))
+            .collect()
+    }
+
+    pub(super) fn status(&self, name: &str) -> Result<VmStatus, Failure> {
+        let vm = self.vm(name)?;
+        let record = &vm.record;
+        let pid = vm.worker.as_ref().map(|w| w.identity().pid);
+        Ok(VmStatus {
+            id: record.partition,
+            name: name.to_owned(),
+            state: record.state(),
+            reason: record.reason().to_owned(),
+            vcpus: record.config.vcpus,
+            memory: record.config.memory,
+            cpu_percent: pid.map(|pid| self.usage.worker(pid, clock_ticks_per_second())),
+            uptime_ms: record
+                .started_ms
+                .map(|start| proc::boot_ms().saturating_sub(start)),
+        })
+    }
+
+    pub(super) fn info(&mut self, name: &str) -> Result<VmInfo, Failure> {
+        self.sample();
+        let status = self.status(name)?;
+        let vm = self.vm(name)?;
+        let worker = vm.worker.as_ref().map(|w| w.identity().pid);
+        let dir = self.store.dir(name);
+        Ok(VmInfo {
+            config: vm
+                .record
+                .config
+                .to_toml()
+                .map_err(|e| failure(FailureKind::Internal, e.to_string()))?,
+            worker,
+            worker_rss: worker.and_then(proc::own_rss),
+            memory_used: status.id.and_then(|id| self.partitions.populated(id)),
+            reboots: vm.record.reboots,
+            console: self.sockets(name).console().display().to_string(),
+            console_log: dir.join(log::CURRENT).display().to_string(),
+            worker_log: dir.join(WORKER_LOG).display().to_string(),
+            status,
+        })
+    }
+
+    /// Reads how much CPU time everyone has had.
+    pub(super) fn sample(&mut self) {
+        let workers = self
+            .workers()
+            .map(|(_, worker)| worker.identity().pid)
+            .map(|pid| (pid, proc::process(pid).map_or(0, |stat| stat.cpu_ticks)))
+            .collect();
+        self.usage.add(Sample {
+            at_ms: proc::boot_ms(),
+            busy: proc::busy_ticks().unwrap_or(0),
+            workers,
+        });
+        self.next_sample = Instant::now() + SAMPLE_EVERY;
+    }
+}

@@ -1,0 +1,315 @@
+//! A worker's process: how it is started, found again by a later daemon, watched and killed.
+//!
+//! The daemon holds a pidfd, so that no signal ever goes to a process that only inherited the
+//! number. A worker gets its VM's descriptors and no others.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use command_fds::{CommandFdExt, FdMapping};
+use guest_proto::control::{WORKER_CONSOLE_FD, WORKER_CONTROL_FD, WORKER_STATE_DIR_FD};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+use super::record::WorkerExit;
+use crate::proc;
+
+/// Name of a worker's own log in its VM's state directory.
+pub(super) const WORKER_LOG: &str = "worker.log";
+
+/// Which process: a number, and when it began, which no later holder of the number shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    /// Process id.
+    pub(super) pid: u32,
+    /// Start time in clock ticks since boot, `proc_pid_stat(5)` field 22.
+    pub(super) start_time: u64,
+}
+
+/// A worker process.
+#[derive(Debug)]
+pub(super) struct Process {
+    identity: Identity,
+    pidfd: OwnedFd,
+    /// Only a worker that this daemon started is its child.
+    child: Option<Child>,
+}
+
+/// Where one VM's sockets are.
+#[derive(Clone, Debug)]
+pub(super) struct Sockets {
+    dir: PathBuf,
+}
+
+impl Sockets {
+    /// Of the VM `name`.
+    pub(super) fn new(runtime_dir: &Path, name: &str) -> Self {
+        Self {
+            dir: runtime_dir.join("vms").join(name),
+        }
+    }
+
+    /// The worker's control socket.
+    pub(super) fn control(&self) -> PathBuf {
+        self.dir.join("control.sock")
+    }
+
+    /// Its console socket.
+    pub(super) fn console(&self) -> PathBuf {
+        self.dir.join("console.sock")
+    }
+
+    fn bind(&self) -> io::Result<(UnixListener, UnixListener)> {
+        self.remove();
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)?;
+        Ok((
+            UnixListener::bind(self.control())?,
+            UnixListener::bind(self.console())?,
+        ))
+    }
+
+    /// Removes them; those of a worker that is gone.
+    pub(super) fn remove(&self) {
+        // They may not exist, and what can't be removed shows when it is bound again.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// What a worker is started with.
+#[derive(Debug)]
+pub(super) struct Launch<'a> {
+    /// The executable.
+    pub(super) program: &'a Path,
+    /// Name of the VM.
+    pub(super) name: &'a str,
+    /// The driver's device.
+    pub(super) device: &'a Path,
+    /// The VM's state directory.
+    pub(super) state_dir: &'a Path,
+    /// The VM's sockets.
+    pub(super) sockets: &'a Sockets,
+}
+
+impl Launch<'_> {
+    /// Starts a worker and connects to it.
+    ///
+    /// # Errors
+    ///
+    /// Names what could not be done; no process is left then.
+    pub(super) fn start(&self) -> Result<(Process, UnixStream), String> {
+        let (control, console) = self
+            .sockets
+            .bind()
+            .map_err(|e| format!("{}: {e}", self.sockets.dir.display()))?;
+        let result = self.spawn(control.into(), console.into());
+        if result.is_err() {
+            self.sockets.remove();
+        }
+        result
+    }
+
+    fn spawn(&self, control: OwnedFd, console: OwnedFd) -> Result<(Process, UnixStream), String> {
+        let in_state_dir = |e: io::Error| format!("{}: {e}", self.state_dir.display());
+        let log = open_log(self.state_dir).map_err(in_state_dir)?;
+        let also_log = log.try_clone().map_err(in_state_dir)?;
+        let dir = File::open(self.state_dir).map_err(in_state_dir)?;
+        let mappings = [
+            (control, WORKER_CONTROL_FD),
+            (console, WORKER_CONSOLE_FD),
+            (dir.into(), WORKER_STATE_DIR_FD),
+        ];
+        let in_program = |e: &dyn std::fmt::Display| format!("{}: {e}", self.program.display());
+        let child = Command::new(self.program)
+            .arg0("vmctl")
+            .arg("worker")
+            .arg(self.name)
+            .arg("--device")
+            .arg(self.device)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(also_log)
+            // Ctrl-C at the daemon's terminal is not for the VMs.
+            .process_group(0)
+            .fd_mappings(
+                mappings
+                    .into_iter()
+                    .map(|(parent_fd, child_fd)| FdMapping {
+                        parent_fd,
+                        child_fd,
+                    })
+                    .collect(),
+            )
+            .map_err(|e| in_program(&e))?
+            .spawn()
+            .map_err(|e| in_program(&e))?;
+        let mut child = child;
+        let watched = watch(child.id()).and_then(|(identity, pidfd)| {
+            let stream = UnixStream::connect(self.sockets.control())?;
+            Ok((identity, pidfd, stream))
+        });
+        match watched {
+            Ok((identity, pidfd, stream)) => {
+                let process = Process {
+                    identity,
+                    pidfd,
+                    child: Some(child),
+                };
+                Ok((process, stream))
+            }
+            Err(e) => {
+                // It is this process's child and was not waited for, so both reach it.
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(format!("worker {}: {e}", child.id()))
+            }
+        }
+    }
+}
+
+impl Process {
+    /// Finds the worker that an earlier daemon started; `None` if it is gone.
+    pub(super) fn find(identity: Identity) -> Option<Self> {
+        let (found, pidfd) = watch(identity.pid).ok()?;
+        (found == identity).then_some(Self {
+            identity,
+            pidfd,
+            child: None,
+        })
+    }
+
+    /// Which one.
+    pub(super) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Kills it at once.
+    pub(super) fn kill(&self) {
+        // The only failure is that it has gone already.
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    /// How it went. Call it when the pidfd is readable.
+    pub(super) fn reap(mut self) -> WorkerExit {
+        let Some(Ok(status)) = self.child.as_mut().map(Child::wait) else {
+            return WorkerExit::Unknown;
+        };
+        match (status.code(), status.signal()) {
+            (Some(code), _) => WorkerExit::Status(code),
+            (None, Some(signal)) => WorkerExit::Signal(signal),
+            (None, None) => WorkerExit::Unknown,
+        }
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+fn watch(pid: u32) -> io::Result<(Identity, OwnedFd)> {
+    let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let raw = raw.ok_or(io::ErrorKind::InvalidInput)?;
+    let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
+    // Read after the pidfd was opened: if it is the start time we know, so is the pidfd's process.
+    let start_time = proc::process(pid)?.start_time;
+    Ok((Identity { pid, start_time }, pidfd))
+}
+
+fn open_log(state_dir: &Path) -> io::Result<File> {
+    let path = state_dir.join(WORKER_LOG);
+    if path.exists() {
+        fs::rename(&path, state_dir.join(format!("{WORKER_LOG}.1")))?;
+    }
+    File::create(path)
+}
+
+/// The last line of a worker's log.
+pub(super) fn last_words(state_dir: &Path) -> Option<String> {
+    let mut file = File::open(state_dir.join(WORKER_LOG)).ok()?;
+    let len = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(len.saturating_sub(1024))).ok()?;
+    let mut tail = Vec::new();
+    file.take(1024).read_to_end(&mut tail).ok()?;
+    let text = String::from_utf8_lossy(&tail);
+    text.lines()
+        .rev()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_process_of_the_same_number_is_another() {
+        let (me, _) = watch(std::process::id()).unwrap();
+        let found = Process::find(me).unwrap();
+        assert_eq!(found.identity(), me);
+        let earlier = Identity {
+            start_time: me.start_time - 1,
+            ..me
+        };
+        assert!(Process::find(earlier).is_none());
+    }
+
+    #[test]
+    fn how_a_process_went() {
+        let run = |script: &str| {
+            let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+            let (identity, pidfd) = watch(child.id()).unwrap();
+            let child = Some(child);
+            Process {
+                identity,
+                pidfd,
+                child,
+            }
+        };
+        assert_eq!(run("exit 12").reap(), WorkerExit::Status(12));
+        let sleeper = run("exec sleep 1000");
+        sleeper.kill();
+        assert_eq!(sleeper.reap(), WorkerExit::Signal(9));
+    }
+
+    #[test]
+    fn last_words_are_the_last_line_that_says_something() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(last_words(dir.path()), None);
+        open_log(dir.path()).unwrap();
+        assert_eq!(last_words(dir.path()), None);
+        let text = format!("{}\nfirst\nthe end\n \n", "x".repeat(5000));
+        fs::write(dir.path().join(WORKER_LOG), text).unwrap();
+        assert_eq!(last_words(dir.path()).as_deref(), Some("the end"));
+        // A new life keeps the former one's log.
+        open_log(dir.path()).unwrap();
+        assert_eq!(last_words(dir.path()), None);
+        assert!(dir.path().join("worker.log.1").exists());
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_leaves_no_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        let sockets = Sockets::new(dir.path(), "demo");
+        let launch = Launch {
+            program: Path::new("/no/such/program"),
+            name: "demo",
+            device: Path::new("/dev/null"),
+            state_dir: dir.path(),
+            sockets: &sockets,
+        };
+        let error = launch.start().unwrap_err();
+        assert!(error.contains("/no/such/program"), "{error}");
+        assert!(!sockets.control().exists());
+    }
+}

@@ -1,0 +1,291 @@
+//! What the daemon knows of one VM, and how that changes.
+//!
+//! Pure: no process, no clock, no file. Requests and worker messages come in as method calls; a
+//! state never goes without a reason. The VM counts as ended only when its worker process is gone,
+//! so that whoever sees `stopped` also sees its resources back.
+
+use guest_proto::control::{EndCause, Failure, FailureKind, VmState};
+
+use crate::config::{OnReboot, VmConfig};
+
+/// Longest reason that is shown.
+const MAX_REASON: usize = 240;
+
+/// How a worker process went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum WorkerExit {
+    /// It returned this status.
+    Status(i32),
+    /// A signal killed it.
+    Signal(i32),
+    /// It was another daemon's child; nobody can tell.
+    Unknown,
+}
+
+/// What follows a worker's exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Nothing: the VM is over.
+    Over,
+    /// The guest rebooted: start a new worker.
+    Reboot,
+}
+
+/// One VM.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    /// As defined.
+    pub(super) config: VmConfig,
+    /// Its partition, while there is one.
+    pub(super) partition: Option<u64>,
+    /// When it began to run, in milliseconds of the boot clock.
+    pub(super) started_ms: Option<u64>,
+    /// Reboots since it was started.
+    pub(super) reboots: u32,
+    state: VmState,
+    reason: String,
+    end: Option<(EndCause, String)>,
+    killed: bool,
+    stop_asked: bool,
+}
+
+impl Record {
+    /// A VM that was just defined.
+    pub(super) fn new(config: VmConfig) -> Self {
+        Self::restored(config, VmState::Defined, "never started")
+    }
+
+    /// A VM that an earlier daemon left in `state`.
+    pub(super) fn restored(config: VmConfig, state: VmState, reason: &str) -> Self {
+        let mut record = Self {
+            config,
+            partition: None,
+            started_ms: None,
+            reboots: 0,
+            state,
+            reason: String::new(),
+            end: None,
+            killed: false,
+            stop_asked: state == VmState::Stopping,
+        };
+        record.enter(state, reason);
+        record
+    }
+
+    /// Its state.
+    pub(super) fn state(&self) -> VmState {
+        self.state
+    }
+
+    /// Why.
+    pub(super) fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Whether it may be started.
+    ///
+    /// # Errors
+    ///
+    /// It is alive.
+    pub(super) fn may_start(&self) -> Result<(), Failure> {
+        if self.state.is_alive() {
+            return Err(self.wrong_state("it can only be started once it has ended"));
+        }
+        Ok(())
+    }
+
+    /// A worker was started for it.
+    pub(super) fn starting(&mut self) {
+        self.partition = None;
+        self.started_ms = None;
+        self.reboots = 0;
+        self.end = None;
+        self.killed = false;
+        self.stop_asked = false;
+        self.enter(VmState::Starting, "worker started");
+    }
+
+    /// A worker was started because the guest rebooted.
+    pub(super) fn rebooting(&mut self) {
+        let reboots = self.reboots.saturating_add(1);
+        self.starting();
+        self.reboots = reboots;
+        self.enter(VmState::Starting, "guest rebooted");
+    }
+
+    /// Whether the power button may be pressed: `Ok(false)` if there is nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// The guest can't see the button now.
+    pub(super) fn may_stop(&self) -> Result<bool, Failure> {
+        match self.state {
+            VmState::Running | VmState::Stopping => Ok(true),
+            VmState::Defined | VmState::Stopped | VmState::Crashed => Ok(false),
+            VmState::Paused | VmState::IoStalled => Err(self.wrong_state(&format!(
+                "\"vmctl resume {0}\" first, or \"vmctl kill {0}\"",
+                self.config.name
+            ))),
+            VmState::Starting => Err(self.wrong_state(&format!(
+                "wait until it runs, or \"vmctl kill {}\"",
+                self.config.name
+            ))),
+        }
+    }
+
+    /// The power button was pressed.
+    pub(super) fn stopping(&mut self) {
+        self.stop_asked = true;
+        self.enter(VmState::Stopping, "power button pressed");
+    }
+
+    /// Its worker is being killed.
+    pub(super) fn killing(&mut self) {
+        self.killed = true;
+        self.enter(VmState::Stopping, "being killed");
+    }
+
+    /// Whether it may be paused: `Ok(false)` if it is.
+    ///
+    /// # Errors
+    ///
+    /// It doesn't run.
+    pub(super) fn may_pause(&self) -> Result<bool, Failure> {
+        match self.state {
+            VmState::Running => Ok(true),
+            VmState::Paused => Ok(false),
+            _ => Err(self.wrong_state("only a running VM can be paused")),
+        }
+    }
+
+    /// Whether it may be resumed: `Ok(false)` if it runs.
+    ///
+    /// # Errors
+    ///
+    /// It is not paused.
+    pub(super) fn may_resume(&self) -> Result<bool, Failure> {
+        match self.state {
+            VmState::Paused | VmState::IoStalled => Ok(true),
+            VmState::Running => Ok(false),
+            _ => Err(self.wrong_state("only a paused or stalled VM can be resumed")),
+        }
+    }
+
+    /// Whether it may be deleted.
+    ///
+    /// # Errors
+    ///
+    /// It is alive.
+    pub(super) fn may_delete(&self) -> Result<(), Failure> {
+        if self.state.is_alive() {
+            return Err(self.wrong_state(&format!(
+                "\"vmctl stop {0}\" or \"vmctl kill {0}\" first",
+                self.config.name
+            )));
+        }
+        Ok(())
+    }
+
+    /// The worker says that its state changed.
+    pub(super) fn reported(&mut self, state: VmState, reason: &str, now_ms: u64) {
+        if self.killed || self.end.is_some() {
+            return;
+        }
+        if !state.is_alive() {
+            self.ended(
+                EndCause::Failed,
+                &format!("worker reported state {state} without an end"),
+            );
+            return;
+        }
+        if state == VmState::Running && self.started_ms.is_none() {
+            self.started_ms = Some(now_ms);
+        }
+        self.enter(state, reason);
+    }
+
+    /// The worker says that the VM is over, or the daemon found the worker broken. The first word
+    /// counts. The state changes when the process has gone.
+    pub(super) fn ended(&mut self, cause: EndCause, reason: &str) {
+        if self.end.is_none() {
+            self.end = Some((cause, reason.to_owned()));
+        }
+    }
+
+    /// Notes something about a state that stays.
+    pub(super) fn note(&mut self, reason: &str) {
+        self.enter(self.state, reason);
+    }
+
+    /// The worker process is gone; `last_words` is the end of its log.
+    pub(super) fn exited(&mut self, exit: &WorkerExit, last_words: Option<&str>) -> Next {
+        self.partition = None;
+        self.started_ms = None;
+        if self.killed {
+            self.enter(VmState::Stopped, "killed");
+            return Next::Over;
+        }
+        let Some((cause, reason)) = self.end.take() else {
+            let how = match exit {
+                WorkerExit::Status(code) => format!("worker exited unexpectedly: status {code}"),
+                WorkerExit::Signal(signal) => format!("worker died: signal {signal}"),
+                WorkerExit::Unknown => "worker died".to_owned(),
+            };
+            // Who is killed from outside has no say in it.
+            let words = last_words
+                .filter(|_| *exit != WorkerExit::Signal(9))
+                .map(|w| format!(": {w}"))
+                .unwrap_or_default();
+            self.enter(VmState::Crashed, &format!("{how}{words}"));
+            return Next::Over;
+        };
+        match cause {
+            EndCause::PoweredOff => self.enter(VmState::Stopped, &reason),
+            EndCause::Rebooted => {
+                if self.config.on_reboot == OnReboot::Restart && !self.stop_asked {
+                    return Next::Reboot;
+                }
+                self.enter(VmState::Stopped, &reason);
+            }
+            EndCause::Crashed | EndCause::StartFailed | EndCause::Failed => {
+                self.enter(VmState::Crashed, &reason);
+            }
+        }
+        Next::Over
+    }
+
+    /// A new worker could not be started after a reboot.
+    pub(super) fn restart_failed(&mut self, why: &str) {
+        self.enter(VmState::Crashed, &format!("guest rebooted, but {why}"));
+    }
+
+    /// One line, printable, never blank: a worker that its guest has taken over can't play
+    /// with the user's terminal.
+    fn enter(&mut self, state: VmState, reason: &str) {
+        let line: String = reason
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(MAX_REASON)
+            .collect();
+        let line = line.trim();
+        self.state = state;
+        self.reason = if line.is_empty() {
+            "no reason was given".to_owned()
+        } else {
+            line.to_owned()
+        };
+    }
+
+    fn wrong_state(&self, advice: &str) -> Failure {
+        Failure {
+            kind: FailureKind::State,
+            message: format!(
+                "{} is {} ({}): {advice}",
+                self.config.name, self.state, self.reason
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

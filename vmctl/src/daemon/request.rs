@@ -1,0 +1,137 @@
+//! From a CLI's request to its answer.
+
+use guest_proto::control::{
+    DaemonInfo, Failure, FailureKind, Request, Response, Until, VmState, VmStatus,
+};
+
+use super::vms::{Change, Vms};
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// This.
+    Now(Box<Response>),
+    /// An answer when the VM meets the condition.
+    When(String, Until),
+    /// An answer per change.
+    Events,
+}
+
+pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
+    let result = match request {
+        Request::Ping => Ok(Response::Daemon(DaemonInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            state_dir: vms.store.root().display().to_string(),
+            runtime_dir: vms.runtime_dir().display().to_string(),
+        })),
+        Request::Define { config } => vms.define(&config).map(Response::Status),
+        Request::Start { name } => vms.start(&name).map(Response::Status),
+        Request::Stop { name } => vms.stop(&name).map(Response::Status),
+        Request::Kill { name } => vms.kill(&name).map(Response::Status),
+        Request::Pause { name } => vms.pause(&name).map(Response::Status),
+        Request::Resume { name } => vms.resume(&name).map(Response::Status),
+        Request::Delete { name } => vms.delete(&name).map(|()| Response::Done),
+        Request::List => Ok(Response::List(vms.list())),
+        Request::Info { name } => vms.info(&name).map(Response::Info),
+        Request::Wait { name, until } => match vms.status(&name) {
+            Err(e) => Err(e),
+            Ok(status) if holds(until, &status) => Ok(Response::Status(status)),
+            Ok(_) => return Answer::When(name, until),
+        },
+        Request::Events => return Answer::Events,
+    };
+    Answer::Now(Box::new(result.unwrap_or_else(Response::Error)))
+}
+
+/// The answer to someone who waits, if a change makes one.
+pub(super) fn met(until: Until, change: &Change, status: Option<&VmStatus>) -> Option<Response> {
+    let Some(status) = status else {
+        return Some(Response::Error(not_found(&change.name)));
+    };
+    if holds(until, status) {
+        return Some(Response::Status(status.clone()));
+    }
+    if let (Until::State(_), Some(reason)) = (until, &change.refused) {
+        return Some(Response::Error(Failure {
+            kind: FailureKind::State,
+            message: format!("{}: {reason}", change.name),
+        }));
+    }
+    None
+}
+
+fn holds(until: Until, status: &VmStatus) -> bool {
+    match until {
+        Until::Started => status.state != VmState::Starting,
+        Until::State(state) => status.state == state || !status.state.is_alive(),
+        Until::Ended => !status.state.is_alive(),
+    }
+}
+
+pub(super) fn not_found(name: &str) -> Failure {
+    Failure {
+        kind: FailureKind::NotFound,
+        message: format!(
+            "{}: no such VM; \"vmctl list\" shows all",
+            name.escape_default()
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(state: VmState) -> VmStatus {
+        VmStatus {
+            id: None,
+            name: "demo".to_owned(),
+            state,
+            reason: "a reason".to_owned(),
+            vcpus: 1,
+            memory: 1 << 20,
+            cpu_percent: None,
+            uptime_ms: None,
+        }
+    }
+
+    fn change(refused: Option<&str>) -> Change {
+        Change {
+            name: "demo".to_owned(),
+            news: true,
+            refused: refused.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn an_end_ends_every_wait() {
+        for state in VmState::ALL {
+            let over = !state.is_alive();
+            let status = status(state);
+            assert_eq!(holds(Until::Ended, &status), over);
+            assert_eq!(holds(Until::Started, &status), state != VmState::Starting);
+            let paused = Until::State(VmState::Paused);
+            assert_eq!(holds(paused, &status), over || state == VmState::Paused);
+        }
+    }
+
+    #[test]
+    fn who_waits_is_told_of_refusals_and_deletion() {
+        let running = status(VmState::Running);
+        let paused = Until::State(VmState::Paused);
+        assert_eq!(met(paused, &change(None), Some(&running)), None);
+        let answer = met(paused, &change(Some("no")), Some(&running));
+        assert!(
+            matches!(&answer, Some(Response::Error(f)) if f.message == "demo: no"),
+            "{answer:?}"
+        );
+        // Whoever waits for the end did not ask for what was refused.
+        assert_eq!(met(Until::Ended, &change(Some("no")), Some(&running)), None);
+        let answer = met(Until::Ended, &change(None), None);
+        assert!(
+            matches!(&answer, Some(Response::Error(f)) if f.kind == FailureKind::NotFound),
+            "{answer:?}"
+        );
+    }
+}

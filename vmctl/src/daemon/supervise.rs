@@ -1,0 +1,271 @@
+//! Workers: started, heard, found dead and cleaned up after.
+//!
+//! A VM's end has two steps, so that whoever sees `stopped` also sees its resources back: the
+//! worker's process goes ([`Vms::worker_exited`]), then the cleaner gives back what it had
+//! ([`Vms::cleaned_up`]).
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use guest_proto::control::{
+    EndCause, Failure, FailureKind, Role, WireError, WorkerCommand, WorkerEvent,
+};
+
+use super::process::{Identity, Launch, Process, last_words};
+use super::record::{Next, Record};
+use super::vms::{Vms, failure};
+use crate::proc;
+use crate::wire::{Link, LinkError};
+
+/// How long a worker may take to exit once it is over.
+const EXIT_GRACE: Duration = Duration::from_secs(5);
+
+/// A worker that has not exited.
+#[derive(Debug)]
+pub(super) struct Worker {
+    process: Process,
+    /// `None` once it is broken.
+    link: Option<Link>,
+    /// When it is killed, if it has not exited by itself.
+    doom: Option<Instant>,
+}
+
+impl Worker {
+    pub(super) fn identity(&self) -> Identity {
+        self.process.identity()
+    }
+
+    pub(super) fn link(&self) -> Option<&Link> {
+        self.link.as_ref()
+    }
+
+    /// Readable when the process is gone.
+    pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
+    }
+
+    pub(super) fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// It is over: it may exit by itself, for a while.
+    fn condemn(&mut self) {
+        self.doom.get_or_insert(Instant::now() + EXIT_GRACE);
+    }
+}
+
+impl Vms {
+    /// Workers with their VMs' names.
+    pub(super) fn workers(&self) -> impl Iterator<Item = (&str, &Worker)> {
+        self.vms
+            .iter()
+            .filter_map(|(name, vm)| Some((name.as_str(), vm.worker.as_ref()?)))
+    }
+
+    /// Starts a worker for a VM that has none; `entering` notes that in its record. The worker is
+    /// told what to run only when its process is on record: one that no daemon knows ends by
+    /// itself.
+    ///
+    /// # Errors
+    ///
+    /// One line; no worker is left then.
+    pub(super) fn launch(&mut self, name: &str, entering: fn(&mut Record)) -> Result<(), String> {
+        let sockets = self.sockets(name);
+        let launch = Launch {
+            program: &self.program,
+            name,
+            device: &self.device,
+            state_dir: &self.store.dir(name),
+            sockets: &sockets,
+        };
+        let vm = self.vms.get_mut(name).ok_or("no such VM")?;
+        let config = vm.record.config.to_toml().map_err(|e| e.to_string())?;
+        let (process, stream) = launch.start()?;
+        let link = match Link::new(stream, Role::Daemon, Role::Worker) {
+            Ok(link) => link,
+            Err(e) => {
+                process.kill();
+                process.reap();
+                sockets.remove();
+                return Err(format!("worker: {e}"));
+            }
+        };
+        vm.worker = Some(Worker {
+            process,
+            link: Some(link),
+            doom: None,
+        });
+        entering(&mut vm.record);
+        self.changed(name);
+        if let Some(vm) = self.vms.get_mut(name)
+            && let Some(worker) = &mut vm.worker
+            && let Some(link) = &mut worker.link
+            && let Err(e) = link.send(&WorkerCommand::Start { config })
+        {
+            lost(&mut vm.record, worker, &e);
+        }
+        Ok(())
+    }
+
+    /// Takes over a worker that another daemon started.
+    pub(super) fn adopt(&self, name: &str, record: &mut Record, process: Process) -> Worker {
+        let link = UnixStream::connect(self.sockets(name).control())
+            .and_then(|stream| Link::new(stream, Role::Daemon, Role::Worker))
+            .map_err(LinkError::Io)
+            .and_then(|mut link| link.send(&WorkerCommand::Report).map(|()| link));
+        let link = match link {
+            Ok(link) => Some(link),
+            Err(e) => {
+                unreachable_worker(record, &e);
+                None
+            }
+        };
+        Worker {
+            process,
+            link,
+            doom: None,
+        }
+    }
+
+    /// A worker's link is readable, writable or broken.
+    pub(super) fn worker_spoke(&mut self, name: &str) {
+        let Some(vm) = self.vms.get_mut(name) else {
+            return;
+        };
+        let Some(worker) = &mut vm.worker else { return };
+        let heard = hear(&mut vm.record, worker);
+        if let Err(e) = &heard {
+            lost(&mut vm.record, worker, e);
+        }
+        self.note_change(name, heard.unwrap_or_default());
+    }
+
+    /// A worker's process is gone.
+    pub(super) fn worker_exited(&mut self, name: &str) {
+        let Some(vm) = self.vms.get_mut(name) else {
+            return;
+        };
+        let Some(mut worker) = vm.worker.take() else {
+            return;
+        };
+        // Its last words may still be in the socket.
+        let _ = hear(&mut vm.record, &mut worker);
+        vm.exit = Some(worker.process.reap());
+        self.sockets(name).remove();
+        self.cleaner.begin(name);
+        self.changed(name);
+    }
+
+    /// Everything that a worker had has been given back.
+    pub(super) fn cleaned_up(&mut self, name: &str) {
+        let Some(vm) = self.vms.get_mut(name) else {
+            return;
+        };
+        let Some(exit) = vm.exit.take() else { return };
+        let words = last_words(&self.store.dir(name));
+        if vm.record.exited(&exit, words.as_deref()) == Next::Reboot {
+            let launched = self.launch(name, Record::rebooting);
+            if let (Err(e), Some(vm)) = (launched, self.vms.get_mut(name)) {
+                vm.record.restart_failed(&e);
+            }
+        }
+        self.changed(name);
+    }
+
+    /// Kills workers that should have exited, samples CPU time.
+    pub(super) fn tick(&mut self, now: Instant) {
+        for vm in self.vms.values_mut() {
+            if let Some(worker) = &mut vm.worker
+                && worker.doom.is_some_and(|doom| doom <= now)
+            {
+                // What it said itself, if it did, stands.
+                let why = "worker closed its control socket and did not exit";
+                vm.record.ended(EndCause::Failed, why);
+                worker.kill();
+                worker.doom = None;
+            }
+        }
+        if now >= self.next_sample && self.workers().next().is_some() {
+            self.sample();
+        }
+    }
+
+    /// How long until the next [`Self::tick`]; for ever if no VM is alive.
+    pub(super) fn next_tick(&self, now: Instant) -> Option<Duration> {
+        self.workers()
+            .map(|(_, worker)| match worker.doom {
+                Some(doom) => doom.min(self.next_sample),
+                None => self.next_sample,
+            })
+            .min()
+            .map(|at| at.saturating_duration_since(now))
+    }
+
+    /// Sends a worker a command.
+    ///
+    /// # Errors
+    ///
+    /// It can't be reached.
+    pub(super) fn command(&mut self, name: &str, command: &WorkerCommand) -> Result<(), Failure> {
+        let worker = self.vms.get_mut(name).and_then(|vm| vm.worker.as_mut());
+        let sent = match worker.and_then(|w| w.link.as_mut()) {
+            Some(link) => link.send(command).map_err(|e| e.to_string()),
+            None => Err("there is no connection".to_owned()),
+        };
+        sent.map_err(|e| {
+            let message =
+                format!("{name}: worker can't be reached: {e}; \"vmctl kill {name}\" ends it");
+            failure(FailureKind::Internal, message)
+        })
+    }
+}
+
+/// Takes in what a worker says; the last thing it refused, if any.
+fn hear(record: &mut Record, worker: &mut Worker) -> Result<Option<String>, LinkError> {
+    let mut refused = None;
+    let Some(link) = &mut worker.link else {
+        return Ok(refused);
+    };
+    link.flush().or_else(|e| match e {
+        // What it said before it went still counts.
+        LinkError::Closed => Ok(()),
+        e => Err(e),
+    })?;
+    link.fill()?;
+    while let Some(event) = link.message::<WorkerEvent>()? {
+        match event {
+            WorkerEvent::Ready { partition } => record.partition = Some(partition),
+            WorkerEvent::State { state, reason } => {
+                record.reported(state, &reason, proc::boot_ms());
+            }
+            WorkerEvent::Refused { reason } => refused = Some(reason),
+            WorkerEvent::Ended { cause, reason } => {
+                record.ended(cause, &reason);
+                worker.doom.get_or_insert(Instant::now() + EXIT_GRACE);
+            }
+        }
+    }
+    Ok(refused)
+}
+
+/// A worker's link broke.
+fn lost(record: &mut Record, worker: &mut Worker, error: &LinkError) {
+    worker.link = None;
+    match error {
+        // It usually exits at this moment, and its status says more; if it does not, it is killed.
+        LinkError::Closed => worker.condemn(),
+        LinkError::Wire(WireError::Version { .. }) => unreachable_worker(record, error),
+        _ => {
+            record.ended(EndCause::Failed, &format!("worker failed: {error}"));
+            worker.kill();
+        }
+    }
+}
+
+/// A worker that can't be spoken to, of another version say, runs its VM well enough.
+fn unreachable_worker(record: &mut Record, error: &LinkError) {
+    record.note(&format!(
+        "worker can't be reached: {error}; only kill works"
+    ));
+}

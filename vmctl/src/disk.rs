@@ -1,0 +1,182 @@
+//! Disk images: raw and qcow2, with backing files.
+//!
+//! [`Chain`] opens and locks an image and all its backing files; [`Image`] is the disk that they
+//! make. All paths are looked up by [`Chain::open`]: an [`Image`] does I/O on open files alone, so
+//! that a worker may lose the file system in between. Who uses an image says a lock that QEMU
+//! understands too (`lock`). What a qcow2 header says is checked here (`header`) before `imago`
+//! reads the tables that it points to, and `imago` never opens a file by itself.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+mod chain;
+mod create;
+mod header;
+mod image;
+mod info;
+mod lock;
+#[cfg(test)]
+mod tests;
+
+pub use chain::Chain;
+pub use create::{Backing, create, resize, snapshot};
+pub use image::{Image, IoError};
+pub use info::{Layer, info};
+pub use lock::Usage;
+
+/// Unit of a disk's size, in bytes: virtio 1.2 §5.2.4.
+pub const SECTOR: u64 = 512;
+
+/// How a file holds a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Byte for byte
+    Raw,
+    /// QEMU's format: grows as it is written, and may have a backing file
+    Qcow2,
+}
+
+impl Format {
+    /// Its name, as in a qcow2 header.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+
+    /// That of a new image.
+    pub fn of_name(path: &Path) -> Self {
+        match path.extension().and_then(OsStr::to_str) {
+            Some("qcow2") => Self::Qcow2,
+            _ => Self::Raw,
+        }
+    }
+
+    /// That of an image that exists, to be opened as such. A guest can write a qcow2 header, which
+    /// names any file, to its raw disk: contents count only where the name says the same.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, or name and contents differ.
+    pub fn detect(path: &Path) -> Result<Self, DiskError> {
+        match (Self::of_name(path), Self::of_contents(path)?) {
+            (Self::Qcow2, Self::Raw) => Err(DiskError::wrong(path, "not a qcow2 image")),
+            (Self::Raw, Self::Qcow2) => {
+                let what = "begins like a qcow2 image; say what it is with --format";
+                Err(DiskError::wrong(path, what))
+            }
+            (format, _) => Ok(format),
+        }
+    }
+
+    /// What an image looks like. To show it, no more: see [`Self::detect`].
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read.
+    pub fn of_contents(path: &Path) -> Result<Self, DiskError> {
+        let file = chain::open_file(path, false)?;
+        let mut magic = [0; header::MAGIC.len()];
+        let read = file.read_at(&mut magic, 0);
+        let read = read.map_err(|e| DiskError::io(path, &e))?;
+        Ok(match magic[..read] == header::MAGIC {
+            true => Self::Qcow2,
+            false => Self::Raw,
+        })
+    }
+}
+
+/// What lies between a disk and its file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// Nothing: `O_DIRECT`.
+    None,
+    /// Root's page cache; a flush writes it back.
+    #[default]
+    Writeback,
+}
+
+/// What to do with an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read it, as others may.
+    Read,
+    /// Write it, as nobody else may; its backing files are read.
+    Write,
+}
+
+/// Why an image can't be opened or made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// What it says, or what was asked of it, is wrong.
+    Wrong,
+    /// Another VM uses it.
+    InUse,
+    /// There is such a file already.
+    Exists,
+    /// The operating system refused; the file system may be full.
+    Io,
+}
+
+/// One line that names the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskError {
+    /// What it is about.
+    pub problem: Problem,
+    message: String,
+}
+
+impl DiskError {
+    fn new(problem: Problem, path: &Path, what: impl fmt::Display) -> Self {
+        Self {
+            problem,
+            message: format!("{}: {what}", path.display()),
+        }
+    }
+
+    fn wrong(path: &Path, what: impl fmt::Display) -> Self {
+        Self::new(Problem::Wrong, path, what)
+    }
+
+    fn io(path: &Path, error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::wrong(path, "no such file"),
+            io::ErrorKind::PermissionDenied => Self::wrong(path, "permission denied"),
+            io::ErrorKind::AlreadyExists => Self::new(Problem::Exists, path, "exists already"),
+            io::ErrorKind::StorageFull => Self::new(Problem::Io, path, "no space left"),
+            io::ErrorKind::InvalidData => Self::wrong(path, error),
+            _ => Self::new(Problem::Io, path, error),
+        }
+    }
+
+    /// The same of the backing file of `overlay`.
+    fn behind(self, overlay: &Path) -> Self {
+        let what = format_args!("backing file {}", self.message);
+        Self::new(self.problem, overlay, what)
+    }
+}
+
+impl fmt::Display for DiskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for DiskError {}
+
+/// Length of a file or block device, in bytes.
+fn length(file: &File) -> io::Result<u64> {
+    use std::io::{Seek, SeekFrom};
+    // Metadata says 0 of a block device.
+    let mut file = file;
+    file.seek(SeekFrom::End(0))
+}

@@ -1,0 +1,134 @@
+//! A virtual CPU's descriptor, and what is exchanged through its page while it is stopped.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use guest_proto::driver::{ApicAccess, ioctl as number};
+use guest_proto::vcpu_page::{Intercept, Reply, VcpuState};
+use rustix::io::Errno;
+
+use super::page::Mapping;
+use super::{DriverError, failed, opcode, plain, update};
+
+/// Gets a virtual CPU's thread out of [`Vcpu::run`], from another thread.
+#[derive(Debug)]
+pub struct Kicker(OwnedFd);
+
+impl Kicker {
+    /// Makes [`Vcpu::run`] return [`Errno::INTR`] once, or at its next call.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn kick(&self) -> Result<(), DriverError> {
+        plain::<{ opcode(number::VCPU_KICK) }>(&self.0).map_err(failed("kick a virtual CPU"))
+    }
+}
+
+/// A virtual CPU, for the one thread that runs it.
+#[derive(Debug)]
+pub struct Vcpu {
+    fd: OwnedFd,
+    page: Arc<Mapping>,
+}
+
+impl AsFd for Vcpu {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Vcpu {
+    pub(super) fn new(fd: OwnedFd, page: Arc<Mapping>) -> Self {
+        Self { fd, page }
+    }
+
+    /// Runs it until it needs the worker: see [`Self::intercept`].
+    ///
+    /// # Errors
+    ///
+    /// [`Errno::INTR`]: a signal or a kick, or nothing: just run again; [`Errno::NODEV`]: the partition is gone.
+    pub fn run(&mut self) -> Result<(), Errno> {
+        plain::<{ opcode(number::VCPU_RUN) }>(&self.fd)
+    }
+
+    /// What gets its thread out of [`Self::run`].
+    ///
+    /// # Errors
+    ///
+    /// As `dup(2)`.
+    pub fn kicker(&self) -> std::io::Result<Kicker> {
+        self.fd.try_clone().map(Kicker)
+    }
+
+    /// Fetches the state from the microvisor.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn fetch_state(&mut self) -> Result<VcpuState, DriverError> {
+        plain::<{ opcode(number::VCPU_GET_STATE) }>(&self.fd)
+            .map_err(failed("read a virtual CPU's state"))?;
+        Ok(self.state())
+    }
+
+    /// Sets the whole state.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn store_state(&mut self, state: &VcpuState) -> Result<(), DriverError> {
+        self.set_state(state);
+        plain::<{ opcode(number::VCPU_SET_STATE) }>(&self.fd)
+            .map_err(failed("set a virtual CPU's state"))
+    }
+
+    /// Reads a vLAPIC register by its offset in the APIC page.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn read_apic(&mut self, register: u32) -> Result<u32, DriverError> {
+        self.apic(register, 0)
+    }
+
+    /// Writes a vLAPIC register by its offset in the APIC page.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn write_apic(&mut self, register: u32, value: u32) -> Result<(), DriverError> {
+        self.apic(register | 1 << 31, value).map(drop)
+    }
+
+    fn apic(&mut self, register: u32, value: u32) -> Result<u32, DriverError> {
+        let mut arg = ApicAccess {
+            register,
+            reserved: 0,
+            value: u64::from(value),
+        };
+        update::<{ opcode(number::VCPU_APIC) }, _>(&self.fd, &mut arg)
+            .map_err(failed("access a virtual APIC"))?;
+        Ok(arg.value as u32)
+    }
+
+    /// Why it stopped. Valid after [`Self::run`] answered `Ok`.
+    pub fn intercept(&self) -> Intercept {
+        self.page.intercept.load()
+    }
+
+    /// The registers beside an intercept that has them.
+    pub fn state(&self) -> VcpuState {
+        self.page.state.load()
+    }
+
+    /// Puts registers where a [`Reply`] with `REGISTERS` is answered from.
+    pub fn set_state(&mut self, state: &VcpuState) {
+        self.page.state.store(state);
+    }
+
+    /// Answers the intercept; taken by the next [`Self::run`].
+    pub fn reply(&mut self, reply: &Reply) {
+        self.page.reply.store(reply);
+    }
+}

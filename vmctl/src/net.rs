@@ -1,0 +1,481 @@
+//! Host networks: a Linux bridge each, and the tap devices that join guests to it.
+//!
+//! [`create`], [`delete`], [`list`] and [`open_tap`] are all. The kernel alone keeps what they make,
+//! and the alias of an interface says what it is to us (`mark`). `link` has the interfaces, `firewall` the
+//! packet filter of each network, `netlink` the way to both, `tap` makes tap devices. Nothing here
+//! knows a VM.
+
+mod address;
+mod firewall;
+mod link;
+mod mark;
+mod netlink;
+mod tap;
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use serde::Serialize;
+
+pub use self::address::{Cidr, Mac, Vlan};
+use self::link::{Interface, Links};
+use self::mark::{guest, mode, started_forwarding};
+
+/// Whether the machine forwards IPv4 packets at all.
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+/// The VLAN of ports that are told no other.
+const DEFAULT_VLAN: u16 = 1;
+
+/// One line that names the network, the interface or the address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetError {
+    /// What was asked for makes no sense.
+    Invalid(String),
+    /// No network has this name.
+    NotFound(String),
+    /// Something is there already, or in use.
+    Conflict(String),
+    /// The kernel refuses.
+    Kernel(String),
+}
+
+impl fmt::Display for NetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Invalid(line)
+            | Self::NotFound(line)
+            | Self::Conflict(line)
+            | Self::Kernel(line) => f.write_str(line),
+        }
+    }
+}
+
+impl std::error::Error for NetError {}
+
+impl From<NetError> for io::Error {
+    fn from(error: NetError) -> Self {
+        let kind = match error {
+            NetError::Invalid(_) => io::ErrorKind::InvalidInput,
+            NetError::NotFound(_) => io::ErrorKind::NotFound,
+            NetError::Conflict(_) => io::ErrorKind::AlreadyExists,
+            NetError::Kernel(_) => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}
+
+/// Whom a network's guests reach besides each other and root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Nobody.
+    Isolated,
+    /// Whom root reaches, under root's addresses.
+    Nat,
+}
+
+impl Mode {
+    const ALL: [Self; 2] = [Self::Isolated, Self::Nat];
+
+    /// As users read it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Isolated => "isolated",
+            Self::Nat => "nat",
+        }
+    }
+}
+
+/// A network that is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// Its name, which is the bridge's.
+    pub name: String,
+    /// Root's address in it.
+    pub address: Option<Cidr>,
+    /// Whom its guests reach.
+    pub mode: Mode,
+    /// Whether ports can be in VLANs.
+    pub vlan_filtering: bool,
+}
+
+/// A network that is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Network {
+    /// Its name, which is the bridge's.
+    pub name: String,
+    /// `up`, `no-carrier` while it has no port that is up, or `down`.
+    pub state: &'static str,
+    /// Whom its guests reach.
+    pub mode: Mode,
+    /// Root's address in it.
+    pub address: Option<Cidr>,
+    /// Root's MAC address in it.
+    pub mac: Option<Mac>,
+    /// Whether ports can be in VLANs.
+    pub vlan_filtering: bool,
+    /// What is plugged in.
+    pub ports: Vec<Port>,
+}
+
+/// An interface that is plugged into a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Port {
+    /// The interface.
+    pub name: String,
+    /// The guest's MAC address; the interface's own, if it is no guest's.
+    pub mac: Option<Mac>,
+    /// Its VLANs; none where the network filters none.
+    pub vlans: Vec<Vlan>,
+}
+
+/// Makes a network, or nothing.
+///
+/// # Errors
+///
+/// The name is wrong or taken, the address overlaps another interface's, or the kernel lacks what the
+/// mode needs.
+pub fn create(spec: &Spec) -> Result<(), NetError> {
+    let name = &spec.name;
+    check_name(name).map_err(NetError::Invalid)?;
+    if spec.mode == Mode::Nat && spec.address.is_none() {
+        let line = format!("{name}: NAT needs an address for root, as 10.77.0.1/24");
+        return Err(NetError::Invalid(line));
+    }
+    let failed = kernel(name);
+    let mut links = Links::open().map_err(&failed)?;
+    let there = links.all().map_err(&failed)?;
+    if let Some(other) = there.iter().find(|other| other.name == *name) {
+        return Err(taken(other));
+    }
+    if let Some(address) = spec.address {
+        let addresses = links.addresses().map_err(&failed)?;
+        if let Some((index, other)) = addresses.iter().find(|(_, it)| it.overlaps(address)) {
+            let owner = there.iter().find(|it| it.index == *index);
+            let owner = owner.map_or("?", |it| &it.name);
+            let line = format!("{name}: {address} overlaps {owner}'s {other}");
+            return Err(NetError::Conflict(line));
+        }
+    }
+    // Whoever makes the bridge has the name; it is down, and carries nothing, until all is there.
+    links
+        .add_bridge(name, spec.vlan_filtering)
+        .map_err(|e| match Errno::from_io_error(&e) {
+            Some(Errno::OPNOTSUPP) => {
+                NetError::Kernel(format!("{name}: this kernel has no bridges: {e}"))
+            }
+            _ => failed(e),
+        })?;
+    filter(spec)
+        .and_then(|()| furnish(&mut links, spec))
+        .inspect_err(|_| {
+            let _ = firewall::remove(name);
+            if let Ok(bridge) = find(&mut links, name) {
+                let _ = links.delete(bridge.index);
+            }
+        })
+}
+
+fn filter(spec: &Spec) -> Result<(), NetError> {
+    let name = &spec.name;
+    let result = match (spec.mode, spec.address) {
+        (Mode::Nat, Some(address)) => firewall::masquerade(name, address),
+        _ => firewall::isolate(name),
+    };
+    result.map_err(|e| match Errno::from_io_error(&e) {
+        Some(Errno::OPNOTSUPP | Errno::NOENT | Errno::PROTONOSUPPORT) => {
+            let needs = match spec.mode {
+                Mode::Isolated => "nf_tables",
+                Mode::Nat => "nf_tables with nft_ct, nft_chain_nat and nft_masq",
+            };
+            let mode = spec.mode.name();
+            NetError::Kernel(format!("{name}: {mode}: this kernel has no {needs}: {e}"))
+        }
+        _ => kernel(name)(e),
+    })
+}
+
+/// Makes a new bridge a network.
+fn furnish(links: &mut Links, spec: &Spec) -> Result<(), NetError> {
+    let name = &spec.name;
+    let failed = kernel(name);
+    let bridge = find(links, name).map_err(&failed)?;
+    let mut started = false;
+    // Whoever comes to forward for the first network of ours stops with the last.
+    let forwards = spec.mode == Mode::Nat && {
+        let forwards = forwards().map_err(&failed)?;
+        let ours = links.all().map_err(&failed)?;
+        started = !forwards || ours.iter().any(started_forwarding);
+        forwards
+    };
+    let alias = mark::of_network(spec.mode, started);
+    links.set_alias(bridge.index, &alias).map_err(&failed)?;
+    // A bridge whose address was set keeps it, else it takes its ports'.
+    if let Some(mac) = bridge.mac {
+        links.set_mac(bridge.index, mac).map_err(&failed)?;
+    }
+    if let Some(address) = spec.address {
+        links.add_address(bridge.index, address).map_err(&failed)?;
+    }
+    links.set_up(bridge.index, true).map_err(&failed)?;
+    if spec.mode == Mode::Nat && !forwards {
+        fs::write(IP_FORWARD, "1")
+            .map_err(|e| NetError::Kernel(format!("{name}: {IP_FORWARD}: {e}")))?;
+    }
+    Ok(())
+}
+
+/// Removes a network that nothing is plugged into.
+///
+/// # Errors
+///
+/// There is no such network, what has the name is none of ours, or it has ports.
+pub fn delete(name: &str) -> Result<(), NetError> {
+    let failed = kernel(name);
+    let mut links = Links::open().map_err(&failed)?;
+    let there = links.all().map_err(&failed)?;
+    let bridge = network(&there, name)?;
+    let ports: Vec<_> = ports(&there, bridge).map(|port| &*port.name).collect();
+    if !ports.is_empty() {
+        let line = format!("{name}: in use by {}", ports.join(", "));
+        return Err(NetError::Conflict(line));
+    }
+    // The bridge goes last: with it goes the claim to the name.
+    links.set_up(bridge.index, false).map_err(&failed)?;
+    firewall::remove(name).map_err(&failed)?;
+    links.delete(bridge.index).map_err(&failed)?;
+    let nat = |other: &&Interface| mode(other) == Some(Mode::Nat) && other.index != bridge.index;
+    if started_forwarding(bridge) && there.iter().find(nat).is_none() {
+        fs::write(IP_FORWARD, "0")
+            .map_err(|e| NetError::Kernel(format!("{name}: {IP_FORWARD}: {e}")))?;
+    }
+    Ok(())
+}
+
+/// All networks, by name.
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub fn list() -> Result<Vec<Network>, NetError> {
+    let failed = kernel("networks");
+    let mut links = Links::open().map_err(&failed)?;
+    let there = links.all().map_err(&failed)?;
+    let addresses = links.addresses().map_err(&failed)?;
+    let vlans = links.vlans().map_err(&failed)?;
+    let mut networks: Vec<Network> = there
+        .iter()
+        .filter_map(|bridge| {
+            let vlan_filtering = bridge.bridge?;
+            let port = |port: &Interface| Port {
+                name: port.name.clone(),
+                mac: guest(port).or(port.mac),
+                vlans: vlans
+                    .iter()
+                    .filter(|(index, _)| vlan_filtering && *index == port.index)
+                    .map(|(_, vlan)| *vlan)
+                    .collect(),
+            };
+            let address = addresses.iter().find(|(index, _)| *index == bridge.index);
+            Some(Network {
+                name: bridge.name.clone(),
+                state: state(&there, bridge),
+                mode: mode(bridge)?,
+                address: address.map(|(_, address)| *address),
+                mac: bridge.mac,
+                vlan_filtering,
+                ports: ports(&there, bridge).map(port).collect(),
+            })
+        })
+        .collect();
+    networks.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(networks)
+}
+
+/// A bridge's own state lags behind, and says nothing while it has had no port; its ports tell.
+fn state(there: &[Interface], bridge: &Interface) -> &'static str {
+    let carries = ports(there, bridge).any(|port| port.up && port.running);
+    match (bridge.up, carries) {
+        (false, _) => "down",
+        (true, false) => "no-carrier",
+        (true, true) => "up",
+    }
+}
+
+/// A new tap device `name` on a network: the cable of a guest with this MAC address, which ends with
+/// its descriptor. Frames carry a `virtio_net_hdr`; reads and writes do not block.
+///
+/// # Errors
+///
+/// There is no such network, it filters no VLANs but one is wanted, the name is wrong or taken, or
+/// another guest of the network has the MAC address.
+pub fn open_tap(
+    network_name: &str,
+    name: &str,
+    mac: Mac,
+    vlan: Option<Vlan>,
+) -> Result<OwnedFd, NetError> {
+    check_name(name).map_err(NetError::Invalid)?;
+    let failed = kernel(name);
+    let mut links = Links::open().map_err(&failed)?;
+    let there = links.all().map_err(&failed)?;
+    let bridge = network(&there, network_name)?;
+    if let Some(vlan) = vlan
+        && bridge.bridge != Some(true)
+    {
+        let line = format!("{network_name}: VLAN {}: it filters none", vlan.id());
+        return Err(NetError::Conflict(line));
+    }
+    if let Some(other) = there.iter().find(|other| other.name == name) {
+        return Err(taken(other));
+    }
+    // Root's own address, too, is a station of the network.
+    let same = |other: &&Interface| guest(other).or(other.mac) == Some(mac);
+    let mut stations = ports(&there, bridge).chain([bridge]);
+    if let Some(other) = stations.find(same) {
+        let line = format!("{network_name}: {} has the MAC address {mac}", other.name);
+        return Err(NetError::Conflict(line));
+    }
+    // Whatever fails from here on, the tap goes with its descriptor.
+    let tap = tap::create(name).map_err(&failed)?;
+    plug(&mut links, name, bridge.index, mac, vlan).map_err(failed)?;
+    Ok(tap)
+}
+
+/// Plugs a new tap into a bridge. It comes up last, in its VLAN.
+fn plug(
+    links: &mut Links,
+    name: &str,
+    bridge: u32,
+    mac: Mac,
+    vlan: Option<Vlan>,
+) -> io::Result<()> {
+    let tap = find(links, name)?.index;
+    links.set_alias(tap, &mark::of_guest(mac))?;
+    links.set_mac(tap, mac.of_root_end())?;
+    links.attach(tap, bridge)?;
+    if let Some(vlan) = vlan {
+        links.leave_vlan(tap, DEFAULT_VLAN)?;
+        links.join_vlan(tap, vlan)?;
+    }
+    links.set_up(tap, true)
+}
+
+/// Checks the name of a network, which is an interface's.
+///
+/// # Errors
+///
+/// One line that says what a name is.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = name.as_bytes();
+    // An interface's name ends in a NUL.
+    let ok = bytes.len() < libc::IFNAMSIZ
+        && bytes.first().is_some_and(u8::is_ascii_lowercase)
+        && bytes.last().is_some_and(|&b| plain(b))
+        && bytes.iter().all(|&b| plain(b) || b == b'-');
+    if ok {
+        return Ok(());
+    }
+    Err(format!(
+        "\"{}\" is not an interface's name: 1 to {} lower-case letters, digits and inner hyphens, \
+         a letter first",
+        name.escape_default(),
+        libc::IFNAMSIZ - 1
+    ))
+}
+
+/// The network of this name.
+fn network<'a>(there: &'a [Interface], name: &str) -> Result<&'a Interface, NetError> {
+    match there.iter().find(|it| it.name == name) {
+        Some(it) if mode(it).is_some() => Ok(it),
+        Some(it) => Err(taken(it)),
+        None => Err(NetError::NotFound(format!(
+            "{}: no such network; \"vmctl net list\" shows all",
+            name.escape_default()
+        ))),
+    }
+}
+
+/// A name that is taken, and by what.
+fn taken(interface: &Interface) -> NetError {
+    let name = &interface.name;
+    NetError::Conflict(match mode(interface) {
+        Some(_) => format!("{name}: there is a network of this name"),
+        None => format!("{name}: an interface of this name is no network of vmctl's"),
+    })
+}
+
+fn ports<'a>(there: &'a [Interface], bridge: &'a Interface) -> impl Iterator<Item = &'a Interface> {
+    there
+        .iter()
+        .filter(|it| it.controller == Some(bridge.index))
+}
+
+fn find(links: &mut Links, name: &str) -> io::Result<Interface> {
+    let all = links.all()?;
+    let found = all.into_iter().find(|it| it.name == name);
+    found.ok_or_else(|| Errno::NODEV.into())
+}
+
+fn forwards() -> io::Result<bool> {
+    Ok(fs::read_to_string(IP_FORWARD)?.trim() != "0")
+}
+
+fn kernel(name: &str) -> impl Fn(io::Error) -> NetError {
+    move |e| NetError::Kernel(format!("{name}: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interface(name: &str, alias: &str, bridge: Option<bool>) -> Interface {
+        Interface {
+            name: name.to_owned(),
+            alias: alias.to_owned(),
+            bridge,
+            ..Interface::default()
+        }
+    }
+
+    #[test]
+    fn names_fit_an_interface() {
+        for good in ["a", "lan0", "tenant-a", "abcdefghijklmno"] {
+            assert_eq!(check_name(good), Ok(()));
+        }
+        for wrong in [
+            "",
+            "0a",
+            "-a",
+            "a-",
+            "Lan",
+            "a/b",
+            "a b",
+            "abcdefghijklmnop",
+        ] {
+            assert!(check_name(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_what_we_marked_is_ours() {
+        let ours = interface("lan0", "microvisor network: nat, forwarding", Some(true));
+        assert_eq!(mode(&ours), Some(Mode::Nat));
+        assert!(started_forwarding(&ours));
+        let there = [
+            ours,
+            interface("other", "", Some(false)),
+            interface("eth0", "microvisor network: nat", None),
+        ];
+        assert!(network(&there, "lan0").is_ok());
+        let line = |name| network(&there, name).unwrap_err().to_string();
+        let foreign = "an interface of this name is no network of vmctl's";
+        assert_eq!(line("other"), format!("other: {foreign}"));
+        assert_eq!(line("eth0"), format!("eth0: {foreign}"));
+        assert!(line("wan").starts_with("wan: no such network"));
+    }
+}

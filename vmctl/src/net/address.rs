@@ -1,0 +1,246 @@
+//! Addresses as users write them: of networks (CIDR), of Ethernet (MAC), and VLANs.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
+
+/// An IPv4 address and the length of its network's prefix: `10.77.0.1/24`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    address: Ipv4Addr,
+    prefix: u8,
+}
+
+impl Cidr {
+    pub(super) fn from_kernel(address: Ipv4Addr, prefix: u8) -> Self {
+        let prefix = prefix.min(32);
+        Self { address, prefix }
+    }
+
+    /// The address.
+    pub fn address(self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// How many of its bits are the network's.
+    pub fn prefix(self) -> u8 {
+        self.prefix
+    }
+
+    /// The network's bits.
+    pub fn mask(self) -> Ipv4Addr {
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix));
+        Ipv4Addr::from_bits(mask.unwrap_or(0))
+    }
+
+    /// The network's first address.
+    pub fn network(self) -> Ipv4Addr {
+        self.address & self.mask()
+    }
+
+    /// The network's last address.
+    pub fn broadcast(self) -> Ipv4Addr {
+        self.address | !self.mask()
+    }
+
+    pub(super) fn overlaps(self, other: Self) -> bool {
+        let mask = self.mask() & other.mask();
+        self.address & mask == other.address & mask
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    /// An address that a host can have, in a network with room for more.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("\"{text}\" is not an IPv4 address with a prefix, as 10.77.0.1/24");
+        let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| wrong())?;
+        let prefix = prefix.parse().map_err(|_| wrong())?;
+        if !(8..=30).contains(&prefix) {
+            return Err(format!("{text}: a prefix has 8 to 30 bits"));
+        }
+        let cidr = Self { address, prefix };
+        let special = address.is_multicast() || address.is_loopback() || address.octets()[0] == 0;
+        if special || address.octets()[0] >= 240 {
+            return Err(format!("{text}: not an address that a host can have"));
+        }
+        if address == cidr.network() || address == cidr.broadcast() {
+            return Err(format!("{text}: that is the network, not a host in it"));
+        }
+        Ok(cidr)
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+impl Serialize for Cidr {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// An Ethernet address of one station: `52:54:00:12:34:56`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Mac([u8; 6]);
+
+impl Mac {
+    /// Its bytes.
+    pub fn octets(self) -> [u8; 6] {
+        self.0
+    }
+
+    pub(super) fn from_kernel(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// What root's end of a guest's cable has: a bridge takes frames for its ports' own addresses to
+    /// be root's, so that it must be another, and the highest byte sets it apart.
+    pub(super) fn of_root_end(self) -> Self {
+        let Self([_, rest @ ..]) = self;
+        let [a, b, c, d, e] = rest;
+        Self([0xfe, a, b, c, d, e])
+    }
+}
+
+impl FromStr for Mac {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("\"{text}\" is not a MAC address as 52:54:00:12:34:56");
+        let byte = |part: &str| {
+            let digits = part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+            u8::from_str_radix(part, 16).ok().filter(|_| digits)
+        };
+        let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
+        let bytes: [u8; 6] = bytes.and_then(|b| b.try_into().ok()).ok_or_else(wrong)?;
+        if bytes[0] & 1 != 0 || bytes == [0; 6] {
+            return Err(format!("{text}: not one station's MAC address"));
+        }
+        // Root's ends of cables have these.
+        if bytes[0] == 0xfe {
+            return Err(format!(
+                "{text}: a guest's MAC address does not begin with fe"
+            ));
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl Serialize for Mac {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A VLAN as a port has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Vlan {
+    id: u16,
+    tagged: bool,
+}
+
+impl Vlan {
+    /// VLAN `id`, 1 to 4094: `tagged` if the guest's frames carry its tag, else the bridge adds and
+    /// removes it.
+    ///
+    /// # Errors
+    ///
+    /// One line: there is no such VLAN.
+    pub fn new(id: u16, tagged: bool) -> Result<Self, String> {
+        if !(1..=4094).contains(&id) {
+            return Err(format!("VLAN {id}: there are 1 to 4094"));
+        }
+        Ok(Self { id, tagged })
+    }
+
+    /// Its number.
+    pub fn id(self) -> u16 {
+        self.id
+    }
+
+    /// Whether the guest sees tags.
+    pub fn is_tagged(self) -> bool {
+        self.tagged
+    }
+}
+
+/// `10`, or `10t` where it is tagged.
+impl fmt::Display for Vlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.id, if self.tagged { "t" } else { "" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_a_hosts() {
+        let cidr: Cidr = "10.77.3.1/16".parse().unwrap();
+        assert_eq!(cidr.to_string(), "10.77.3.1/16");
+        assert_eq!(cidr.network(), Ipv4Addr::new(10, 77, 0, 0));
+        assert_eq!(cidr.broadcast(), Ipv4Addr::new(10, 77, 255, 255));
+        for wrong in [
+            "10.77.0.1",
+            "10.77.0/24",
+            "10.77.0.1/33",
+            "10.77.0.1/-1",
+            "10.77.0.1/31",
+            "10.77.0.0/24",
+            "10.77.0.255/24",
+            "127.0.0.1/8",
+            "224.0.0.1/24",
+            "fd00::1/64",
+            "",
+        ] {
+            assert!(wrong.parse::<Cidr>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn overlap_is_symmetric() {
+        let cidr = |text: &str| text.parse::<Cidr>().unwrap();
+        let (wide, narrow) = (cidr("10.0.0.1/8"), cidr("10.77.0.1/24"));
+        assert!(wide.overlaps(narrow) && narrow.overlaps(wide));
+        assert!(!narrow.overlaps(cidr("10.77.1.1/24")));
+    }
+
+    #[test]
+    fn macs_are_one_stations() {
+        let mac: Mac = "52:54:00:AB:cd:01".parse().unwrap();
+        assert_eq!(mac.to_string(), "52:54:00:ab:cd:01");
+        assert_eq!(mac.of_root_end().to_string(), "fe:54:00:ab:cd:01");
+        for wrong in [
+            "52:54:00:ab:cd",
+            "52:54:00:ab:cd:01:02",
+            "52:54:00:ab:cd:+1",
+            "53:54:00:ab:cd:01",
+            "00:00:00:00:00:00",
+            "fe:54:00:ab:cd:01",
+        ] {
+            assert!(wrong.parse::<Mac>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn vlans_are_numbered_from_1() {
+        assert!(Vlan::new(0, true).is_err() && Vlan::new(4095, false).is_err());
+        assert_eq!(Vlan::new(10, true).unwrap().to_string(), "10t");
+    }
+}

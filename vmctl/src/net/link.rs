@@ -1,0 +1,250 @@
+//! Interfaces, as netlink tells of them and changes them. What is a network of ours is for the module
+//! above to know.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{
+    AfSpecBridge, BridgeVlanInfo, BridgeVlanInfoFlags, InfoBridge, InfoData, InfoKind,
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::address::{Cidr, Mac, Vlan};
+use super::netlink::Socket;
+
+/// One interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Interface {
+    pub(super) index: u32,
+    pub(super) name: String,
+    /// None if it is no Ethernet interface.
+    pub(super) mac: Option<Mac>,
+    /// A text that whoever made it can leave.
+    pub(super) alias: String,
+    /// The bridge that it is a port of.
+    pub(super) controller: Option<u32>,
+    /// Whether it is to carry frames.
+    pub(super) up: bool,
+    /// Whether nothing is known to keep frames from it.
+    pub(super) running: bool,
+    /// If it is a bridge, whether that filters VLANs.
+    pub(super) bridge: Option<bool>,
+}
+
+/// Interfaces, and the way to change them.
+#[derive(Debug)]
+pub(super) struct Links(Socket);
+
+impl Links {
+    pub(super) fn open() -> io::Result<Self> {
+        Socket::route().map(Self)
+    }
+
+    /// All interfaces.
+    pub(super) fn all(&mut self) -> io::Result<Vec<Interface>> {
+        let found = self
+            .0
+            .dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        Ok(found
+            .into_iter()
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewLink(link) => Some(interface(link)),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// IPv4 addresses, each with the index of its interface.
+    pub(super) fn addresses(&mut self) -> io::Result<Vec<(u32, Cidr)>> {
+        let mut wanted = AddressMessage::default();
+        wanted.header.family = AddressFamily::Inet;
+        let found = self.0.dump(RouteNetlinkMessage::GetAddress(wanted))?;
+        Ok(found
+            .into_iter()
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewAddress(message) => {
+                    let (index, prefix) = (message.header.index, message.header.prefix_len);
+                    let ip = message.attributes.iter().find_map(local)?;
+                    Some((index, Cidr::from_kernel(ip, prefix)))
+                }
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// VLANs of bridges and their ports, each with the index of its interface.
+    pub(super) fn vlans(&mut self) -> io::Result<Vec<(u32, Vlan)>> {
+        let mut wanted = bridge_message(0);
+        let mask = LinkAttribute::ExtMask(vec![LinkExtentMask::Brvlan]);
+        wanted.attributes.push(mask);
+        let found = self.0.dump(RouteNetlinkMessage::GetLink(wanted))?;
+        let mut vlans = Vec::new();
+        for message in found {
+            let RouteNetlinkMessage::NewLink(link) = message else {
+                continue;
+            };
+            for attribute in &link.attributes {
+                let LinkAttribute::AfSpecBridge(list) = attribute else {
+                    continue;
+                };
+                let found = list.iter().filter_map(vlan);
+                vlans.extend(found.map(|vlan| (link.header.index, vlan)));
+            }
+        }
+        Ok(vlans)
+    }
+
+    /// Makes a bridge; it is down.
+    pub(super) fn add_bridge(&mut self, name: &str, vlan_filtering: bool) -> io::Result<()> {
+        let mut link = LinkMessage::default();
+        let data = InfoData::Bridge(vec![InfoBridge::VlanFiltering(vlan_filtering)]);
+        link.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(data)]),
+        ];
+        self.0.request(
+            RouteNetlinkMessage::NewLink(link),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+    }
+
+    pub(super) fn delete(&mut self, index: u32) -> io::Result<()> {
+        self.0
+            .request(RouteNetlinkMessage::DelLink(message(index)), 0)
+    }
+
+    pub(super) fn set_alias(&mut self, index: u32, alias: &str) -> io::Result<()> {
+        self.set(index, LinkAttribute::IfAlias(alias.to_owned()))
+    }
+
+    pub(super) fn set_mac(&mut self, index: u32, mac: Mac) -> io::Result<()> {
+        self.set(index, LinkAttribute::Address(mac.octets().to_vec()))
+    }
+
+    /// Makes an interface a port of a bridge.
+    pub(super) fn attach(&mut self, index: u32, bridge: u32) -> io::Result<()> {
+        self.set(index, LinkAttribute::Controller(bridge))
+    }
+
+    pub(super) fn set_up(&mut self, index: u32, up: bool) -> io::Result<()> {
+        let mut link = message(index);
+        if up {
+            link.header.flags = LinkFlags::Up;
+        }
+        link.header.change_mask = LinkFlags::Up;
+        self.0.request(RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    fn set(&mut self, index: u32, attribute: LinkAttribute) -> io::Result<()> {
+        let mut link = message(index);
+        link.attributes.push(attribute);
+        self.0.request(RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    pub(super) fn add_address(&mut self, index: u32, address: Cidr) -> io::Result<()> {
+        let mut wanted = AddressMessage::default();
+        wanted.header.family = AddressFamily::Inet;
+        wanted.header.prefix_len = address.prefix();
+        wanted.header.index = index;
+        let ip = IpAddr::V4(address.address());
+        wanted.attributes = vec![
+            AddressAttribute::Local(ip),
+            AddressAttribute::Address(ip),
+            AddressAttribute::Broadcast(address.broadcast()),
+        ];
+        self.0.request(
+            RouteNetlinkMessage::NewAddress(wanted),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+    }
+
+    /// Puts a port into a VLAN.
+    pub(super) fn join_vlan(&mut self, port: u32, vlan: Vlan) -> io::Result<()> {
+        let flags = if vlan.is_tagged() {
+            BridgeVlanInfoFlags::empty()
+        } else {
+            BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged
+        };
+        let link = vlan_message(port, vlan.id(), flags);
+        self.0.request(RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    /// Takes a port out of a VLAN.
+    pub(super) fn leave_vlan(&mut self, port: u32, id: u16) -> io::Result<()> {
+        let link = vlan_message(port, id, BridgeVlanInfoFlags::empty());
+        self.0.request(RouteNetlinkMessage::DelLink(link), 0)
+    }
+}
+
+fn message(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message
+}
+
+/// To the bridge's part of an interface.
+fn bridge_message(index: u32) -> LinkMessage {
+    let mut message = message(index);
+    message.header.interface_family = AddressFamily::Bridge;
+    message
+}
+
+fn vlan_message(port: u32, vid: u16, flags: BridgeVlanInfoFlags) -> LinkMessage {
+    let mut message = bridge_message(port);
+    let vlan = AfSpecBridge::VlanInfo(BridgeVlanInfo { flags, vid });
+    message.attributes = vec![LinkAttribute::AfSpecBridge(vec![vlan])];
+    message
+}
+
+fn interface(link: LinkMessage) -> Interface {
+    let mut found = Interface {
+        index: link.header.index,
+        up: link.header.flags.contains(LinkFlags::Up),
+        ..Interface::default()
+    };
+    for attribute in link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => found.name = name,
+            LinkAttribute::Address(bytes) => found.mac = Mac::from_kernel(&bytes),
+            LinkAttribute::IfAlias(alias) => found.alias = alias,
+            LinkAttribute::Controller(index) => found.controller = Some(index),
+            LinkAttribute::OperState(state) => {
+                found.running = matches!(state, State::Up | State::Unknown);
+            }
+            LinkAttribute::LinkInfo(infos) => found.bridge = bridge(&infos),
+            _ => {}
+        }
+    }
+    found
+}
+
+fn bridge(infos: &[LinkInfo]) -> Option<bool> {
+    if !infos.contains(&LinkInfo::Kind(InfoKind::Bridge)) {
+        return None;
+    }
+    let data = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Bridge(data)) => Some(data),
+        _ => None,
+    });
+    Some(data.is_some_and(|data| data.contains(&InfoBridge::VlanFiltering(true))))
+}
+
+fn local(attribute: &AddressAttribute) -> Option<Ipv4Addr> {
+    match attribute {
+        AddressAttribute::Local(IpAddr::V4(ip)) => Some(*ip),
+        _ => None,
+    }
+}
+
+fn vlan(attribute: &AfSpecBridge) -> Option<Vlan> {
+    match attribute {
+        AfSpecBridge::VlanInfo(info) => {
+            let tagged = !info.flags.contains(BridgeVlanInfoFlags::Untagged);
+            Vlan::new(info.vid, tagged).ok()
+        }
+        _ => None,
+    }
+}

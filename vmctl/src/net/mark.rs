@@ -1,0 +1,68 @@
+//! Aliases of interfaces, by which vmctl knows its own.
+
+use super::Mode;
+use super::address::Mac;
+use super::link::Interface;
+
+/// What the alias of a network's bridge begins with; its mode follows.
+const NETWORK: &str = "microvisor network: ";
+/// What the alias of a guest's tap begins with; the guest's MAC address follows.
+const GUEST: &str = "microvisor guest: ";
+/// Follows the mode where NAT found the machine not forwarding.
+const FORWARDING: &str = ", forwarding";
+
+/// A network's alias; `started` if the machine came to forward for it, or for one that is still there.
+pub(super) fn of_network(mode: Mode, started: bool) -> String {
+    let forwarding = if started { FORWARDING } else { "" };
+    format!("{NETWORK}{}{forwarding}", mode.name())
+}
+
+/// The alias of a guest's tap.
+pub(super) fn of_guest(mac: Mac) -> String {
+    format!("{GUEST}{mac}")
+}
+
+/// The mode of a bridge that is a network.
+pub(super) fn mode(interface: &Interface) -> Option<Mode> {
+    interface.bridge?;
+    let mode = interface.alias.strip_prefix(NETWORK)?;
+    let mode = mode.strip_suffix(FORWARDING).unwrap_or(mode);
+    Mode::ALL.into_iter().find(|it| it.name() == mode)
+}
+
+/// Whether it was for this network, among others, that the machine came to forward.
+pub(super) fn started_forwarding(interface: &Interface) -> bool {
+    mode(interface) == Some(Mode::Nat) && interface.alias.ends_with(FORWARDING)
+}
+
+/// The guest's MAC address, if it is a guest's tap.
+pub(super) fn guest(interface: &Interface) -> Option<Mac> {
+    interface.alias.strip_prefix(GUEST)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interface(alias: String, bridge: Option<bool>) -> Interface {
+        Interface {
+            alias,
+            bridge,
+            ..Interface::default()
+        }
+    }
+
+    #[test]
+    fn marks_are_read_as_they_are_written() {
+        for mode in Mode::ALL {
+            for started in [false, true] {
+                let it = interface(of_network(mode, started), Some(false));
+                assert_eq!(super::mode(&it), Some(mode));
+                assert_eq!(started_forwarding(&it), started && mode == Mode::Nat);
+            }
+        }
+        let mac: Mac = "52:54:00:00:00:01".parse().unwrap();
+        assert_eq!(guest(&interface(of_guest(mac), None)), Some(mac));
+        assert_eq!(guest(&interface("a cable".to_owned(), None)), None);
+    }
+}

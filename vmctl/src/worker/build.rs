@@ -1,0 +1,209 @@
+//! Makes a partition of a configuration: its memory, kernel, tables, virtual CPUs and doorbells.
+//!
+//! Everything that can fail for the user's reasons (files, sizes) is looked at before the
+//! partition exists. What fails afterwards takes the partition with it: [`Partition::destroy`].
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use guest_proto::ABI_VERSION;
+use guest_proto::hypercall::{DoorbellSpace, Property};
+
+use super::end::End;
+use super::loader::{Boot, Entry, Initrd, Kernel};
+use super::machine::{Machine, wake_fd};
+use super::memory::{self, Ram};
+use super::{acpi, devices, firmware, journal};
+use crate::config::VmConfig;
+use crate::driver::page::Ring;
+use crate::driver::{Device, DriverError, Vcpu, Vm};
+
+/// Ports of a 16550.
+const SERIAL_PORTS: u32 = 8;
+
+/// The files that a VM starts from, opened and checked.
+#[derive(Debug)]
+pub(super) struct Images {
+    kernel: Kernel,
+    initrd: Option<Initrd>,
+}
+
+impl Images {
+    /// Opens them, and checks that there is memory for the VM.
+    pub(super) fn open(config: &VmConfig) -> Result<Self, End> {
+        let kernel = Kernel::open(&config.kernel).map_err(End::start_failed)?;
+        let initrd = match &config.initrd {
+            Some(path) => Some(Initrd::open(path).map_err(End::start_failed)?),
+            None => None,
+        };
+        memory::check_available(config.memory).map_err(End::start_failed)?;
+        Ok(Self { kernel, initrd })
+    }
+}
+
+/// A partition that was made, and is empty.
+#[derive(Debug)]
+pub(super) struct Partition {
+    device: Device,
+    vm: Vm,
+    tsc_khz: u64,
+}
+
+/// A partition that can run.
+#[derive(Debug)]
+pub(super) struct Built {
+    /// The device, to destroy it by.
+    pub(super) device: Device,
+    /// What the threads share.
+    pub(super) machine: Machine,
+    /// The virtual CPUs in order.
+    pub(super) vcpus: Vec<Vcpu>,
+}
+
+/// What a partition is furnished with.
+#[derive(Debug)]
+struct Parts {
+    ram: Ram,
+    wake: OwnedFd,
+    vcpus: Vec<Vcpu>,
+    rings: Vec<Ring>,
+}
+
+impl Partition {
+    /// Makes it.
+    pub(super) fn create(path: &Path, name: &str) -> Result<Self, End> {
+        let device = Device::open(path).map_err(|e| {
+            let hint = match e.kind() {
+                io::ErrorKind::NotFound => ": the driver is not loaded",
+                _ => "",
+            };
+            End::start_failed(format_args!("{}: {e}{hint}", path.display()))
+        })?;
+        let (info, _) = device.info().map_err(End::start_failed)?;
+        if info.driver_abi >> 16 != ABI_VERSION >> 16 {
+            return Err(End::start_failed(format_args!(
+                "the driver has ABI version {:#x}, this vmctl has {ABI_VERSION:#x}",
+                info.driver_abi
+            )));
+        }
+        let vm = device.create_vm(name, 0).map_err(End::start_failed)?;
+        Ok(Self {
+            device,
+            vm,
+            tsc_khz: info.tsc_khz,
+        })
+    }
+
+    /// Its id.
+    pub(super) fn id(&self) -> u64 {
+        self.vm.id()
+    }
+
+    /// Gives it all that it needs to run.
+    pub(super) fn furnish(self, config: &VmConfig, images: Images) -> Result<Built, End> {
+        match self.parts(config, images) {
+            Ok(parts) => Ok(Built {
+                device: self.device,
+                machine: Machine::new(self.vm, parts.ram, parts.rings, parts.wake),
+                vcpus: parts.vcpus,
+            }),
+            Err(end) => {
+                self.destroy();
+                Err(end)
+            }
+        }
+    }
+
+    fn parts(&self, config: &VmConfig, images: Images) -> Result<Parts, End> {
+        let x2apic = images.kernel.wants_x2apic();
+        self.set_properties(config.vcpus, x2apic)
+            .map_err(End::start_failed)?;
+        let ram = Ram::new(config.memory)
+            .map_err(|e| End::start_failed(format_args!("guest memory: {e}")))?;
+        ram.register(&self.vm).map_err(End::start_failed)?;
+        let entry = load(config, images, &ram)?;
+        let wake =
+            wake_fd().map_err(|e| End::start_failed(format_args!("event descriptor: {e}")))?;
+        self.bind(&wake).map_err(End::start_failed)?;
+        let (vcpus, rings) = self
+            .make_vcpus(config.vcpus, &entry)
+            .map_err(End::start_failed)?;
+        Ok(Parts {
+            ram,
+            wake,
+            vcpus,
+            rings,
+        })
+    }
+
+    fn set_properties(&self, vcpus: u32, x2apic: bool) -> Result<(), DriverError> {
+        let vm = &self.vm;
+        vm.set_property(Property::TscKhz, self.tsc_khz)?;
+        vm.set_property(Property::Vcpus, u64::from(vcpus))?;
+        vm.set_property(Property::X2Apic, u64::from(x2apic))?;
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_nanos() as u64);
+        vm.set_property(Property::WallClock, now)
+    }
+
+    fn bind(&self, wake: &OwnedFd) -> Result<(), DriverError> {
+        self.vm.doorbell(
+            DoorbellSpace::Port,
+            u64::from(devices::port::SERIAL),
+            SERIAL_PORTS,
+            devices::SERIAL_TAG,
+            wake.as_fd(),
+        )?;
+        self.vm.eoi_eventfd(wake.as_fd())
+    }
+
+    /// Makes all virtual CPUs and sets the first one to the kernel's entry; the others wait for
+    /// its SIPI.
+    fn make_vcpus(&self, count: u32, entry: &Entry) -> Result<(Vec<Vcpu>, Vec<Ring>), DriverError> {
+        let (mut vcpus, mut rings) = (Vec::new(), Vec::new());
+        for index in 0..count {
+            let (mut vcpu, ring) = self.vm.vcpu(index)?;
+            if index == 0 {
+                let mut state = vcpu.fetch_state()?;
+                entry.apply(&mut state);
+                vcpu.store_state(&state)?;
+            }
+            vcpus.push(vcpu);
+            rings.push(ring);
+        }
+        Ok((vcpus, rings))
+    }
+
+    /// Gives everything back.
+    pub(super) fn destroy(self) {
+        let id = self.vm.id();
+        drop(self.vm);
+        destroy(&self.device, id);
+    }
+}
+
+/// Ends partition `id`, of which nothing may be open any more.
+pub(super) fn destroy(device: &Device, id: u64) {
+    if let Err(e) = device.destroy_vm(id) {
+        // The daemon tries again when this process is gone.
+        journal::say(format_args!("{e}"));
+    }
+}
+
+fn load(config: &VmConfig, images: Images, ram: &Ram) -> Result<Entry, End> {
+    let rsdp = firmware::write(ram)
+        .and_then(|()| acpi::write(ram, config.vcpus))
+        .map_err(|e| End::start_failed(format_args!("firmware tables: {e}")))?;
+    let kind = images.kernel.describe();
+    let boot = Boot {
+        cmdline: &config.cmdline,
+        initrd: images.initrd,
+        rsdp,
+    };
+    let entry = images.kernel.load(ram, boot).map_err(End::start_failed)?;
+    journal::say(format_args!("{}: {kind} kernel loaded", config.name));
+    Ok(entry)
+}

@@ -1,0 +1,288 @@
+//! Emulation of one instruction of a guest that touched a device's memory, or a string
+//! instruction on a port.
+//!
+//! [`emulate`] fetches and decodes (iced-x86) at the guest's instruction pointer, moves the data
+//! through a [`Space`], and changes the registers of a [`VcpuState`]; or it answers with the
+//! [`Fault`] that the guest gets. Only what compilers use on device memory is here: integer moves,
+//! arithmetic and bit instructions, and strings. The guest's page tables are walked in
+//! `paging` for every access, because a string's other end, or its next page, may be anywhere.
+
+mod alu;
+mod integer;
+mod paging;
+mod registers;
+mod string;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use guest_proto::vcpu_page::VcpuState;
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+
+use paging::Access;
+use registers::Registers;
+
+/// What an instruction can reach: guest physical memory and ports.
+pub trait Space {
+    /// Fills `bytes` from RAM; false if there is none.
+    fn read_ram(&mut self, gpa: u64, bytes: &mut [u8]) -> bool;
+    /// Writes RAM; false if there is none.
+    fn write_ram(&mut self, gpa: u64, bytes: &[u8]) -> bool;
+    /// Reads 1 to 8 bytes of a device's memory.
+    fn read_device(&mut self, gpa: u64, size: u8) -> u64;
+    /// Writes 1 to 8 bytes of a device's memory.
+    fn write_device(&mut self, gpa: u64, size: u8, value: u64);
+    /// Reads a port.
+    fn read_port(&mut self, port: u16, size: u8) -> u64;
+    /// Writes a port.
+    fn write_port(&mut self, port: u16, size: u8, value: u64);
+}
+
+/// Why an instruction was not completed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The guest gets a page fault.
+    Page {
+        /// Linear address.
+        address: u64,
+        /// Error code.
+        code: u32,
+    },
+    /// The guest gets an undefined-opcode exception.
+    UndefinedOpcode,
+    /// The guest gets a general protection fault with error code 0.
+    Protection,
+    /// It is a proper instruction, but not one of those that are emulated.
+    NotEmulated(Bytes),
+    /// Guest page tables, or code, are not in RAM.
+    NotInRam(u64),
+}
+
+/// Instruction bytes, for messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bytes(Vec<u8>);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, byte) in self.0.iter().enumerate() {
+            let space = if i == 0 { "" } else { " " };
+            write!(f, "{space}{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Longest instruction.
+const MAX_LENGTH: usize = 15;
+
+/// Emulates the instruction at the guest's instruction pointer. `known` are its bytes, if the CPU
+/// gave them. On a fault `state` may have the progress of a string instruction, as on the CPU.
+///
+/// # Errors
+///
+/// What the guest gets instead, or why it can't go on.
+pub fn emulate(state: &mut VcpuState, space: &mut impl Space, known: &[u8]) -> Result<(), Fault> {
+    let mut cpu = Cpu {
+        registers: Registers::new(state),
+        space,
+    };
+    let bytes = cpu.fetch(known)?;
+    let bits = cpu.registers.bits();
+    let rip = cpu.registers.state.rip;
+    let mut decoder = Decoder::with_ip(bits, &bytes, rip, DecoderOptions::NONE);
+    let instruction = decoder.decode();
+    match decoder.last_error() {
+        DecoderError::None => {}
+        // All bytes that could be had are not an instruction.
+        DecoderError::NoMoreBytes if bytes.len() < MAX_LENGTH => {
+            return Err(cpu.fetch_fault(bytes.len()));
+        }
+        _ => return Err(Fault::UndefinedOpcode),
+    }
+    let not_emulated = || Fault::NotEmulated(Bytes(bytes[..instruction.len()].to_vec()));
+    let done = if instruction.is_string_instruction() {
+        cpu.string(&instruction)?
+    } else {
+        cpu.integer(&instruction)?.then_some(string::Progress::Done)
+    };
+    match done {
+        Some(string::Progress::Done) => {
+            cpu.registers.advance(instruction.next_ip());
+            Ok(())
+        }
+        Some(string::Progress::Again) => Ok(()),
+        None => Err(not_emulated()),
+    }
+}
+
+/// The guest's registers and what they reach.
+struct Cpu<'a, S> {
+    registers: Registers<'a>,
+    space: &'a mut S,
+}
+
+impl<S: Space> Cpu<'_, S> {
+    /// Instruction bytes: up to 15, fewer if the next page can't be fetched.
+    fn fetch(&mut self, known: &[u8]) -> Result<Vec<u8>, Fault> {
+        if known.len() >= MAX_LENGTH {
+            return Ok(known.to_vec());
+        }
+        let at = self.registers.linear_rip();
+        let mut bytes = vec![0; MAX_LENGTH];
+        let first = MAX_LENGTH.min(0x1000 - (at as usize & 0xfff));
+        self.read_linear(at, &mut bytes[..first], Access::FETCH)?;
+        if first < MAX_LENGTH {
+            let rest = self.registers.truncate(at.wrapping_add(first as u64));
+            if self
+                .read_linear(rest, &mut bytes[first..], Access::FETCH)
+                .is_err()
+            {
+                bytes.truncate(first);
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// The fault of the page behind `have` bytes, which an instruction needed.
+    fn fetch_fault(&mut self, have: usize) -> Fault {
+        let at = self.registers.linear_rip().wrapping_add(have as u64);
+        let at = self.registers.truncate(at);
+        match self.read_linear(at, &mut [0], Access::FETCH) {
+            Err(fault) => fault,
+            Ok(()) => Fault::UndefinedOpcode,
+        }
+    }
+
+    /// Reads RAM at a linear address; code has no business elsewhere.
+    fn read_linear(&mut self, at: u64, bytes: &mut [u8], access: Access) -> Result<(), Fault> {
+        let gpa = paging::translate(&self.registers, self.space, at, access)?;
+        if self.space.read_ram(gpa, bytes) {
+            Ok(())
+        } else {
+            Err(Fault::NotInRam(gpa))
+        }
+    }
+
+    /// Reads 1 to 8 bytes at a linear address, wherever they are.
+    fn load(&mut self, at: u64, size: u8) -> Result<u64, Fault> {
+        let mut value = [0; 8];
+        let mut done = 0;
+        for (from, part) in parts(at, size) {
+            let from = self.registers.truncate(from);
+            let gpa = paging::translate(&self.registers, self.space, from, Access::READ)?;
+            let into = &mut value[done..done + usize::from(part)];
+            if !self.space.read_ram(gpa, into) {
+                let word = self.space.read_device(gpa, part).to_le_bytes();
+                into.copy_from_slice(&word[..usize::from(part)]);
+            }
+            done += usize::from(part);
+        }
+        Ok(u64::from_le_bytes(value))
+    }
+
+    /// Writes 1 to 8 bytes at a linear address. Nothing is written if any part of it faults.
+    fn store(&mut self, at: u64, size: u8, value: u64) -> Result<(), Fault> {
+        let mut places = [(0, 0); 2];
+        let mut count = 0;
+        for (to, part) in parts(at, size) {
+            let to = self.registers.truncate(to);
+            let gpa = paging::translate(&self.registers, self.space, to, Access::WRITE)?;
+            places[count] = (gpa, part);
+            count += 1;
+        }
+        let mut bytes = &value.to_le_bytes()[..];
+        for &(gpa, part) in &places[..count] {
+            let (now, rest) = bytes.split_at(usize::from(part));
+            if !self.space.write_ram(gpa, now) {
+                let mut word = [0; 8];
+                word[..now.len()].copy_from_slice(now);
+                self.space.write_device(gpa, part, u64::from_le_bytes(word));
+            }
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// Linear address of a memory operand.
+    fn address(&self, instruction: &Instruction, operand: u32) -> Result<u64, Fault> {
+        let address = instruction
+            .virtual_address(operand, 0, |register, _, _| {
+                self.registers.for_address(register)
+            })
+            .ok_or(Fault::UndefinedOpcode)?;
+        Ok(self.registers.truncate(address))
+    }
+
+    /// Size of an operand in bytes; `None` for what is no integer operand.
+    fn size(instruction: &Instruction, operand: u32) -> Option<u8> {
+        let size = match instruction.op_kind(operand) {
+            OpKind::Register => match instruction.op_register(operand) {
+                register if register.is_gpr() => register.size(),
+                Register::CR8 => return None,
+                register if register.is_segment_register() => 2,
+                _ => return None,
+            },
+            OpKind::Memory
+            | OpKind::MemorySegSI
+            | OpKind::MemorySegESI
+            | OpKind::MemorySegRSI
+            | OpKind::MemorySegDI
+            | OpKind::MemorySegEDI
+            | OpKind::MemorySegRDI
+            | OpKind::MemoryESDI
+            | OpKind::MemoryESEDI
+            | OpKind::MemoryESRDI => instruction.memory_size().size(),
+            _ => return None,
+        };
+        matches!(size, 1 | 2 | 4 | 8).then_some(size as u8)
+    }
+
+    /// Value of an operand that has [`Self::size`], or an immediate.
+    fn operand(&mut self, instruction: &Instruction, operand: u32) -> Result<Option<u64>, Fault> {
+        Ok(match instruction.op_kind(operand) {
+            OpKind::Register => self.registers.get(instruction.op_register(operand)),
+            OpKind::Memory => match Self::size(instruction, operand) {
+                Some(size) => {
+                    let at = self.address(instruction, operand)?;
+                    Some(self.load(at, size)?)
+                }
+                None => None,
+            },
+            _ => instruction.try_immediate(operand).ok(),
+        })
+    }
+
+    /// Sets an operand that has [`Self::size`]; false if it can't be set.
+    fn set_operand(
+        &mut self,
+        instruction: &Instruction,
+        operand: u32,
+        value: u64,
+    ) -> Result<bool, Fault> {
+        Ok(match instruction.op_kind(operand) {
+            OpKind::Register => self.registers.set(instruction.op_register(operand), value),
+            OpKind::Memory => match Self::size(instruction, operand) {
+                Some(size) => {
+                    let at = self.address(instruction, operand)?;
+                    self.store(at, size, value)?;
+                    true
+                }
+                None => false,
+            },
+            _ => false,
+        })
+    }
+}
+
+/// The parts of an access that lie in one page each: at most two.
+fn parts(at: u64, size: u8) -> impl Iterator<Item = (u64, u8)> {
+    let room = 0x1000 - (at & 0xfff);
+    let first = u64::from(size).min(room) as u8;
+    [
+        (at, first),
+        (at.wrapping_add(u64::from(first)), size - first),
+    ]
+    .into_iter()
+    .filter(|&(_, part)| part > 0)
+}

@@ -1,0 +1,159 @@
+//! The guest's page tables: no paging, 32-bit, PAE, 4 levels and 5 levels (APM vol. 2 §5).
+//!
+//! The CPU has checked an access already where it faulted on the nested tables; what is checked
+//! here is presence, write and user rights and no-execute, for the pages that it has not reached.
+//! Accessed and dirty bits are left alone.
+
+use super::registers::Registers;
+use super::{Fault, Space};
+
+const CR0_WP: u64 = 1 << 16;
+const CR0_PG: u64 = 1 << 31;
+const CR4_PSE: u64 = 1 << 4;
+const CR4_PAE: u64 = 1 << 5;
+const CR4_LA57: u64 = 1 << 12;
+const EFER_LMA: u64 = 1 << 10;
+const EFER_NXE: u64 = 1 << 11;
+
+const PRESENT: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const LARGE: u64 = 1 << 7;
+const NO_EXECUTE: u64 = 1 << 63;
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// Bits of a page fault's error code.
+const CODE_PRESENT: u32 = 1 << 0;
+const CODE_WRITE: u32 = 1 << 1;
+const CODE_USER: u32 = 1 << 2;
+const CODE_FETCH: u32 = 1 << 4;
+
+/// What for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Access {
+    write: bool,
+    fetch: bool,
+}
+
+impl Access {
+    pub(super) const READ: Self = Self {
+        write: false,
+        fetch: false,
+    };
+    pub(super) const WRITE: Self = Self {
+        write: true,
+        fetch: false,
+    };
+    pub(super) const FETCH: Self = Self {
+        write: false,
+        fetch: true,
+    };
+}
+
+/// A kind of page tables.
+struct Format {
+    /// Bits of linear address below the tables: an entry of level `n` covers
+    /// `12 + n * index_bits` bits.
+    index_bits: u32,
+    levels: u32,
+    entry_size: u64,
+}
+
+/// Guest physical address of a linear one.
+pub(super) fn translate(
+    registers: &Registers<'_>,
+    space: &mut impl Space,
+    linear: u64,
+    access: Access,
+) -> Result<u64, Fault> {
+    let state = &*registers.state;
+    if state.cr0 & CR0_PG == 0 {
+        return Ok(linear);
+    }
+    let (format, mut table) = if state.efer & EFER_LMA != 0 {
+        let levels = if state.cr4 & CR4_LA57 != 0 { 5 } else { 4 };
+        (wide(levels), state.cr3 & ADDRESS)
+    } else if state.cr4 & CR4_PAE != 0 {
+        // The four pointers of PAE lie anywhere on 32 bytes.
+        (wide(3), state.cr3 & 0xffff_ffe0)
+    } else {
+        let format = Format {
+            index_bits: 10,
+            levels: 2,
+            entry_size: 4,
+        };
+        (format, state.cr3 & 0xffff_f000)
+    };
+    let user = registers.is_user();
+    let no_execute = state.efer & EFER_NXE != 0;
+    let mut code = if user { CODE_USER } else { 0 };
+    if access.write {
+        code |= CODE_WRITE;
+    }
+    if access.fetch && no_execute {
+        code |= CODE_FETCH;
+    }
+    let fault = |code| Fault::Page {
+        address: linear,
+        code,
+    };
+
+    let (mut may_write, mut may_user, mut may_execute) = (true, true, true);
+    for level in (0..format.levels).rev() {
+        let shift = 12 + level * format.index_bits;
+        let index = linear >> shift & ((1 << format.index_bits) - 1);
+        let index = if format.levels == 3 && level == 2 {
+            index & 3
+        } else {
+            index
+        };
+        let at = table + index * format.entry_size;
+        let mut raw = [0; 8];
+        if !space.read_ram(at, &mut raw[..format.entry_size as usize]) {
+            return Err(Fault::NotInRam(at));
+        }
+        let entry = u64::from_le_bytes(raw);
+        if entry & PRESENT == 0 {
+            return Err(fault(code));
+        }
+        if format.levels == 3 && level == 2 {
+            // A pointer of PAE has no rights.
+            table = entry & ADDRESS;
+            continue;
+        }
+        may_write &= entry & WRITE != 0;
+        may_user &= entry & USER != 0;
+        may_execute &= entry & NO_EXECUTE == 0 || !no_execute;
+        let large = level > 0
+            && level < 3
+            && entry & LARGE != 0
+            && (format.entry_size == 8 || state.cr4 & CR4_PSE != 0);
+        if level > 0 && !large {
+            table = entry & ADDRESS;
+            continue;
+        }
+        let checks_write = user || state.cr0 & CR0_WP != 0;
+        if access.write && !may_write && checks_write
+            || user && !may_user
+            || access.fetch && !may_execute
+        {
+            return Err(fault(code | CODE_PRESENT));
+        }
+        let offset = (1 << shift) - 1;
+        let mut base = entry & ADDRESS & !offset;
+        if large && format.entry_size == 4 {
+            // PSE-36: address bits 39:32 stand in bits 20:13.
+            base = entry & 0xffc0_0000 | (entry >> 13 & 0xff) << 32;
+        }
+        return Ok(base | linear & offset);
+    }
+    Err(fault(code))
+}
+
+fn wide(levels: u32) -> Format {
+    Format {
+        index_bits: 9,
+        levels,
+        entry_size: 8,
+    }
+}

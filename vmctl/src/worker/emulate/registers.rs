@@ -1,0 +1,128 @@
+//! The guest's registers by their iced-x86 names, and what its mode means for addresses.
+
+use guest_proto::vcpu_page::VcpuState;
+use iced_x86::Register;
+
+const CR0_PE: u64 = 1 << 0;
+const EFER_LMA: u64 = 1 << 10;
+const RFLAGS_VM: u64 = 1 << 17;
+/// Bits of `Segment::attributes`.
+const SEGMENT_LONG: u16 = 1 << 9;
+const SEGMENT_BIG: u16 = 1 << 10;
+
+/// Index of CS and SS in `VcpuState::segment`.
+const CS: usize = 1;
+const SS: usize = 2;
+
+/// A state, seen as registers.
+pub(super) struct Registers<'a> {
+    pub(super) state: &'a mut VcpuState,
+}
+
+impl<'a> Registers<'a> {
+    pub(super) fn new(state: &'a mut VcpuState) -> Self {
+        Self { state }
+    }
+
+    /// Size of code: 16, 32 or 64.
+    pub(super) fn bits(&self) -> u32 {
+        let attributes = self.state.segment[CS].attributes;
+        let real = self.state.cr0 & CR0_PE == 0 || self.state.rflags & RFLAGS_VM != 0;
+        if real {
+            16
+        } else if self.state.efer & EFER_LMA != 0 && attributes & SEGMENT_LONG != 0 {
+            64
+        } else if attributes & SEGMENT_BIG != 0 {
+            32
+        } else {
+            16
+        }
+    }
+
+    /// Whether the guest's program is in ring 3: the privilege of SS is the CPU's.
+    pub(super) fn is_user(&self) -> bool {
+        self.state.segment[SS].attributes >> 5 & 3 == 3
+    }
+
+    pub(super) fn linear_rip(&self) -> u64 {
+        let base = match self.bits() {
+            64 => 0,
+            _ => self.state.segment[CS].base,
+        };
+        self.truncate(base.wrapping_add(self.state.rip))
+    }
+
+    /// A linear address as wide as the mode has them.
+    pub(super) fn truncate(&self, address: u64) -> u64 {
+        match self.bits() {
+            64 => address,
+            _ => address & 0xffff_ffff,
+        }
+    }
+
+    /// Goes to the next instruction.
+    pub(super) fn advance(&mut self, next: u64) {
+        self.state.rip = match self.bits() {
+            64 => next,
+            32 => next & 0xffff_ffff,
+            _ => next & 0xffff,
+        };
+        self.state.interrupt_shadow = 0;
+    }
+
+    /// Value of a general register, or the selector in a segment register.
+    pub(super) fn get(&self, register: Register) -> Option<u64> {
+        if register.is_segment_register() {
+            return Some(u64::from(self.state.segment[register.number()].selector));
+        }
+        if !register.is_gpr() {
+            return None;
+        }
+        let full = self.state.gpr[register.full_register().number()];
+        Some(match register {
+            Register::AH | Register::CH | Register::DH | Register::BH => full >> 8 & 0xff,
+            _ => full & mask(register.size() as u8),
+        })
+    }
+
+    /// Sets a general register; false for others.
+    pub(super) fn set(&mut self, register: Register, value: u64) -> bool {
+        if !register.is_gpr() {
+            return false;
+        }
+        let full = &mut self.state.gpr[register.full_register().number()];
+        *full = match (register, register.size()) {
+            (Register::AH | Register::CH | Register::DH | Register::BH, _) => {
+                *full & !0xff00 | (value & 0xff) << 8
+            }
+            // A 32-bit result clears the upper half.
+            (_, 4) => value & mask(4),
+            (_, size) => *full & !mask(size as u8) | value & mask(size as u8),
+        };
+        true
+    }
+
+    /// What a register contributes to a linear address: of a segment register, its base.
+    pub(super) fn for_address(&self, register: Register) -> Option<u64> {
+        if register.is_segment_register() {
+            let flat = self.bits() == 64 && !matches!(register, Register::FS | Register::GS);
+            return Some(if flat {
+                0
+            } else {
+                self.state.segment[register.number()].base
+            });
+        }
+        self.get(register)
+    }
+}
+
+/// The bits of a value of `size` bytes.
+pub(super) fn mask(size: u8) -> u64 {
+    u64::MAX >> (64 - 8 * u32::from(size))
+}
+
+/// `value` of `size` bytes, sign-extended.
+pub(super) fn sign_extend(value: u64, size: u8) -> u64 {
+    let shift = 64 - 8 * u32::from(size);
+    ((value << shift).cast_signed() >> shift).cast_unsigned()
+}

@@ -1,0 +1,391 @@
+//! Instructions against a memory of 64 KiB, a device at `DEVICE` and a port that counts.
+
+use super::*;
+use guest_proto::vcpu_page::Segment;
+
+const DEVICE: u64 = 0x10_0000;
+const CODE: u64 = 0x1000;
+
+struct Fake {
+    ram: Vec<u8>,
+    device: [u8; 64],
+    log: Vec<(char, u64, u8, u64)>,
+}
+
+impl Fake {
+    fn new(code: &[u8]) -> Self {
+        let mut ram = vec![0; 0x1_0000];
+        ram[CODE as usize..][..code.len()].copy_from_slice(code);
+        Self {
+            ram,
+            device: [0; 64],
+            log: Vec::new(),
+        }
+    }
+
+    fn put(&mut self, at: u64, value: u64) {
+        self.ram[at as usize..][..8].copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+impl Space for Fake {
+    fn read_ram(&mut self, gpa: u64, bytes: &mut [u8]) -> bool {
+        let from = gpa as usize;
+        match self.ram.get(from..from + bytes.len()) {
+            Some(ram) => bytes.copy_from_slice(ram),
+            None => return false,
+        }
+        true
+    }
+
+    fn write_ram(&mut self, gpa: u64, bytes: &[u8]) -> bool {
+        let to = gpa as usize;
+        match self.ram.get_mut(to..to + bytes.len()) {
+            Some(ram) => ram.copy_from_slice(bytes),
+            None => return false,
+        }
+        true
+    }
+
+    fn read_device(&mut self, gpa: u64, size: u8) -> u64 {
+        let at = (gpa - DEVICE) as usize;
+        let mut word = [0; 8];
+        word[..usize::from(size)].copy_from_slice(&self.device[at..at + usize::from(size)]);
+        let value = u64::from_le_bytes(word);
+        self.log.push(('r', gpa - DEVICE, size, value));
+        value
+    }
+
+    fn write_device(&mut self, gpa: u64, size: u8, value: u64) {
+        let at = (gpa - DEVICE) as usize;
+        let bytes = value.to_le_bytes();
+        self.device[at..at + usize::from(size)].copy_from_slice(&bytes[..usize::from(size)]);
+        self.log.push(('w', gpa - DEVICE, size, value));
+    }
+
+    fn read_port(&mut self, port: u16, size: u8) -> u64 {
+        self.log.push(('i', u64::from(port), size, 0));
+        self.log.len() as u64
+    }
+
+    fn write_port(&mut self, port: u16, size: u8, value: u64) {
+        self.log.push(('o', u64::from(port), size, value));
+    }
+}
+
+/// Ring 0 without paging: `long` mode only says how to decode.
+fn state(bits: u32) -> VcpuState {
+    let mut state = VcpuState {
+        rip: CODE,
+        rflags: 2,
+        cr0: 1,
+        ..VcpuState::default()
+    };
+    let attributes = match bits {
+        64 => {
+            state.efer = 1 << 10;
+            0xa9b
+        }
+        32 => 0xc9b,
+        _ => {
+            state.cr0 = 0;
+            0x09b
+        }
+    };
+    state.segment[1] = Segment {
+        attributes,
+        ..Segment::default()
+    };
+    state
+}
+
+fn run(bits: u32, code: &[u8], set: impl FnOnce(&mut VcpuState, &mut Fake)) -> (VcpuState, Fake) {
+    let mut fake = Fake::new(code);
+    let mut state = state(bits);
+    set(&mut state, &mut fake);
+    emulate(&mut state, &mut fake, &[]).unwrap();
+    assert_eq!(state.rip, CODE + code.len() as u64);
+    (state, fake)
+}
+
+#[test]
+fn moves_of_every_size() {
+    // mov [rbx+4], ecx
+    let (_, fake) = run(64, &[0x89, 0x4b, 0x04], |s, _| {
+        s.gpr[3] = DEVICE;
+        s.gpr[1] = 0xffff_ffff_1234_5678;
+    });
+    assert_eq!(fake.log, [('w', 4, 4, 0x1234_5678)]);
+    // mov eax, [rbx]: clears the upper half
+    let (s, _) = run(64, &[0x8b, 0x03], |s, f| {
+        s.gpr[3] = DEVICE;
+        s.gpr[0] = u64::MAX;
+        f.device[0] = 7;
+    });
+    assert_eq!(s.gpr[0], 7);
+    // mov ah, [rbx]
+    let (s, _) = run(64, &[0x8a, 0x23], |s, f| {
+        s.gpr[3] = DEVICE;
+        s.gpr[0] = 0x1122_3344;
+        f.device[0] = 0xab;
+    });
+    assert_eq!(s.gpr[0], 0x1122_ab44);
+    // movsx rax, word [rbx]; movzx eax, byte [rbx]
+    let high = |s: &mut VcpuState, f: &mut Fake| {
+        s.gpr[3] = DEVICE;
+        f.device[..2].copy_from_slice(&[0x80, 0xff]);
+    };
+    assert_eq!(
+        run(64, &[0x48, 0x0f, 0xbf, 0x03], high).0.gpr[0],
+        0xffff_ffff_ffff_ff80
+    );
+    assert_eq!(run(64, &[0x0f, 0xb6, 0x03], high).0.gpr[0], 0x80);
+    // mov qword [rbx], -1 (sign-extended immediate)
+    let (_, fake) = run(64, &[0x48, 0xc7, 0x03, 0xff, 0xff, 0xff, 0xff], high);
+    assert_eq!(fake.log, [('w', 0, 8, u64::MAX)]);
+}
+
+#[test]
+fn arithmetic_reads_changes_and_writes_with_flags() {
+    // or dword [rbx], 0x10000
+    let (_, fake) = run(64, &[0x81, 0x0b, 0, 0, 1, 0], |s, f| {
+        s.gpr[3] = DEVICE;
+        f.device[0] = 5;
+    });
+    assert_eq!(fake.log, [('r', 0, 4, 5), ('w', 0, 4, 0x1_0005)]);
+    // sub dword [rbx], eax → borrow, sign
+    let (s, _) = run(64, &[0x29, 0x03], |s, _| {
+        s.gpr[3] = DEVICE;
+        s.gpr[0] = 1;
+    });
+    assert_eq!(s.rflags & 0x8d5, 0x95, "CF PF AF SF");
+    // test byte [rbx], 0x10: no write
+    let (s, fake) = run(64, &[0xf6, 0x03, 0x10], |s, _| s.gpr[3] = DEVICE);
+    assert_eq!(fake.log.len(), 1);
+    assert_ne!(s.rflags & 0x40, 0);
+    // inc dword [rbx] keeps CF
+    let (s, _) = run(64, &[0xff, 0x03], |s, _| {
+        s.gpr[3] = DEVICE;
+        s.rflags |= 1;
+    });
+    assert_eq!(s.rflags & 1, 1);
+    // add byte [rbx], 1: 0x7f overflows
+    let (s, _) = run(64, &[0x80, 0x03, 1], |s, f| {
+        s.gpr[3] = DEVICE;
+        f.device[0] = 0x7f;
+    });
+    assert_ne!(s.rflags & 0x800, 0);
+}
+
+#[test]
+fn exchanges_and_bits() {
+    // xchg [rbx], eax
+    let (s, fake) = run(64, &[0x87, 0x03], |s, f| {
+        s.gpr[3] = DEVICE;
+        s.gpr[0] = 9;
+        f.device[0] = 4;
+    });
+    assert_eq!((s.gpr[0], fake.device[0]), (4, 9));
+    // lock cmpxchg [rbx], ecx: equal
+    let (s, fake) = run(64, &[0xf0, 0x0f, 0xb1, 0x0b], |s, f| {
+        s.gpr[3] = DEVICE;
+        s.gpr[0] = 4;
+        s.gpr[1] = 8;
+        f.device[0] = 4;
+    });
+    assert_ne!(s.rflags & 0x40, 0);
+    assert_eq!(fake.device[0], 8);
+    // bts [rbx], eax with bit 35: in the next word
+    let (s, fake) = run(64, &[0x0f, 0xab, 0x03], |s, _| {
+        s.gpr[3] = DEVICE;
+        s.gpr[0] = 35;
+        s.rflags |= 1;
+    });
+    assert_eq!((s.rflags & 1, fake.device[4]), (0, 8));
+    // bt dword [rbx], 3
+    let (s, _) = run(64, &[0x0f, 0xba, 0x23, 3], |s, f| {
+        s.gpr[3] = DEVICE;
+        f.device[0] = 8;
+    });
+    assert_eq!(s.rflags & 1, 1);
+}
+
+#[test]
+fn strings_move_between_ram_and_device() {
+    // rep movsd
+    let (s, fake) = run(64, &[0xf3, 0xa5], |s, f| {
+        s.gpr[6] = 0x2000;
+        s.gpr[7] = DEVICE;
+        s.gpr[1] = 3;
+        f.put(0x2000, 0x2222_2222_1111_1111);
+        f.put(0x2008, 0x3333_3333);
+    });
+    assert_eq!(fake.log[2], ('w', 8, 4, 0x3333_3333));
+    assert_eq!((s.gpr[1], s.gpr[6], s.gpr[7]), (0, 0x200c, DEVICE + 12));
+    // std; stosb
+    let (s, fake) = run(32, &[0xaa], |s, _| {
+        s.gpr[7] = DEVICE + 1;
+        s.gpr[0] = 0x1ff;
+        s.rflags |= 1 << 10;
+    });
+    assert_eq!(fake.log, [('w', 1, 1, 0xff)]);
+    assert_eq!(s.gpr[7], DEVICE);
+    // repne scasb stops behind the byte that it looked for
+    let (s, _) = run(64, &[0xf2, 0xae], |s, f| {
+        s.gpr[7] = DEVICE;
+        s.gpr[0] = 9;
+        s.gpr[1] = 10;
+        f.device[2] = 9;
+    });
+    assert_eq!((s.gpr[7], s.gpr[1]), (DEVICE + 3, 7));
+}
+
+#[test]
+fn string_ports() {
+    // rep outsb
+    let (s, fake) = run(64, &[0xf3, 0x6e], |s, f| {
+        s.gpr[6] = 0x2000;
+        s.gpr[1] = 2;
+        s.gpr[2] = 0x3f8;
+        f.put(0x2000, 0x6968);
+    });
+    assert_eq!(fake.log, [('o', 0x3f8, 1, 0x68), ('o', 0x3f8, 1, 0x69)]);
+    assert_eq!(s.gpr[6], 0x2002);
+    // insw in real mode
+    let (_, fake) = run(16, &[0x6d], |s, _| {
+        s.gpr[7] = 0x3000;
+        s.gpr[2] = 0x1f0;
+        s.segment[0].base = 0x100;
+    });
+    assert_eq!(fake.ram[0x3100], 1);
+}
+
+#[test]
+fn a_long_string_comes_back_for_the_rest() {
+    let mut fake = Fake::new(&[0xf3, 0x6e]);
+    let mut s = state(64);
+    s.gpr[6] = 0x2000;
+    s.gpr[1] = 1500;
+    emulate(&mut s, &mut fake, &[]).unwrap();
+    assert_eq!((s.rip, s.gpr[1]), (CODE, 1500 - 1024));
+    emulate(&mut s, &mut fake, &[]).unwrap();
+    assert_eq!((s.rip, s.gpr[1]), (CODE + 2, 0));
+    assert_eq!(fake.log.len(), 1500);
+}
+
+#[test]
+fn what_is_not_emulated_says_its_bytes() {
+    let mut fake = Fake::new(&[0x0f, 0x11, 0x03]);
+    let fault = emulate(&mut state(64), &mut fake, &[]).unwrap_err();
+    let Fault::NotEmulated(bytes) = fault else {
+        panic!("{fault:?}");
+    };
+    assert_eq!(bytes.to_string(), "0f 11 03");
+    let mut fake = Fake::new(&[0x0f, 0x0b]);
+    assert!(emulate(&mut state(64), &mut fake, &[]).is_err());
+    let mut fake = Fake::new(&[0x06]);
+    assert_eq!(
+        emulate(&mut state(64), &mut fake, &[]),
+        Err(Fault::UndefinedOpcode)
+    );
+}
+
+/// 4-level tables at 0x4000: linear 0x40_0000 + n pages.
+fn paged(fake: &mut Fake, s: &mut VcpuState, pages: &[u64]) {
+    s.cr0 |= 1 << 31;
+    s.cr4 = 1 << 5;
+    s.cr3 = 0x4000;
+    fake.put(0x4000, 0x5007);
+    fake.put(0x5000, 0x6007);
+    fake.put(0x6000 + 8 * 2, 0x7007);
+    for (i, page) in (0..).zip(pages) {
+        fake.put(0x7000 + 8 * i, *page);
+    }
+}
+
+#[test]
+fn an_instruction_and_its_operand_cross_pages() {
+    // mov [rbx], ecx at the end of a page; its data at the end of another
+    let mut fake = Fake::new(&[]);
+    let mut s = state(64);
+    paged(&mut fake, &mut s, &[0x8003, 0x9003, 0xa003, DEVICE | 3]);
+    fake.ram[0x8fff] = 0x89;
+    fake.ram[0x9000] = 0x0b;
+    s.rip = 0x40_0fff;
+    s.gpr[3] = 0x40_2ffe;
+    s.gpr[1] = 0x4433_2211;
+    emulate(&mut s, &mut fake, &[]).unwrap();
+    assert_eq!(&fake.ram[0xaffe..0xb000], [0x11, 0x22]);
+    assert_eq!(fake.log, [('w', 0, 2, 0x4433)]);
+    assert_eq!(s.rip, 0x40_1001);
+}
+
+#[test]
+fn page_faults_have_their_code_and_change_nothing() {
+    let mut fake = Fake::new(&[]);
+    let mut s = state(64);
+    paged(&mut fake, &mut s, &[0x8003, 0x9001, 0]);
+    s.cr0 |= 1 << 16;
+    fake.ram[0x8000..0x8002].copy_from_slice(&[0x89, 0x0b]);
+    s.rip = 0x40_0000;
+    let mut fault = |address: u64, attributes: u16| {
+        s.gpr[3] = address;
+        s.segment[2].attributes = attributes;
+        let before = s;
+        let result = emulate(&mut s, &mut fake, &[]);
+        assert_eq!(s, before);
+        result
+    };
+    let page = |address, code| Err(Fault::Page { address, code });
+    assert_eq!(fault(0x40_1000, 0x93), page(0x40_1000, 3), "read-only");
+    assert_eq!(fault(0x40_2000, 0x93), page(0x40_2000, 2), "not present");
+    // In ring 3 the code itself is out of reach.
+    assert_eq!(fault(0x40_1000, 0xf3), page(0x40_0000, 5));
+}
+
+#[test]
+fn a_code_page_that_is_missing_faults_at_its_start() {
+    let mut fake = Fake::new(&[]);
+    let mut s = state(64);
+    paged(&mut fake, &mut s, &[0x8003, 0]);
+    fake.ram[0x8fff] = 0x89;
+    s.rip = 0x40_0fff;
+    assert_eq!(
+        emulate(&mut s, &mut fake, &[]),
+        Err(Fault::Page {
+            address: 0x40_1000,
+            code: 0
+        })
+    );
+}
+
+#[test]
+fn other_page_table_formats() {
+    let walk = |s: &mut VcpuState, fake: &mut Fake, linear: u64| {
+        paging::translate(&Registers::new(s), fake, linear, Access::READ)
+    };
+    // 32-bit with a 4 MiB page
+    let mut fake = Fake::new(&[]);
+    let mut s = state(32);
+    s.cr0 |= 1 << 31;
+    s.cr3 = 0x4000;
+    s.cr4 = 1 << 4;
+    fake.put(0x4000 + 4, 0x80_0083);
+    assert_eq!(walk(&mut s, &mut fake, 0x40_1234), Ok(0x80_1234));
+    // PAE, pointers on 32 bytes
+    s.cr4 = 1 << 5;
+    s.cr3 = 0x4020;
+    fake.put(0x4020 + 8 * 3, 0x5001);
+    fake.put(0x5000 + 8, 0x60_0083);
+    assert_eq!(walk(&mut s, &mut fake, 0xc020_0010), Ok(0x60_0010));
+    // 5 levels with a 1 GiB page
+    let mut s = state(64);
+    s.cr0 |= 1 << 31;
+    s.cr3 = 0x8000;
+    s.cr4 = 1 << 5 | 1 << 12;
+    fake.put(0x8000 + 8, 0x9003);
+    fake.put(0x9000, 0xa003);
+    fake.put(0xa000 + 8 * 5, 3 << 30 | 0x83);
+    let linear = 1 << 48 | 5 << 30 | 0x1234_5678;
+    assert_eq!(walk(&mut s, &mut fake, linear), Ok(3 << 30 | 0x1234_5678));
+}

@@ -1,0 +1,346 @@
+//! The worker's answer to an intercept: a function of the intercept, the registers, the devices
+//! and guest memory. Nothing here waits, or knows of threads and descriptors.
+//!
+//! Neighbours: `vcpu` fetches the intercept and gives the answer back, [`Devices`] has the
+//! devices, [`emulate()`] executes what touched memory.
+
+use guest_proto::vcpu_page::{
+    Intercept, InterceptKind, Reply, VcpuState, intercept_flags, reply_flags,
+};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::devices::Devices;
+use super::emulate::{Fault, Space, emulate};
+use super::end::End;
+use super::memory::{Memory, layout};
+
+/// Exception vectors.
+mod vector {
+    pub(super) const UNDEFINED_OPCODE: u32 = 6;
+    pub(super) const PROTECTION: u32 = 13;
+    pub(super) const PAGE_FAULT: u32 = 14;
+}
+
+/// Size of the local APIC's page.
+const LAPIC_SIZE: u64 = 0x1000;
+
+/// Whether an intercept is an access to a port that is answered without the registers.
+pub(super) fn is_plain_port(intercept: &Intercept) -> bool {
+    intercept.kind == InterceptKind::Port.raw() && intercept.flags & intercept_flags::STRING == 0
+}
+
+/// Answers an access to a port.
+pub(super) fn port(intercept: &Intercept, devices: &mut Devices) -> Reply {
+    let port = intercept.address as u16;
+    if intercept.is_write != 0 {
+        devices.write_port(port, intercept.size, intercept.data);
+        return Reply::default();
+    }
+    Reply {
+        flags: reply_flags::DATA,
+        data: devices.read_port(port, intercept.size),
+        ..Reply::default()
+    }
+}
+
+/// Executes the instruction that touched device memory, or a string instruction on a port, on
+/// `state`.
+///
+/// # Errors
+///
+/// The guest can't go on.
+pub(super) fn instruction(
+    intercept: &Intercept,
+    state: &mut VcpuState,
+    bus: &mut Bus<'_, impl Apic>,
+) -> Result<Reply, End> {
+    let rip = state.rip;
+    let known = usize::from(intercept.instruction_len).min(intercept.instruction.len());
+    let executed = emulate(state, bus, &intercept.instruction[..known]);
+    let done = Reply {
+        flags: reply_flags::REGISTERS,
+        ..Reply::default()
+    };
+    let exception = |vector, error_code: u32, fault_address| Reply {
+        flags: reply_flags::REGISTERS | reply_flags::EXCEPTION,
+        exception: vector,
+        error_code: u64::from(error_code),
+        fault_address,
+        ..Reply::default()
+    };
+    let at = intercept.address;
+    match executed {
+        Ok(()) => Ok(done),
+        Err(Fault::Page { address, code }) => Ok(exception(vector::PAGE_FAULT, code, address)),
+        Err(Fault::UndefinedOpcode) => Ok(exception(vector::UNDEFINED_OPCODE, 0, 0)),
+        Err(Fault::Protection) => Ok(exception(vector::PROTECTION, 0, 0)),
+        Err(Fault::NotEmulated(bytes)) => Err(End::crashed(format_args!(
+            "instruction {bytes} at rip {rip:#x} touches {at:#x}, where no memory is, and can't be \
+             emulated"
+        ))),
+        Err(Fault::NotInRam(gpa)) => Err(End::crashed(format_args!(
+            "code or page tables for rip {rip:#x} lie at {gpa:#x}, where no memory is"
+        ))),
+    }
+}
+
+/// The end that an intercept means that is none of the above.
+pub(super) fn end(intercept: &Intercept) -> End {
+    let rip = intercept.rip;
+    match InterceptKind::from_raw(intercept.kind) {
+        Some(InterceptKind::Shutdown) => End::crashed(format_args!("triple fault at rip {rip:#x}")),
+        Some(InterceptKind::EntryFailed) => End::crashed(format_args!(
+            "the CPU refused the virtual CPU's state at rip {rip:#x} (exit code {:#x})",
+            intercept.error_code
+        )),
+        Some(InterceptKind::NeedPages) => End::failed(format_args!(
+            "the driver left {} pages to deposit to the worker",
+            intercept.data
+        )),
+        _ => End::failed(format_args!(
+            "the driver answered with an intercept of kind {}",
+            intercept.kind
+        )),
+    }
+}
+
+/// The virtual CPU's local APIC: reads a register by its offset, or writes it. `None` where it
+/// has no registers in memory, because it is in x2APIC mode or disabled.
+pub(super) trait Apic: FnMut(u32, Option<u32>) -> Option<u32> {}
+
+impl<T: FnMut(u32, Option<u32>) -> Option<u32>> Apic for T {}
+
+/// What a virtual CPU reaches.
+#[derive(Debug)]
+pub(super) struct Bus<'a, A> {
+    pub(super) devices: &'a mut Devices,
+    pub(super) ram: &'a Memory,
+    pub(super) apic: A,
+}
+
+/// Offset in the local APIC's page.
+fn lapic_offset(gpa: u64) -> Option<u32> {
+    let offset = gpa.checked_sub(layout::LAPIC)?;
+    (offset < LAPIC_SIZE).then_some(offset as u32)
+}
+
+impl<A: Apic> Space for Bus<'_, A> {
+    fn read_ram(&mut self, gpa: u64, bytes: &mut [u8]) -> bool {
+        self.ram.read_slice(bytes, GuestAddress(gpa)).is_ok()
+    }
+
+    fn write_ram(&mut self, gpa: u64, bytes: &[u8]) -> bool {
+        self.ram.write_slice(bytes, GuestAddress(gpa)).is_ok()
+    }
+
+    fn read_device(&mut self, gpa: u64, size: u8) -> u64 {
+        if let Some(offset) = lapic_offset(gpa)
+            && let Some(register) = (self.apic)(offset & !0xf, None)
+        {
+            // A register is 32 bits wide, and 16 bytes from the next.
+            return u64::from(register)
+                .checked_shr(8 * (offset & 0xf))
+                .unwrap_or(0);
+        }
+        self.devices.read_memory(gpa, size)
+    }
+
+    fn write_device(&mut self, gpa: u64, size: u8, value: u64) {
+        if let Some(offset) = lapic_offset(gpa)
+            && offset & 0xf == 0
+            && size >= 4
+            && (self.apic)(offset, Some(value as u32)).is_some()
+        {
+            return;
+        }
+        self.devices.write_memory(gpa, size, value);
+    }
+
+    fn read_port(&mut self, port: u16, size: u8) -> u64 {
+        self.devices.read_port(port, size)
+    }
+
+    fn write_port(&mut self, port: u16, size: u8, value: u64) {
+        self.devices.write_port(port, size, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::devices::port as ports;
+    use super::super::memory::Ram;
+    use super::*;
+    use guest_proto::control::EndCause;
+    use guest_proto::vcpu_page::Segment;
+
+    const CODE: u64 = 0x1000;
+
+    /// A CPU in flat 32-bit mode, without paging, at `code`.
+    fn guest(ram: &Ram, code: &[u8]) -> VcpuState {
+        ram.mapping().write_slice(code, GuestAddress(CODE)).unwrap();
+        let flat = Segment {
+            attributes: 0xc93,
+            limit: u32::MAX,
+            ..Segment::default()
+        };
+        VcpuState {
+            rip: CODE,
+            cr0: 1,
+            segment: [flat; 6],
+            ..VcpuState::default()
+        }
+    }
+
+    fn touch(gpa: u64) -> Intercept {
+        Intercept {
+            kind: InterceptKind::Memory.raw(),
+            flags: intercept_flags::STATE,
+            address: gpa,
+            rip: CODE,
+            ..Intercept::default()
+        }
+    }
+
+    fn no_apic(_: u32, _: Option<u32>) -> Option<u32> {
+        None
+    }
+
+    #[test]
+    fn a_port_read_is_answered_and_a_write_needs_none() {
+        let mut devices = Devices::new();
+        let mut intercept = Intercept {
+            kind: InterceptKind::Port.raw(),
+            address: u64::from(ports::SERIAL) + 5,
+            size: 1,
+            ..Intercept::default()
+        };
+        assert!(is_plain_port(&intercept));
+        let reply = port(&intercept, &mut devices);
+        assert_eq!((reply.flags, reply.data), (reply_flags::DATA, 0x60));
+        intercept.address = u64::from(ports::SERIAL);
+        intercept.is_write = 1;
+        intercept.data = u64::from(b'x');
+        assert_eq!(port(&intercept, &mut devices), Reply::default());
+        assert_eq!(devices.serial_output(), b"x");
+    }
+
+    #[test]
+    fn a_string_to_a_port_is_executed_from_the_registers() {
+        let ram = Ram::new(4 << 20).unwrap();
+        // rep outsb
+        let mut state = guest(&ram, &[0xf3, 0x6e]);
+        ram.mapping()
+            .write_slice(b"hello", GuestAddress(0x2000))
+            .unwrap();
+        state.gpr[6] = 0x2000;
+        state.gpr[1] = 5;
+        state.gpr[2] = u64::from(ports::SERIAL);
+        let intercept = Intercept {
+            kind: InterceptKind::Port.raw(),
+            flags: intercept_flags::STRING | intercept_flags::REP | intercept_flags::STATE,
+            ..Intercept::default()
+        };
+        assert!(!is_plain_port(&intercept));
+        let mut devices = Devices::new();
+        let mut bus = Bus {
+            devices: &mut devices,
+            ram: ram.mapping(),
+            apic: no_apic,
+        };
+        let reply = instruction(&intercept, &mut state, &mut bus).unwrap();
+        assert_eq!(reply.flags, reply_flags::REGISTERS);
+        assert_eq!((state.rip, state.gpr[1]), (CODE + 2, 0));
+        assert_eq!(devices.serial_output(), b"hello");
+    }
+
+    #[test]
+    fn the_ioapic_and_the_local_apic_are_in_memory() {
+        let ram = Ram::new(4 << 20).unwrap();
+        let mut devices = Devices::new();
+        let mut run = |code: &[u8], gpa, apic: &mut dyn FnMut(u32, Option<u32>) -> Option<u32>| {
+            let mut state = guest(&ram, code);
+            let mut bus = Bus {
+                devices: &mut devices,
+                ram: ram.mapping(),
+                apic,
+            };
+            let reply = instruction(&touch(gpa), &mut state, &mut bus).unwrap();
+            assert_eq!(reply.flags, reply_flags::REGISTERS);
+            state
+        };
+        // mov dword [0xfec00000], 1; mov eax, [0xfec00010]
+        run(
+            &[0xc7, 5, 0, 0, 0xc0, 0xfe, 1, 0, 0, 0],
+            layout::IOAPIC,
+            &mut no_apic,
+        );
+        let state = run(&[0xa1, 0x10, 0, 0xc0, 0xfe], layout::IOAPIC, &mut no_apic);
+        assert_eq!(state.gpr[0], 0x17_0020);
+        // mov dword [0xfee000b0], 0; mov eax, [0xfee00030]
+        let mut asked = Vec::new();
+        let mut apic = |register, value| {
+            asked.push((register, value));
+            Some(0x1234)
+        };
+        run(
+            &[0xc7, 5, 0xb0, 0, 0xe0, 0xfe, 0, 0, 0, 0],
+            layout::LAPIC,
+            &mut apic,
+        );
+        let state = run(&[0xa1, 0x30, 0, 0xe0, 0xfe], layout::LAPIC, &mut apic);
+        assert_eq!(state.gpr[0], 0x1234);
+        assert_eq!(asked, [(0xb0, Some(0)), (0x30, None)]);
+        // The same where the local APIC has no registers in memory.
+        let state = run(&[0xa1, 0x30, 0, 0xe0, 0xfe], layout::LAPIC, &mut no_apic);
+        assert_eq!(state.gpr[0], 0xffff_ffff);
+        assert_eq!(devices.stray_accesses(), 1);
+    }
+
+    #[test]
+    fn a_guest_that_faults_gets_its_exception() {
+        let ram = Ram::new(4 << 20).unwrap();
+        // ud2, and a move through page tables that hold nothing.
+        let mut state = guest(&ram, &[0x0f, 0x0b]);
+        let mut devices = Devices::new();
+        let mut bus = Bus {
+            devices: &mut devices,
+            ram: ram.mapping(),
+            apic: no_apic,
+        };
+        let at = touch(layout::IOAPIC);
+        let reply = instruction(&at, &mut state, &mut bus);
+        let end = reply.unwrap_err();
+        assert_eq!(end.cause, EndCause::Crashed);
+        assert!(end.reason.contains("0f 0b at rip 0x1000"), "{}", end.reason);
+
+        let mut state = guest(&ram, &[0xa1, 0, 0, 0, 0]);
+        state.cr0 |= 1 << 31;
+        state.cr3 = 0x3000;
+        state.cr2 = 0;
+        let reply = instruction(&at, &mut state, &mut bus).unwrap();
+        assert_eq!(reply.flags & reply_flags::EXCEPTION, reply_flags::EXCEPTION);
+        assert_eq!(reply.exception, vector::PAGE_FAULT);
+        assert_eq!(reply.fault_address, CODE);
+    }
+
+    #[test]
+    fn ends_say_where() {
+        let intercept = |kind: InterceptKind| Intercept {
+            kind: kind.raw(),
+            rip: 0xffff_8000_0010_0000,
+            error_code: u64::MAX,
+            data: 3,
+            ..Intercept::default()
+        };
+        let shutdown = end(&intercept(InterceptKind::Shutdown));
+        assert_eq!(shutdown.cause, EndCause::Crashed);
+        assert_eq!(shutdown.reason, "triple fault at rip 0xffff800000100000");
+        let refused = end(&intercept(InterceptKind::EntryFailed));
+        assert!(refused.reason.contains("0xffffffffffffffff"));
+        assert_eq!(
+            end(&intercept(InterceptKind::NeedPages)).cause,
+            EndCause::Failed
+        );
+        assert_eq!(end(&intercept(InterceptKind::None)).cause, EndCause::Failed);
+    }
+}

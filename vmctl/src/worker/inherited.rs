@@ -1,0 +1,64 @@
+//! The descriptors that the daemon gives a worker.
+
+#![allow(
+    unsafe_code,
+    reason = "takes over and closes descriptors that are known by number only"
+)]
+
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use guest_proto::control::{WORKER_CONSOLE_FD, WORKER_CONTROL_FD, WORKER_STATE_DIR_FD};
+use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+
+/// What a worker starts with besides standard error.
+#[derive(Debug)]
+pub(super) struct Inherited {
+    /// Where the daemon connects.
+    pub(super) control: UnixListener,
+    /// Where consoles connect.
+    pub(super) console: UnixListener,
+    /// The VM's state directory.
+    pub(super) state_dir: OwnedFd,
+}
+
+/// Takes them, and closes whatever else this process inherited. Works once, and must come before
+/// the process opens anything of its own.
+///
+/// # Errors
+///
+/// One line: this process was not started as a worker.
+pub(super) fn take() -> Result<Inherited, String> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Err("the worker's descriptors were taken already".to_owned());
+    }
+    let control = take_one(WORKER_CONTROL_FD)?;
+    let console = take_one(WORKER_CONSOLE_FD)?;
+    let state_dir = take_one(WORKER_STATE_DIR_FD)?;
+    let first = WORKER_STATE_DIR_FD.cast_unsigned() + 1;
+    // SAFETY: no descriptor beyond these is owned by anything in this process yet.
+    if unsafe { libc::close_range(first, u32::MAX, 0) } != 0 {
+        let error = io::Error::last_os_error();
+        return Err(format!("close inherited descriptors: {error}"));
+    }
+    Ok(Inherited {
+        control: control.into(),
+        console: console.into(),
+        state_dir,
+    })
+}
+
+fn take_one(number: RawFd) -> Result<OwnedFd, String> {
+    let missing = |_| {
+        format!("descriptor {number} is not open: a worker is started by the daemon, not by hand")
+    };
+    // SAFETY: borrowed for two calls that answer EBADF where the descriptor is not open.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl_getfd(fd).map_err(missing)?;
+    fcntl_setfd(fd, FdFlags::CLOEXEC).map_err(missing)?;
+    // SAFETY: it is open, the daemon opened it for us, and `take` runs once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}

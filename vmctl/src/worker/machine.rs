@@ -1,0 +1,257 @@
+//! What a worker's threads share: the devices with the rings that feed them, behind one lock, and
+//! the ways to wake each other.
+//!
+//! A virtual CPU's posted writes are applied before the access that it waits for, by whoever holds
+//! the lock, so that a device sees the accesses of one CPU in program order. Interrupts and wishes
+//! that come out of the devices leave after the lock is released: [`Machine::settle`].
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use guest_proto::limits::RING_ENTRIES;
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::devices::{Devices, Request};
+use super::end::End;
+use super::gate::Gate;
+use super::journal;
+use super::memory::Ram;
+use crate::driver::Vm;
+use crate::driver::page::Ring;
+
+/// Console output that may wait for the device thread before a virtual CPU has to.
+const MAX_OUTPUT: usize = 256 << 10;
+/// How often a virtual CPU that waits for that looks whether the VM is over.
+const OUTPUT_PATIENCE: Duration = Duration::from_millis(100);
+
+/// The devices and their posted writes.
+#[derive(Debug)]
+pub(super) struct Bench {
+    /// The devices.
+    pub(super) devices: Devices,
+    rings: Vec<Ring>,
+    /// The device thread sleeps until it is woken.
+    asleep: bool,
+    /// Users have typed more than the serial port could take.
+    pub(super) typing_waits: bool,
+}
+
+impl Bench {
+    /// Applies the posted writes of one virtual CPU, as many as a ring can hold.
+    pub(super) fn drain(&mut self, vcpu: usize) {
+        if let Some(ring) = self.rings.get_mut(vcpu) {
+            drain(ring, &mut self.devices);
+        }
+    }
+
+    /// Applies those of all. False if there were none, and no output since the last time.
+    pub(super) fn drain_all(&mut self) -> bool {
+        let mut any = !self.devices.serial_output().is_empty();
+        for ring in &mut self.rings {
+            any |= drain(ring, &mut self.devices);
+        }
+        any
+    }
+
+    /// Has the device thread woken by the next posted write or output. False if there is some
+    /// already.
+    #[must_use]
+    pub(super) fn prepare_sleep(&mut self) -> bool {
+        self.asleep = self.devices.serial_output().is_empty()
+            && self.rings.iter_mut().all(Ring::prepare_sleep);
+        if !self.asleep {
+            self.cancel_sleep();
+        }
+        self.asleep
+    }
+
+    /// Takes that back.
+    pub(super) fn cancel_sleep(&mut self) {
+        self.asleep = false;
+        for ring in &mut self.rings {
+            ring.cancel_sleep();
+        }
+    }
+
+    /// Whether more console output is kept than should be.
+    pub(super) fn is_full(&mut self) -> bool {
+        self.devices.serial_output().len() > MAX_OUTPUT
+    }
+
+    /// Takes the console output.
+    pub(super) fn take_output(&mut self) -> Vec<u8> {
+        std::mem::take(self.devices.serial_output())
+    }
+}
+
+/// Not more than fits a ring, so that a guest that never stops writing can't keep the lock. Answers
+/// whether there was something.
+fn drain(ring: &mut Ring, devices: &mut Devices) -> bool {
+    for n in 0..RING_ENTRIES {
+        match ring.pop() {
+            Some(entry) => devices.posted(&entry),
+            None => return n > 0,
+        }
+    }
+    true
+}
+
+/// Why the VM is to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// A device was asked to.
+    Wish(Request),
+    /// Something else.
+    End(End),
+}
+
+/// One VM, as all its threads see it.
+#[derive(Debug)]
+pub(super) struct Machine {
+    vm: Vm,
+    /// Guest memory.
+    pub(super) ram: Ram,
+    /// Where virtual CPUs wait.
+    pub(super) gate: Gate,
+    vcpus: usize,
+    bench: Mutex<Bench>,
+    output_taken: Condvar,
+    verdict: Mutex<Option<Verdict>>,
+    wake: OwnedFd,
+}
+
+impl Machine {
+    /// A machine whose virtual CPUs have these rings. `wake` wakes the device thread; the driver
+    /// signals it too.
+    pub(super) fn new(vm: Vm, ram: Ram, rings: Vec<Ring>, wake: OwnedFd) -> Self {
+        Self {
+            vm,
+            ram,
+            gate: Gate::default(),
+            vcpus: rings.len(),
+            bench: Mutex::new(Bench {
+                devices: Devices::new(),
+                rings,
+                asleep: false,
+                typing_waits: false,
+            }),
+            output_taken: Condvar::new(),
+            verdict: Mutex::default(),
+            wake,
+        }
+    }
+
+    /// The devices.
+    pub(super) fn bench(&self) -> MutexGuard<'_, Bench> {
+        self.bench.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the devices back, and lets out what came out of them.
+    pub(super) fn settle(&self, mut bench: MutexGuard<'_, Bench>) {
+        let msis = bench.devices.take_msis();
+        let request = bench.devices.take_request();
+        let strays = bench.devices.take_strays();
+        let has_output = !bench.devices.serial_output().is_empty();
+        let is_wanted = has_output || bench.typing_waits && bench.devices.serial_room() > 0;
+        let wakes = is_wanted && std::mem::take(&mut bench.asleep);
+        drop(bench);
+        for msi in msis {
+            if let Err(e) = self.vm.send_msi(msi) {
+                journal::say(format_args!(
+                    "{e}: address {:#x}, data {:#x}",
+                    msi.address, msi.data
+                ));
+            }
+        }
+        for stray in strays {
+            journal::say(format_args!("guest: {stray}"));
+        }
+        if let Some(request) = request {
+            self.conclude(Verdict::Wish(request));
+        } else if wakes {
+            self.wake();
+        }
+    }
+
+    /// Waits, on a virtual CPU's thread, while more console output is kept than should be.
+    pub(super) fn hold_back(&self) {
+        let mut bench = self.bench();
+        while bench.is_full() && !self.gate.is_over() {
+            bench = self
+                .output_taken
+                .wait_timeout(bench, OUTPUT_PATIENCE)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Lets those go on that [`Self::hold_back`] holds.
+    pub(super) fn output_taken(&self) {
+        self.output_taken.notify_all();
+    }
+
+    /// The VM is over, for the first reason that is given. The virtual CPU that gives it goes no
+    /// further; the device thread does the rest.
+    pub(super) fn conclude(&self, verdict: Verdict) {
+        self.gate.close();
+        self.verdict().get_or_insert(verdict);
+        self.wake();
+    }
+
+    /// Why it is over, if it is.
+    pub(super) fn take_verdict(&self) -> Option<Verdict> {
+        self.verdict().take()
+    }
+
+    fn verdict(&self) -> MutexGuard<'_, Option<Verdict>> {
+        self.verdict.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds all virtual CPUs; false if they don't come within `patience`.
+    pub(super) fn hold(&self, patience: Duration) -> bool {
+        self.gate.close();
+        self.kick();
+        self.await_held(patience)
+    }
+
+    /// Waits until all virtual CPUs' threads are held; false if that takes longer than `patience`.
+    pub(super) fn await_held(&self, patience: Duration) -> bool {
+        self.gate.await_all(self.vcpus, patience)
+    }
+
+    /// Sends all virtual CPUs' threads away; false if they don't go within `patience`.
+    pub(super) fn end(&self, patience: Duration) -> bool {
+        self.gate.end();
+        self.kick();
+        self.gate.await_all(self.vcpus, patience)
+    }
+
+    fn kick(&self) {
+        if let Err(e) = self.vm.kick_all() {
+            journal::say(format_args!("{e}"));
+        }
+    }
+
+    fn wake(&self) {
+        // It fails only where the count is full, and then the thread is awake.
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// What the device thread waits for.
+    pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// Forgets that it was woken.
+    pub(super) fn clear_wake(&self) {
+        // Nothing to read means that nothing is to be forgotten.
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+    }
+}
+
+/// A descriptor for [`Machine::new`].
+pub(super) fn wake_fd() -> io::Result<OwnedFd> {
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}

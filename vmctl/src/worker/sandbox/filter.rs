@@ -1,0 +1,88 @@
+//! The system calls of a worker whose VM runs.
+
+use std::collections::BTreeMap;
+
+use guest_proto::driver::IOCTL_TYPE;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch,
+};
+
+/// Allowed with any arguments: what is open is read, written and waited for; the console log goes
+/// on in a new file; threads wait for each other, get memory and end.
+const ALLOWED: &[i64] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_accept4,
+    libc::SYS_shutdown,
+    libc::SYS_close,
+    libc::SYS_fcntl,
+    libc::SYS_openat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_fstat,
+    libc::SYS_statx,
+    libc::SYS_newfstatat,
+    libc::SYS_lseek,
+    libc::SYS_futex,
+    libc::SYS_sched_yield,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_restart_syscall,
+    libc::SYS_brk,
+    libc::SYS_munmap,
+    libc::SYS_madvise,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_tgkill,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// Allowed, but never to make memory executable; the argument with the protection.
+const NOT_EXECUTABLE: &[(i64, u8)] = &[(libc::SYS_mmap, 2), (libc::SYS_mprotect, 2)];
+
+pub(super) fn program() -> Result<BpfProgram, BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
+    for &(call, argument) in NOT_EXECUTABLE {
+        let rule = masked(argument, libc::PROT_EXEC as u64, 0)?;
+        rules.insert(call, vec![rule]);
+    }
+    // The reallocation of large memory; it can't change a mapping's protection.
+    rules.insert(libc::SYS_mremap, Vec::new());
+    // The driver's, which have a type of their own, and sockets made non-blocking.
+    let driver = masked(1, 0xff00, u64::from(IOCTL_TYPE) << 8)?;
+    let non_blocking = masked(1, u64::from(u32::MAX), libc::FIONBIO)?;
+    rules.insert(libc::SYS_ioctl, vec![driver, non_blocking]);
+    SeccompFilter::new(
+        rules,
+        // SIGSYS, whose handler says which call it was.
+        SeccompAction::Trap,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )?
+    .try_into()
+}
+
+/// The low half of an argument, masked, has this value.
+fn masked(argument: u8, mask: u64, value: u64) -> Result<SeccompRule, BackendError> {
+    let condition = SeccompCondition::new(
+        argument,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::MaskedEq(mask),
+        value,
+    )?;
+    SeccompRule::new(vec![condition])
+}

@@ -1,0 +1,307 @@
+//! The device thread: posted writes, consoles, the daemon's commands, and the end of the VM.
+//!
+//! It sleeps in one `poll` on everything it serves. Before it does, it asks the virtual CPUs to
+//! notify posted writes, and looks at their rings once more. While a guest writes, though, it looks
+//! by itself every millisecond, so that a line on a console costs one wakeup and not one per byte.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use guest_proto::control::{EndCause, VmState, WorkerCommand, WorkerEvent};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use super::control::Control;
+use super::devices::{PanicText, Request};
+use super::end::End;
+use super::journal;
+use super::machine::{Machine, Verdict};
+use crate::console::hub::Hub;
+use crate::wire::timespec;
+
+/// How long virtual CPUs may take to come to a halt. They come at once, but for a broken driver.
+pub(super) const HOLD_PATIENCE: Duration = Duration::from_secs(5);
+/// A guest whose last words are the end of a panic, and who is silent for this long, is dead.
+const PANIC_SILENCE: Duration = Duration::from_secs(3);
+/// How often the device thread looks at the rings of a guest that writes.
+const TICK: Duration = Duration::from_millis(1);
+/// How long after the last write it still does.
+const ATTENTION: Duration = Duration::from_millis(20);
+/// How long consoles may take to read the last output.
+const LAST_OUTPUT: Duration = Duration::from_millis(500);
+
+/// One running VM's service.
+#[derive(Debug)]
+pub(super) struct Service {
+    machine: Arc<Machine>,
+    partition: u64,
+    hub: Hub,
+    state: VmState,
+    reason: String,
+    /// What `Resume` goes back to.
+    before_pause: Option<(VmState, String)>,
+    panic: PanicText,
+    /// When the guest's silence means that its panic was real.
+    dead_at: Option<Instant>,
+    /// Until when it looks at the rings by itself.
+    attentive_until: Instant,
+}
+
+impl Service {
+    /// Serves `machine`, whose virtual CPUs are still held.
+    pub(super) fn new(machine: Arc<Machine>, partition: u64, hub: Hub) -> Self {
+        Self {
+            machine,
+            partition,
+            hub,
+            state: VmState::Starting,
+            reason: "being built".to_owned(),
+            before_pause: None,
+            panic: PanicText::default(),
+            dead_at: None,
+            attentive_until: Instant::now(),
+        }
+    }
+
+    /// Lets the virtual CPUs go, and serves the VM until it ends. They are held, or about to be,
+    /// when this returns.
+    pub(super) fn run(&mut self, control: &mut Control) -> End {
+        self.enter(control, VmState::Running, "started");
+        self.machine.gate.open();
+        loop {
+            if let Some(end) = self.serve_devices() {
+                return end;
+            }
+            if let Err(errno) = self.wait(control) {
+                return End::failed(format_args!("poll: {}", std::io::Error::from(errno)));
+            }
+        }
+    }
+
+    /// Applies posted writes and hands on what comes out; the end of the VM, if it has come.
+    fn serve_devices(&mut self) -> Option<End> {
+        let mut bench = self.machine.bench();
+        let wrote = bench.drain_all();
+        self.machine.settle(bench);
+        if wrote {
+            self.attentive_until = Instant::now() + ATTENTION;
+            self.hand_out_output();
+        }
+        if let Some(verdict) = self.machine.take_verdict() {
+            return Some(self.end_of(verdict));
+        }
+        let is_dead = self.dead_at.is_some_and(|at| Instant::now() >= at);
+        is_dead.then(|| End::crashed(self.panic_reason()))
+    }
+
+    fn hand_out_output(&mut self) {
+        let output = self.machine.bench().take_output();
+        if output.is_empty() {
+            return;
+        }
+        self.machine.output_taken();
+        self.panic.watch(&output);
+        self.dead_at = self.panic.at_end().then(|| Instant::now() + PANIC_SILENCE);
+        self.hub.output(&output);
+    }
+
+    fn end_of(&self, verdict: Verdict) -> End {
+        match verdict {
+            Verdict::End(end) => end,
+            Verdict::Wish(Request::PowerOff) => End::new(EndCause::PoweredOff, "guest powered off"),
+            Verdict::Wish(Request::Reset) => {
+                let why = match self.panic.text() {
+                    Some(text) => format!("guest rebooted after a kernel panic: {text}"),
+                    None => "guest rebooted".to_owned(),
+                };
+                End::new(EndCause::Rebooted, why)
+            }
+            Verdict::Wish(Request::Panicked) => End::crashed(self.panic_reason()),
+        }
+    }
+
+    fn panic_reason(&self) -> String {
+        match self.panic.text() {
+            Some(text) => format!("kernel panic: {text}"),
+            None => "kernel panic".to_owned(),
+        }
+    }
+
+    /// Sleeps until something happens, and serves sockets.
+    fn wait(&mut self, control: &mut Control) -> Result<(), Errno> {
+        let mut bench = self.machine.bench();
+        let room = bench.devices.serial_room();
+        // With no room for what users type, it stays in their sockets.
+        bench.typing_waits = room == 0;
+        let now = Instant::now();
+        let last_words = room > 0 && self.hub.has_last_words();
+        let timeout = if last_words {
+            Some(Duration::ZERO)
+        } else if now < self.attentive_until {
+            Some(TICK)
+        } else if bench.prepare_sleep() {
+            self.dead_at.map(|at| at.saturating_duration_since(now))
+        } else {
+            Some(Duration::ZERO)
+        };
+        drop(bench);
+
+        let mut fds = vec![PollFd::from_borrowed_fd(
+            self.machine.wake_fd(),
+            PollFlags::IN,
+        )];
+        let listener_and_clients = self.hub.interests().enumerate();
+        fds.extend(listener_and_clients.map(|(i, (fd, flags))| {
+            let is_client = i > 0;
+            let flags = if is_client && room == 0 {
+                flags - PollFlags::IN
+            } else {
+                flags
+            };
+            PollFd::from_borrowed_fd(fd, flags)
+        }));
+        let consoles = 1..fds.len();
+        fds.extend(
+            control
+                .interests()
+                .map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)),
+        );
+        let polled = match poll(&mut fds, timeout.map(timespec).as_ref()) {
+            Err(Errno::INTR) => Ok(()),
+            other => other.map(drop),
+        };
+        let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        let woken = is_ready(&fds[0]);
+        let consoles_ready = last_words || fds[consoles.clone()].iter().any(is_ready);
+        let control_ready = fds[consoles.end..].iter().any(is_ready);
+        drop(fds);
+        polled?;
+
+        self.machine.bench().cancel_sleep();
+        if woken {
+            self.machine.clear_wake();
+        }
+        if consoles_ready {
+            self.serve_consoles(room);
+        }
+        if control_ready {
+            for command in control.service() {
+                self.obey(control, command);
+            }
+        }
+        Ok(())
+    }
+
+    fn serve_consoles(&mut self, room: usize) {
+        let mut typed = Vec::new();
+        self.hub.service(&mut typed, room);
+        if !typed.is_empty() {
+            let mut bench = self.machine.bench();
+            bench.devices.type_serial(&typed);
+            self.machine.settle(bench);
+        }
+    }
+
+    fn obey(&mut self, control: &mut Control, command: WorkerCommand) {
+        match command {
+            WorkerCommand::Start { .. } => refuse(control, "the VM was started already"),
+            WorkerCommand::Report => {
+                control.send(&WorkerEvent::Ready {
+                    partition: self.partition,
+                });
+                self.tell(control);
+            }
+            WorkerCommand::Pause => self.pause(control),
+            WorkerCommand::Resume => self.resume(control),
+            WorkerCommand::PowerButton => self.press_power_button(control),
+        }
+    }
+
+    fn pause(&mut self, control: &mut Control) {
+        if self.state == VmState::Paused {
+            return self.tell(control);
+        }
+        if !self.machine.hold(HOLD_PATIENCE) {
+            self.machine.gate.open();
+            return refuse(control, "the virtual CPUs did not come to a halt");
+        }
+        self.before_pause = Some((self.state, std::mem::take(&mut self.reason)));
+        self.enter(control, VmState::Paused, "paused by user");
+    }
+
+    fn resume(&mut self, control: &mut Control) {
+        if let Some((state, reason)) = self.before_pause.take() {
+            self.machine.gate.open();
+            // A VM that was asked to power off still is.
+            match state {
+                VmState::Running => self.enter(control, state, "resumed by user"),
+                _ => self.enter(control, state, &reason),
+            }
+        } else {
+            self.tell(control);
+        }
+    }
+
+    fn press_power_button(&mut self, control: &mut Control) {
+        if self.state == VmState::Paused {
+            return refuse(control, "the VM is paused: resume it first");
+        }
+        let mut bench = self.machine.bench();
+        bench.devices.press_power_button();
+        self.machine.settle(bench);
+        self.enter(control, VmState::Stopping, "power button pressed");
+    }
+
+    fn enter(&mut self, control: &mut Control, state: VmState, reason: &str) {
+        self.state = state;
+        reason.clone_into(&mut self.reason);
+        journal::say(format_args!("{state}: {reason}"));
+        self.tell(control);
+    }
+
+    fn tell(&self, control: &mut Control) {
+        control.send(&WorkerEvent::State {
+            state: self.state,
+            reason: self.reason.clone(),
+        });
+    }
+
+    /// Sends the virtual CPUs' threads away and hands out the last output. False if a thread did
+    /// not go.
+    pub(super) fn finish(mut self) -> bool {
+        let gone = self.machine.end(HOLD_PATIENCE);
+        self.machine.bench().drain_all();
+        self.hand_out_output();
+        self.flush_consoles();
+        gone
+    }
+
+    fn flush_consoles(&mut self) {
+        let deadline = Instant::now() + LAST_OUTPUT;
+        loop {
+            let mut fds: Vec<_> = self
+                .hub
+                .interests()
+                .filter(|(_, flags)| flags.contains(PollFlags::OUT))
+                .map(|(fd, _)| PollFd::from_borrowed_fd(fd, PollFlags::OUT))
+                .collect();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if fds.is_empty() || left.is_zero() {
+                return;
+            }
+            // If it fails, the time passes.
+            let _ = poll(&mut fds, Some(&timespec(left)));
+            drop(fds);
+            self.hub.service(&mut Vec::new(), 0);
+        }
+    }
+}
+
+fn refuse(control: &mut Control, why: &str) {
+    control.send(&WorkerEvent::Refused {
+        reason: why.to_owned(),
+    });
+}

@@ -1,0 +1,263 @@
+//! The device thread between a daemon, a console and a guest that are all played by the test.
+
+use super::*;
+use crate::driver::Vm;
+use crate::driver::page;
+use crate::wire::{Link, LinkError};
+use crate::worker::devices::{SERIAL_TAG, port};
+use crate::worker::machine::wake_fd;
+use crate::worker::memory::Ram;
+use guest_proto::control::Role;
+use guest_proto::ring::Push;
+use guest_proto::vcpu_page::{PostedKind, PostedWrite};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A VM with one virtual CPU, whose thread counts its turns.
+struct Guest {
+    dir: tempfile::TempDir,
+    machine: Arc<Machine>,
+    post: Box<dyn FnMut(PostedWrite) -> Push>,
+    turns: Arc<AtomicU64>,
+    vcpu: JoinHandle<()>,
+    service: JoinHandle<End>,
+}
+
+impl Guest {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = |name| UnixListener::bind(dir.path().join(name)).unwrap();
+        let (ring, post) = page::tests::ring();
+        let vm = Vm::without_driver(File::open(dir.path()).unwrap().into());
+        let ram = Ram::new(2 << 20).unwrap();
+        let machine = Arc::new(Machine::new(vm, ram, vec![ring], wake_fd().unwrap()));
+        let turns = Arc::new(AtomicU64::new(0));
+        let vcpu = {
+            let (machine, turns) = (Arc::clone(&machine), Arc::clone(&turns));
+            std::thread::spawn(move || {
+                while machine.gate.pass() {
+                    turns.fetch_add(1, Ordering::Relaxed);
+                    std::thread::yield_now();
+                }
+            })
+        };
+        let hub = Hub::new(listener("console"), None).unwrap();
+        let mut control = Control::new(listener("control")).unwrap();
+        let mut service = Service::new(Arc::clone(&machine), 7, hub);
+        let service = std::thread::spawn(move || {
+            let end = service.run(&mut control);
+            assert!(service.finish());
+            end
+        });
+        Self {
+            dir,
+            machine,
+            post: Box::new(post),
+            turns,
+            vcpu,
+            service,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn console(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.path("console")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// The guest writes to its serial port, as the microvisor and the driver hand it on.
+    fn print(&mut self, text: &str) {
+        for byte in text.bytes() {
+            let entry = PostedWrite {
+                kind: PostedKind::Port.raw(),
+                size: 1,
+                tag: SERIAL_TAG,
+                offset: 0,
+                data: u64::from(byte),
+            };
+            loop {
+                match (self.post)(entry) {
+                    Push::Posted => break,
+                    Push::PostedWake => {
+                        rustix::io::write(self.machine.wake_fd(), &1u64.to_ne_bytes()).unwrap();
+                        break;
+                    }
+                    Push::Full => std::thread::yield_now(),
+                }
+            }
+        }
+    }
+
+    /// The guest writes to a port and waits for it, as an intercept does.
+    fn write_port(&self, port: u16, value: u64) {
+        let mut bench = self.machine.bench();
+        bench.drain(0);
+        bench.devices.write_port(port, 1, value);
+        self.machine.settle(bench);
+    }
+
+    fn read_port(&self, port: u16) -> u64 {
+        let mut bench = self.machine.bench();
+        let value = bench.devices.read_port(port, 1);
+        self.machine.settle(bench);
+        value
+    }
+
+    fn end(self) -> End {
+        let end = self.service.join().unwrap();
+        self.vcpu.join().unwrap();
+        end
+    }
+}
+
+struct Daemon(Link);
+
+impl Daemon {
+    fn connect(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        Self(Link::new(stream, Role::Daemon, Role::Worker).unwrap())
+    }
+
+    fn ask(&mut self, command: &WorkerCommand) -> WorkerEvent {
+        self.0.send(command).unwrap();
+        self.hear().unwrap()
+    }
+
+    fn hear(&mut self) -> Result<WorkerEvent, LinkError> {
+        self.0.receive(Some(Instant::now() + PATIENCE))
+    }
+}
+
+fn state(state: VmState, reason: &str) -> WorkerEvent {
+    WorkerEvent::State {
+        state,
+        reason: reason.to_owned(),
+    }
+}
+
+fn until(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it never came true");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn all_that_is_posted_comes_out_and_the_guest_powers_off() {
+    let mut vm = Guest::start();
+    let mut console = vm.console();
+    let text = "0123456789abcdef\n".repeat(1000);
+    vm.print(&text);
+    let mut seen = vec![0; text.len()];
+    console.read_exact(&mut seen).unwrap();
+    assert_eq!(seen, text.as_bytes());
+    // What is in the ring when the guest powers off comes out too.
+    vm.print("bye");
+    vm.write_port(port::SLEEP_CONTROL, 0x34);
+    let end = vm.end();
+    assert_eq!(end, End::new(EndCause::PoweredOff, "guest powered off"));
+    let mut rest = String::new();
+    console.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "bye");
+}
+
+#[test]
+fn typing_waits_for_room_and_nothing_is_lost() {
+    let vm = Guest::start();
+    let text = "a line that was typed\n".repeat(40);
+    let mut console = vm.console();
+    console.write_all(text.as_bytes()).unwrap();
+    let mut read = String::new();
+    until(|| {
+        if vm.read_port(port::SERIAL + 5) & 1 != 0 {
+            read.push(char::from(vm.read_port(port::SERIAL) as u8));
+        }
+        read.len() == text.len()
+    });
+    assert_eq!(read, text);
+    vm.write_port(port::RESET, 1);
+    assert_eq!(vm.end(), End::new(EndCause::Rebooted, "guest rebooted"));
+}
+
+#[test]
+fn a_paused_vm_stands_still_and_goes_on() {
+    let vm = Guest::start();
+    let mut daemon = Daemon::connect(&vm.path("control"));
+    let turns = || vm.turns.load(Ordering::Relaxed);
+    until(|| turns() > 0);
+    let paused = state(VmState::Paused, "paused by user");
+    assert_eq!(daemon.ask(&WorkerCommand::Pause), paused);
+    let held = turns();
+    assert_eq!(daemon.ask(&WorkerCommand::Pause), paused);
+    assert!(matches!(
+        daemon.ask(&WorkerCommand::PowerButton),
+        WorkerEvent::Refused { .. }
+    ));
+    assert_eq!(turns(), held);
+    assert_eq!(
+        daemon.ask(&WorkerCommand::Resume),
+        state(VmState::Running, "resumed by user")
+    );
+    until(|| turns() > held);
+    vm.write_port(port::SLEEP_CONTROL, 0x34);
+    vm.end();
+}
+
+#[test]
+fn the_power_button_is_pressed_and_a_new_daemon_is_told() {
+    let vm = Guest::start();
+    let mut daemon = Daemon::connect(&vm.path("control"));
+    let stopping = state(VmState::Stopping, "power button pressed");
+    assert_eq!(daemon.ask(&WorkerCommand::PowerButton), stopping);
+    assert_eq!(vm.read_port(port::EVENTS), 1);
+    drop(daemon);
+    let mut daemon = Daemon::connect(&vm.path("control"));
+    let ready = WorkerEvent::Ready { partition: 7 };
+    assert_eq!(daemon.ask(&WorkerCommand::Report), ready);
+    assert_eq!(daemon.hear().unwrap(), stopping);
+    vm.write_port(port::SLEEP_CONTROL, 0x34);
+    assert_eq!(vm.end().cause, EndCause::PoweredOff);
+}
+
+#[test]
+fn a_panic_has_its_text_from_the_console() {
+    let mut vm = Guest::start();
+    vm.print("[ 1.0] Kernel panic - not syncing: VFS: no root\r\n");
+    vm.write_port(port::PVPANIC, 1);
+    assert_eq!(vm.end(), End::crashed("kernel panic: VFS: no root"));
+
+    // Without pvpanic: silence after the last line.
+    let mut vm = Guest::start();
+    vm.print("Kernel panic - not syncing: A\r\n---[ end Kernel panic - not syncing: A ]---\r\n");
+    assert_eq!(vm.end(), End::crashed("kernel panic: A"));
+
+    let mut vm = Guest::start();
+    vm.print("Kernel panic - not syncing: B\r\nRebooting in 1 seconds..\r\n");
+    vm.write_port(port::RESET, 1);
+    let end = vm.end();
+    assert_eq!(end.cause, EndCause::Rebooted);
+    assert_eq!(end.reason, "guest rebooted after a kernel panic: B");
+}
+
+#[test]
+fn the_first_verdict_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let vm = Vm::without_driver(File::open(dir.path()).unwrap().into());
+    let ram = Ram::new(2 << 20).unwrap();
+    let machine = Machine::new(vm, ram, Vec::new(), wake_fd().unwrap());
+    let first = Verdict::End(End::crashed("triple fault at rip 0x1"));
+    machine.conclude(first.clone());
+    machine.conclude(Verdict::Wish(Request::PowerOff));
+    assert_eq!(machine.take_verdict(), Some(first));
+}

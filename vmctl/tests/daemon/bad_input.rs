@@ -1,0 +1,154 @@
+//! Each mistake has its line and its exit code, and leaves nothing behind.
+
+use std::fs;
+
+use crate::machine::{Machine, kernel};
+
+#[test]
+fn configurations() {
+    let machine = Machine::on();
+    fs::write(machine.path("text"), "not a kernel at all").unwrap();
+    fs::write(machine.path("half"), &kernel()[..1000]).unwrap();
+    fs::write(machine.path("empty"), "").unwrap();
+    let cases = [
+        ("vcpu = 2", "demo.toml:4: unknown key \"vcpu\""),
+        ("vcpus = 0", "demo.toml:4: vcpus: 0 virtual CPUs"),
+        ("vcpus = 1000", "demo.toml:4: vcpus: 1000 virtual CPUs"),
+        ("memory = \"1G\"", "demo.toml:4: duplicate key"),
+        ("initrd = \"none\"", "demo.toml:4: initrd: "),
+        (
+            "[console]\nlog = 1",
+            "demo.toml:5: console: unknown key \"log\"",
+        ),
+    ];
+    for (line, expected) in cases {
+        let error = machine
+            .vmctl(&["create", &machine.config("demo", line)])
+            .fails(3);
+        assert!(error.contains(expected), "{error}");
+    }
+    let config = machine.config("demo", "");
+    let settings = [
+        ("kernel=gone", "gone: no such file"),
+        ("kernel=text", "text: not a kernel"),
+        ("kernel=half", "half: truncated"),
+        ("kernel=empty", "empty: the file is empty"),
+        ("kernel=/", "/: not a regular file"),
+        ("vcpus=0", "--set vcpus=0: vcpus: 0 virtual CPUs"),
+        ("name=De mo", "is not a VM name"),
+        ("name=root", "VM 0's own name"),
+        ("memory=64", "expected a size such as \"256M\""),
+        ("nonsense", "key=value"),
+    ];
+    for command in ["create", "run"] {
+        for (setting, expected) in settings {
+            let error = machine
+                .vmctl(&[command, &config, "--set", setting])
+                .fails(3);
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+    machine.vmctl(&["create", "/no/such.toml"]).fails(3);
+    assert_eq!(fs::read_dir(machine.path("state")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_name_is_taken_once() {
+    let machine = Machine::on();
+    let config = machine.config("demo", "");
+    machine.vmctl(&["create", &config]).ok();
+    for command in ["create", "run"] {
+        let error = machine.vmctl(&[command, &config]).fails(5);
+        assert!(error.contains("demo is defined already"), "{error}");
+    }
+    machine.vmctl(&["create", &config, "--name", "other"]).ok();
+    assert_eq!(machine.state("other").0, "defined");
+}
+
+#[test]
+fn more_memory_than_there_is() {
+    let machine = Machine::on();
+    let config = machine.config("demo", "");
+    let error = machine
+        .vmctl(&["run", &config, "--set", "memory=512G"])
+        .fails(6);
+    assert!(error.contains("more than root has"), "{error}");
+    // Nothing of a VM that never ran is kept.
+    assert!(machine.row("demo").is_null());
+    assert!(!machine.exists("state/demo"));
+}
+
+#[test]
+fn without_a_daemon() {
+    let machine = Machine::off();
+    let config = machine.config("demo", "");
+    let socket = machine.path("run/control.sock").display().to_string();
+    for command in [
+        &["list"][..],
+        &["run", &config],
+        &["kill", "demo"],
+        &["events"],
+    ] {
+        let error = machine.vmctl(command).fails(8);
+        assert!(
+            error.contains(&socket) && error.contains("vmctl daemon"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn without_a_driver() {
+    let mut machine = Machine::off();
+    machine.start_daemon(&["--device", "/dev/no-such-device"]);
+    machine.vmctl(&["create", &machine.config("demo", "")]).ok();
+    // Which of the two is missing depends on where this test runs.
+    let named =
+        |error: &str| error.contains("not loaded") || error.contains("not under Microvisor");
+    let error = machine.vmctl(&["start", "demo"]).fails(7);
+    assert!(named(&error), "{error}");
+    assert_eq!(machine.state("demo").0, "defined");
+    for command in ["top", "hv-log"] {
+        let error = machine
+            .vmctl(&[command, "--device", "/dev/no-such-device"])
+            .fails(7);
+        assert!(named(&error), "{error}");
+    }
+    let doctor = machine.vmctl(&[
+        "doctor",
+        "--device",
+        "/dev/no-such-device",
+        "--format",
+        "json",
+    ]);
+    assert_eq!(doctor.code, 7);
+    let checks: Vec<serde_json::Value> = serde_json::from_str(&doctor.stdout).unwrap();
+    let outcome = |name: &str| {
+        let check = checks.iter().find(|check| check["check"] == name).unwrap();
+        assert_ne!(check["detail"], "");
+        check["outcome"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(
+        (outcome("driver"), outcome("daemon")),
+        ("missing".to_owned(), "ok".to_owned())
+    );
+}
+
+#[test]
+fn one_daemon_at_a_time() {
+    let machine = Machine::on();
+    let state = machine.path("state").display().to_string();
+    let other = machine.path("other").display().to_string();
+    for (runtime, state) in [(None, &other), (Some(&other), &state)] {
+        let mut daemon = vec!["daemon", "--state-dir", state];
+        daemon.extend(runtime.into_iter().flat_map(|dir| ["--runtime-dir", dir]));
+        let second = machine.vmctl(&daemon);
+        assert_eq!(second.code, 1);
+        assert!(
+            second.stderr.contains("another daemon runs there"),
+            "{}",
+            second.stderr
+        );
+    }
+    machine.vmctl(&["list"]).ok();
+}

@@ -1,0 +1,124 @@
+//! Attaching to a guest, by `run` and by `console`, and what it wrote.
+
+use std::fs::File;
+use std::io::{Read, Write};
+
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
+
+use crate::machine::Machine;
+
+#[test]
+fn run_attaches_and_ends_with_the_guest() {
+    let machine = Machine::on();
+    let mut session = machine.spawn(&["run", &machine.config("demo", "")]);
+    session.say("off\n");
+    let ran = session.end();
+    assert!(
+        ran.stderr.contains("[demo: stopped (guest powered off)]"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(ran.ok(), "hello from the guest\r\noff\n");
+    assert_eq!(
+        machine.vmctl(&["logs", "demo"]).ok(),
+        "hello from the guest\r\noff\n"
+    );
+    assert_eq!(machine.vmctl(&["logs", "demo", "-n", "1"]).ok(), "off\n");
+    let error = machine.vmctl(&["console", "demo"]).fails(5);
+    assert!(error.contains("vmctl start demo"), "{error}");
+}
+
+#[test]
+fn run_fails_with_the_guest() {
+    let machine = Machine::on();
+    let mut session = machine.spawn(&["run", &machine.config("demo", "")]);
+    session.say("crash\n");
+    let error = session.end().fails(10);
+    assert!(
+        error.contains("demo: crashed (triple fault at rip 0x10)"),
+        "{error}"
+    );
+    // Its logs are worth keeping.
+    assert_eq!(machine.state("demo").0, "crashed");
+}
+
+#[test]
+fn run_keeps_nothing_of_what_never_ran() {
+    let machine = Machine::on();
+    let config = machine.config("demo", "cmdline = 'no-kernel'");
+    let error = machine.vmctl(&["run", &config]).fails(10);
+    assert!(error.contains("kernel: /k: not a kernel"), "{error}");
+    assert!(machine.row("demo").is_null());
+    machine.assert_no_leftovers();
+}
+
+#[test]
+fn a_reboot_keeps_the_user_attached() {
+    let machine = Machine::on();
+    machine.running("demo", "");
+    let first = machine.worker("demo");
+    let mut session = machine.spawn(&["console", "demo"]);
+    session.say("reboot\n");
+    machine.wait_for_another_worker("demo", first);
+    assert_eq!(machine.info("demo")["reboots"], 1);
+    assert_eq!(machine.state("demo").0, "running");
+    // The user is at the new one's console.
+    session.say("off\n");
+    let ran = session.end();
+    assert!(ran.stderr.contains("[demo rebooted]"), "{}", ran.stderr);
+    assert_eq!(ran.ok().matches("hello from the guest").count(), 2);
+}
+
+#[test]
+fn the_escape_detaches() {
+    let machine = Machine::on();
+    machine.running("demo", "");
+    let mut session = machine.spawn(&["console", "demo"]);
+    session.say("ls\x1doff");
+    let ran = session.end();
+    assert!(ran.stderr.contains("detached from demo"), "{}", ran.stderr);
+    ran.ok();
+    assert_eq!(machine.state("demo").0, "running");
+}
+
+#[test]
+fn a_reboot_may_be_the_end() {
+    let machine = Machine::on();
+    machine.running("demo", "on_reboot = 'stop'");
+    let mut session = machine.spawn(&["console", "demo"]);
+    session.say("reboot\n");
+    session.end().ok();
+    let reason = "guest rebooted".to_owned();
+    assert_eq!(machine.state("demo"), ("stopped".to_owned(), reason));
+}
+
+#[test]
+fn a_terminal_is_raw_only_while_it_is_attached() {
+    let machine = Machine::on();
+    machine.running("demo", "");
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+    let mut ours = File::from(openpt(flags).unwrap());
+    grantpt(&ours).unwrap();
+    unlockpt(&ours).unwrap();
+    let name = ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
+    let theirs = File::options().read(true).write(true).open(name).unwrap();
+    // Either side tells the terminal's settings.
+    let line_mode = LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG;
+    let settings = |ours: &File| tcgetattr(ours).unwrap().local_modes & line_mode;
+    assert_eq!(settings(&ours), line_mode);
+
+    let session = machine.spawn_on(&["console", "demo"], &theirs);
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("hello from the guest") {
+        let mut chunk = [0; 256];
+        let n = ours.read(&mut chunk).unwrap();
+        seen.extend_from_slice(&chunk[..n]);
+    }
+    assert!(settings(&ours).is_empty());
+    // Not an interrupt, but the guest's; then the escape.
+    ours.write_all(b"\x03\x1d").unwrap();
+    session.end().ok();
+    assert_eq!(settings(&ours), line_mode);
+    assert_eq!(machine.state("demo").0, "running");
+}

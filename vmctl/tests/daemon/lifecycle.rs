@@ -1,0 +1,221 @@
+//! What becomes of a VM from its definition to its end.
+
+use crate::fake_worker::PARTITION;
+use crate::machine::{Machine, eventually, kill};
+
+#[test]
+fn a_life() {
+    let machine = Machine::on();
+    let root = machine.row("root");
+    assert_eq!(
+        (root["id"].as_u64(), root["state"].as_str()),
+        (Some(0), Some("running"))
+    );
+
+    let created = machine.vmctl(&["create", &machine.config("demo", "vcpus = 2")]);
+    assert_eq!(created.ok(), "demo: defined (never started)\n");
+    let row = machine.row("demo");
+    assert!(row["id"].is_null() && row["cpu_percent"].is_null() && row["uptime_ms"].is_null());
+    assert_eq!(
+        (row["vcpus"].as_u64(), row["memory"].as_u64()),
+        (Some(2), Some(16 << 20))
+    );
+
+    let started = machine.vmctl(&["start", "demo", "--wait"]).ok();
+    assert_eq!(started, "demo: running (guest runs)\n");
+    let row = machine.row("demo");
+    assert_eq!(row["id"], PARTITION);
+    assert!(row["uptime_ms"].is_u64() && row["cpu_percent"].is_f64());
+    let info = machine.info("demo");
+    assert_eq!(info["config"]["memory"], "16M");
+    assert!(info["worker_rss"].as_u64().unwrap() > 0);
+    machine.vmctl(&["start", "demo"]).fails(5);
+    let refused = machine.vmctl(&["delete", "demo"]).fails(5);
+    assert!(refused.contains("vmctl kill demo"), "{refused}");
+
+    let stopped = machine
+        .vmctl(&["stop", "demo", "--wait", "--timeout", "60"])
+        .ok();
+    assert_eq!(stopped, "demo: stopped (guest powered off)\n");
+    machine.assert_no_leftovers();
+    assert!(machine.row("demo")["id"].is_null());
+    // What is stopped stays stopped.
+    machine.vmctl(&["stop", "demo"]).ok();
+
+    machine.vmctl(&["start", "demo", "--wait"]).ok();
+    for _ in 0..2 {
+        assert_eq!(
+            machine.vmctl(&["kill", "demo"]).ok(),
+            "demo: stopped (killed)\n"
+        );
+    }
+    machine.assert_no_leftovers();
+    machine.vmctl(&["delete", "demo"]).ok();
+    assert!(!machine.exists("state/demo"));
+    for command in [
+        "start", "stop", "kill", "info", "delete", "console", "logs", "wait",
+    ] {
+        let gone = machine.vmctl(&[command, "demo"]).fails(4);
+        assert!(gone.contains("demo: no such VM"), "{gone}");
+    }
+}
+
+#[test]
+fn lists_are_for_people_too() {
+    let machine = Machine::on();
+    machine.running("demo", "");
+    let list = machine.vmctl(&["list"]).ok();
+    let lines: Vec<&str> = list.lines().collect();
+    let heading: Vec<&str> = lines[0].split_whitespace().collect();
+    assert_eq!(
+        heading,
+        [
+            "ID", "NAME", "STATE", "REASON", "VCPUS", "MEM", "CPU%", "UPTIME"
+        ]
+    );
+    assert!(
+        lines[1].trim_start().starts_with("0  root  running"),
+        "{list}"
+    );
+    assert!(lines[2].contains("demo  running  guest runs"), "{list}");
+    assert!(!list.contains('\x1b'), "colours without a terminal");
+    let info = machine.vmctl(&["info", "demo"]).ok();
+    assert!(info.contains("reason          guest runs\n"), "{info}");
+}
+
+#[test]
+fn pause_and_resume() {
+    let machine = Machine::on();
+    machine.running("demo", "");
+    let paused = machine.vmctl(&["pause", "demo"]).ok();
+    assert_eq!(paused, "demo: paused (held by the user)\n");
+    machine.vmctl(&["pause", "demo"]).ok();
+    let refused = machine.vmctl(&["stop", "demo"]).fails(5);
+    assert!(refused.contains("vmctl resume demo"), "{refused}");
+    machine.vmctl(&["wait", "demo", "--for", "paused"]).ok();
+    machine.vmctl(&["resume", "demo"]).ok();
+    assert_eq!(machine.state("demo").0, "running");
+
+    machine.running("stiff", "cmdline = 'no-pause'");
+    let refused = machine.vmctl(&["pause", "stiff"]).fails(5);
+    assert!(refused.contains("can't be held"), "{refused}");
+    assert_eq!(machine.state("stiff").0, "running");
+}
+
+#[test]
+fn waiting() {
+    let machine = Machine::on();
+    machine.running("demo", "cmdline = 'deaf'");
+    let late = machine
+        .vmctl(&["stop", "demo", "--timeout", "100ms"])
+        .fails(9);
+    assert!(late.contains("still stopping after 0.1 s"), "{late}");
+    let reason = "power button pressed".to_owned();
+    assert_eq!(machine.state("demo"), ("stopping".to_owned(), reason));
+    let waiter = machine.spawn(&["wait", "demo"]);
+    let other = machine.spawn(&["wait", "demo", "--for", "paused"]);
+    machine.vmctl(&["kill", "demo"]).ok();
+    assert_eq!(waiter.end().ok(), "demo: stopped (killed)\n");
+    other.end().fails(10);
+}
+
+#[test]
+fn a_killed_worker_is_a_crash_with_its_reason() {
+    let machine = Machine::on();
+    machine.running("demo", "");
+    let waiter = machine.spawn(&["wait", "demo"]);
+    kill(machine.worker("demo"));
+    let crashed = waiter.end().fails(10);
+    assert!(
+        crashed.contains("crashed (worker died: signal 9)"),
+        "{crashed}"
+    );
+    machine.assert_no_leftovers();
+    // It can be started again.
+    machine.vmctl(&["start", "demo", "--wait"]).ok();
+}
+
+#[test]
+fn a_vm_that_cannot_be_built_says_why() {
+    let machine = Machine::on();
+    let config = machine.config("demo", "cmdline = 'no-kernel'");
+    machine.vmctl(&["create", &config]).ok();
+    let failed = machine.vmctl(&["start", "demo", "--wait"]).fails(10);
+    assert!(failed.contains("kernel: /k: not a kernel"), "{failed}");
+    assert_eq!(machine.state("demo").0, "crashed");
+    machine.vmctl(&["delete", "demo"]).ok();
+    machine.assert_no_leftovers();
+}
+
+#[test]
+fn workers_that_break_the_protocol_are_ended() {
+    let machine = Machine::on();
+    let cases = [
+        (
+            "babbles",
+            10,
+            "worker failed: a control frame of 4294967295 bytes is too long",
+        ),
+        (
+            "hangs-up",
+            10,
+            "worker closed its control socket and did not exit",
+        ),
+        ("lingers", 0, "guest powered off"),
+    ];
+    for (how, ..) in cases {
+        let config = machine.config(how, &format!("cmdline = '{how}'"));
+        machine.vmctl(&["create", &config]).ok();
+        machine.vmctl(&["start", how]).ok();
+    }
+    // Those that stay are given some seconds.
+    for (how, code, reason) in cases {
+        let ran = machine.vmctl(&["wait", how]);
+        assert_eq!(ran.code, code, "{}{}", ran.stdout, ran.stderr);
+        assert_eq!(machine.state(how).1, reason);
+    }
+    machine.assert_no_leftovers();
+}
+
+#[test]
+fn events_are_lines_of_json() {
+    let machine = Machine::on();
+    let events = machine.spawn(&["events"]);
+    // There is no telling when it has subscribed, so something happens until it has seen enough.
+    machine.vmctl(&["create", &machine.config("demo", "")]).ok();
+    for _ in 0..3 {
+        machine.vmctl(&["start", "demo", "--wait"]).ok();
+        machine.vmctl(&["kill", "demo"]).ok();
+    }
+    let text = events.kill();
+    let states: Vec<String> = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|event| event["state"].as_str().unwrap().to_owned())
+        .collect();
+    let life = ["starting", "running", "stopping", "stopped"];
+    assert!(states.windows(4).any(|seen| seen == life), "{states:?}");
+}
+
+#[test]
+fn fifty_lives_leave_nothing() {
+    let machine = Machine::on();
+    let config = machine.config("demo", "");
+    let before = machine.daemon_has("fd");
+    for round in 0..50 {
+        machine.vmctl(&["create", &config]).ok();
+        machine.vmctl(&["start", "demo"]).ok();
+        if round % 2 == 0 {
+            machine.vmctl(&["wait", "demo", "--for", "running"]).ok();
+        }
+        machine.vmctl(&["kill", "demo"]).ok();
+        machine.vmctl(&["delete", "demo"]).ok();
+    }
+    machine.assert_no_leftovers();
+    eventually("no descriptor is leaked", || {
+        machine.daemon_has("fd") <= before
+    });
+    // The event loop and the cleaner.
+    assert_eq!(machine.daemon_has("task"), 2);
+    assert_eq!(machine.daemon_children(), "");
+}

@@ -1,0 +1,165 @@
+//! Calls that no binding makes: any ioctl, with any argument.
+
+#![allow(unsafe_code, reason = "raw ioctls, to call what the binding cannot")]
+
+use std::ffi::c_void;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use guest_proto::driver::{Doorbell, IrqFd, MemorySlot, ioctl as number};
+use rustix::io::Errno;
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
+
+use super::guest::Guest;
+
+/// An ioctl with a raw argument.
+struct Raw {
+    opcode: u64,
+    argument: usize,
+}
+
+// SAFETY: whoever makes one sees to it that the argument is a number, an address where nothing is
+// mapped, or one of memory that may be written.
+unsafe impl Ioctl for Raw {
+    type Output = i32;
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        self.opcode as Opcode
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::without_provenance_mut(self.argument)
+    }
+
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<i32> {
+        Ok(out)
+    }
+}
+
+fn call(fd: BorrowedFd<'_>, opcode: u64, argument: usize) -> Result<i32, Errno> {
+    // SAFETY: see the impl; the callers pass such arguments only.
+    unsafe { ioctl(fd, Raw { opcode, argument }) }
+}
+
+/// Calls with a structure, which the driver may write to.
+fn with<T>(fd: BorrowedFd<'_>, opcode: u64, mut value: T) -> Result<i32, Errno> {
+    call(fd, opcode, (&raw mut value).expose_provenance())
+}
+
+#[test]
+fn helper_uses_an_fd_that_is_not_its_own() {
+    let Ok(fd) = std::env::var("DRIVER_TEST_FD") else {
+        return;
+    };
+    // SAFETY: inherited from the test, open as long as this process is.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd.parse().unwrap()) };
+    for (opcode, argument) in [(number::VM_KICK_ALL, 0), (number::VM_VCPU, 0)] {
+        assert_eq!(call(fd, opcode, argument), Err(Errno::PERM));
+    }
+    assert_eq!(
+        with(fd, number::VM_GET_MEMORY, MemorySlot::default()),
+        Err(Errno::PERM)
+    );
+}
+
+#[test]
+fn no_argument_is_believed() {
+    let guest = Guest::new(&[0xeb, 0xfe]);
+    let vm = guest.vm.as_fd();
+    let reserved = MemorySlot {
+        size: 4096,
+        reserved: 1,
+        ..MemorySlot::default()
+    };
+    assert_eq!(with(vm, number::VM_SET_MEMORY, reserved), Err(Errno::INVAL));
+    let closed = MemorySlot {
+        slot: 1,
+        fd: u32::MAX,
+        gpa: 1 << 30,
+        size: 4096,
+        ..MemorySlot::default()
+    };
+    assert_eq!(with(vm, number::VM_SET_MEMORY, closed), Err(Errno::BADF));
+    for reserved in [
+        Doorbell {
+            reserved: 1,
+            ..Doorbell::default()
+        },
+        Doorbell {
+            reserved2: 1,
+            ..Doorbell::default()
+        },
+        Doorbell {
+            eventfd: -2,
+            ..Doorbell::default()
+        },
+    ] {
+        assert_eq!(with(vm, number::VM_DOORBELL, reserved), Err(Errno::INVAL));
+    }
+    for reserved in [
+        IrqFd {
+            reserved: 1,
+            ..IrqFd::default()
+        },
+        IrqFd {
+            remove: 2,
+            ..IrqFd::default()
+        },
+    ] {
+        assert_eq!(with(vm, number::VM_IRQFD, reserved), Err(Errno::INVAL));
+    }
+    let device = guest.device.as_fd();
+    for id in [0, 256, usize::MAX] {
+        assert_eq!(call(device, number::DEV_ATTACH_VM, id), Err(Errno::NOENT));
+        assert_eq!(call(device, number::DEV_DESTROY_VM, id), Err(Errno::NOENT));
+    }
+}
+
+/// Every number on every fd, where nothing is mapped: an error, whatever it is.
+#[test]
+fn no_address_is_believed() {
+    let guest = Guest::new(&[0xeb, 0xfe]);
+    let all = [
+        number::DEV_INFO,
+        number::DEV_CREATE_VM,
+        number::DEV_LIST_VMS,
+        number::DEV_READ_LOG,
+        number::DEV_READ_COUNTERS,
+        number::DEV_VM_INFO,
+        number::VM_SET_MEMORY,
+        number::VM_GET_MEMORY,
+        number::VM_DOORBELL,
+        number::VM_IRQFD,
+        number::VM_MSI,
+        number::VM_SET_PROPERTY,
+        number::VCPU_APIC,
+    ];
+    let before = guest.device.list_vms().unwrap();
+    for fd in [guest.device.as_fd(), guest.vm.as_fd(), guest.vcpu.as_fd()] {
+        for opcode in all {
+            for argument in [0, 1, 0x1000, 1 << 47, 0xffff_8880_0000_0000, usize::MAX] {
+                let error = call(fd, opcode, argument).unwrap_err();
+                assert!(
+                    matches!(error, Errno::FAULT | Errno::NOTTY),
+                    "{opcode:#x} with {argument:#x}: {error}"
+                );
+            }
+        }
+        for opcode in (0..0x100).map(|n| 0x5600 | n) {
+            let known = [
+                number::DEV_ATTACH_VM,
+                number::DEV_DESTROY_VM,
+                number::VM_VCPU,
+                number::VM_KICK_ALL,
+                number::VCPU_RUN,
+                number::VCPU_GET_STATE,
+                number::VCPU_SET_STATE,
+                number::VCPU_KICK,
+            ];
+            if !known.contains(&opcode) {
+                assert_eq!(call(fd, opcode, 0), Err(Errno::NOTTY), "{opcode:#x}");
+            }
+        }
+    }
+    assert_eq!(guest.device.list_vms().unwrap(), before);
+}

@@ -1,0 +1,257 @@
+//! Host networks, with this test in the guests' place: raw frames into taps and out of them.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vmctl::net::{self, Mac, Mode, NetError, Network, Spec, Vlan};
+
+/// Bytes of the `virtio_net_hdr` before each frame.
+const VIRTIO_HEADER: usize = 10;
+const EVERYBODY: [u8; 6] = [0xff; 6];
+const ARP: u16 = 0x0806;
+const IPV4: u16 = 0x0800;
+const TAG: u16 = 0x8100;
+/// For experiments (IEEE 802).
+const EXPERIMENT: u16 = 0x88b5;
+/// How long nothing must come, for it to count as kept away.
+const SILENCE: Duration = Duration::from_millis(1500);
+
+/// A network for one test.
+struct Net(&'static str);
+
+impl Net {
+    fn new(name: &'static str, address: Option<&str>, mode: Mode, vlan_filtering: bool) -> Self {
+        let address = address.map(|text| text.parse().unwrap());
+        net::create(&Spec {
+            name: name.to_owned(),
+            address,
+            mode,
+            vlan_filtering,
+        })
+        .unwrap();
+        Self(name)
+    }
+
+    fn listed(&self) -> Network {
+        let mut all = net::list().unwrap().into_iter();
+        all.find(|network| network.name == self.0).unwrap()
+    }
+
+    fn guest(&self, name: &str, number: u8, vlan: Option<Vlan>) -> Guest {
+        let mac = mac(number);
+        Guest {
+            tap: net::open_tap(self.0, name, mac, vlan).unwrap(),
+            mac: mac.octets(),
+        }
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        net::delete(self.0).unwrap();
+    }
+}
+
+fn mac(number: u8) -> Mac {
+    format!("52:54:00:00:00:{number:02x}").parse().unwrap()
+}
+
+fn vlan(id: u16, tagged: bool) -> Option<Vlan> {
+    Some(Vlan::new(id, tagged).unwrap())
+}
+
+struct Guest {
+    tap: OwnedFd,
+    mac: [u8; 6],
+}
+
+impl Guest {
+    fn send(&self, to: [u8; 6], kind: u16, body: &[u8]) {
+        let header = [0; VIRTIO_HEADER];
+        let frame = [&header[..], &to, &self.mac, &kind.to_be_bytes(), body].concat();
+        assert_eq!(rustix::io::write(&self.tap, &frame).unwrap(), frame.len());
+    }
+
+    /// The next frame's kind and body, if one comes by then.
+    fn receive(&self, end: Instant) -> Option<(u16, Vec<u8>)> {
+        let left = end.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).unwrap();
+        let mut fds = [PollFd::new(&self.tap, PollFlags::IN)];
+        if poll(&mut fds, Some(&left)).unwrap() == 0 {
+            return None;
+        }
+        let mut frame = [0; 4096];
+        let length = rustix::io::read(&self.tap, &mut frame).unwrap();
+        let frame = &frame[VIRTIO_HEADER..length];
+        let kind = u16::from_be_bytes([frame[12], frame[13]]);
+        Some((kind, frame[14..].to_vec()))
+    }
+
+    /// Bodies of what comes for a while, of one kind.
+    fn heard(&self, wanted: u16) -> Vec<Vec<u8>> {
+        let end = Instant::now() + SILENCE;
+        let frames = std::iter::from_fn(|| self.receive(end));
+        frames
+            .filter(|(kind, _)| *kind == wanted)
+            .map(|(_, body)| body)
+            .collect()
+    }
+
+    /// Whether somebody behind a gateway answers an echo request.
+    fn reaches(&self, own: Ipv4Addr, gateway: Mac, to: Ipv4Addr) -> bool {
+        let request = echo_request(own, to);
+        self.send(gateway.octets(), IPV4, &request);
+        let end = Instant::now() + 2 * SILENCE;
+        while let Some((kind, body)) = self.receive(end) {
+            match kind {
+                // Who has `own`?
+                ARP if body[7] == 1 && body[24..28] == own.octets() => self.answer_arp(&body),
+                IPV4 if body[9] == 1 && body[20] == 0 && body[12..16] == to.octets() => {
+                    return body[16..20] == own.octets();
+                }
+                _ => {}
+            }
+        }
+        false
+    }
+
+    fn answer_arp(&self, request: &[u8]) {
+        let mut answer = request[..28].to_vec();
+        answer[7] = 2;
+        answer[8..14].copy_from_slice(&self.mac);
+        answer[14..18].copy_from_slice(&request[24..28]);
+        answer[18..28].copy_from_slice(&request[8..18]);
+        let to = request[8..14].try_into().unwrap();
+        self.send(to, ARP, &answer);
+    }
+}
+
+/// An IPv4 packet with an ICMP echo request.
+fn echo_request(from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
+    let mut icmp = vec![8, 0, 0, 0, 0x12, 0x34, 0, 1];
+    icmp.extend(b"are you there?");
+    let sum = checksum(&icmp);
+    icmp[2..4].copy_from_slice(&sum);
+    let mut packet = vec![0x45, 0, 0, 20 + icmp.len() as u8, 0, 1, 0, 0, 64, 1, 0, 0];
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    let sum = checksum(&packet);
+    packet[10..12].copy_from_slice(&sum);
+    packet.extend(icmp);
+    packet
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let words = bytes.chunks(2);
+    let sum: u32 = words
+        .map(|w| u32::from(w[0]) << 8 | u32::from(*w.get(1).unwrap_or(&0)))
+        .sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let folded = (folded & 0xffff) + (folded >> 16);
+    (!(folded as u16)).to_be_bytes()
+}
+
+#[test]
+fn vlans_are_kept_apart() {
+    let net = Net::new("vlans", None, Mode::Isolated, true);
+    let a = net.guest("vlans-a", 1, vlan(10, false));
+    let b = net.guest("vlans-b", 2, vlan(10, false));
+    let c = net.guest("vlans-c", 3, vlan(20, false));
+    let trunk = net.guest("vlans-t", 4, vlan(10, true));
+    let plain = net.guest("vlans-p", 5, None);
+    // To everybody, and to one station by its address.
+    for (from, to, text) in [(&c, EVERYBODY, "c"), (&a, EVERYBODY, "a"), (&c, b.mac, "C")] {
+        from.send(to, EXPERIMENT, text.as_bytes());
+    }
+    assert_eq!(b.heard(EXPERIMENT), [b"a"]);
+    assert!(a.heard(EXPERIMENT).is_empty());
+    assert!(c.heard(EXPERIMENT).is_empty());
+    assert!(plain.heard(EXPERIMENT).is_empty());
+    // VLAN 10, then the frame's own kind.
+    assert_eq!(trunk.heard(TAG), [[0, 10, 0x88, 0xb5, b'a']]);
+    // A tag of another's VLAN does not lead there.
+    let tagged = |id: u8| [&[0, id, 0x88, 0xb5], &b"tagged"[..]].concat();
+    a.send(EVERYBODY, TAG, &tagged(20));
+    trunk.send(EVERYBODY, TAG, &tagged(20));
+    trunk.send(b.mac, TAG, &tagged(10));
+    assert!(c.heard(EXPERIMENT).is_empty());
+    assert_eq!(b.heard(EXPERIMENT), [b"tagged"]);
+    let ports = net.listed().ports;
+    let vlans = |name: &str| {
+        let port = ports.iter().find(|port| port.name == name).unwrap();
+        let vlans: Vec<_> = port.vlans.iter().map(ToString::to_string).collect();
+        (port.mac.unwrap(), vlans.join(","))
+    };
+    assert_eq!(vlans("vlans-a"), (mac(1), "10".to_owned()));
+    assert_eq!(vlans("vlans-c"), (mac(3), "20".to_owned()));
+    assert_eq!(vlans("vlans-t"), (mac(4), "10t".to_owned()));
+    assert_eq!(vlans("vlans-p"), (mac(5), "1".to_owned()));
+}
+
+#[test]
+fn a_tap_is_refused_or_ends_with_its_descriptor() {
+    let net = Net::new("taps", None, Mode::Isolated, false);
+    let guest = net.guest("taps-a", 1, None);
+    let refused = |network, name, number, vlan| {
+        let result = net::open_tap(network, name, mac(number), vlan);
+        result.map(drop).unwrap_err().to_string()
+    };
+    let line = refused("nowhere", "taps-b", 2, None);
+    assert!(line.starts_with("nowhere: no such network"), "{line}");
+    let line = refused("eth0", "taps-b", 2, None);
+    assert!(line.starts_with("eth0: an interface"), "{line}");
+    let line = refused("taps", "taps-a", 2, None);
+    assert!(line.starts_with("taps-a: an interface"), "{line}");
+    let line = refused("taps", "a-name-too-long-for-it", 2, None);
+    assert!(line.contains("is not an interface's name"), "{line}");
+    let line = refused("taps", "taps-b", 1, None);
+    assert_eq!(line, "taps: taps-a has the MAC address 52:54:00:00:00:01");
+    let line = refused("taps", "taps-b", 2, vlan(10, false));
+    assert_eq!(line, "taps: VLAN 10: it filters none");
+    assert_eq!(
+        net::delete("taps"),
+        Err(NetError::Conflict("taps: in use by taps-a".to_owned()))
+    );
+    let there = |name| Path::new("/sys/class/net").join(name).exists();
+    assert!(there("taps-a") && !there("taps-b"));
+    // The bridge keeps its address, whoever comes and goes.
+    let before = net.listed().mac;
+    drop(guest);
+    super::eventually("the tap goes", || !there("taps-a"));
+    assert_eq!(net.listed().mac, before);
+    drop(net.guest("taps-a", 1, None));
+}
+
+#[test]
+fn nat_leads_out_and_an_isolated_network_does_not() {
+    let forwards = || fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap();
+    assert_eq!(forwards(), "0\n");
+    let out = Net::new("nat", Some("10.77.5.1/24"), Mode::Nat, false);
+    let apart = Net::new("apart", Some("10.77.6.1/24"), Mode::Isolated, false);
+    assert_eq!(forwards(), "1\n");
+    let (a, b) = (out.guest("nat-a", 1, None), apart.guest("apart-b", 2, None));
+    let (a_ip, b_ip) = (Ipv4Addr::new(10, 77, 5, 2), Ipv4Addr::new(10, 77, 6, 2));
+    let (a_gateway, b_gateway) = (out.listed().mac.unwrap(), apart.listed().mac.unwrap());
+    let world = Ipv4Addr::new(10, 0, 2, 2);
+    assert!(a.reaches(a_ip, a_gateway, Ipv4Addr::new(10, 77, 5, 1)));
+    assert!(b.reaches(b_ip, b_gateway, Ipv4Addr::new(10, 77, 6, 1)));
+    assert!(a.reaches(a_ip, a_gateway, world));
+    assert!(!b.reaches(b_ip, b_gateway, world));
+    // Not even root looks for one network's guest on behalf of the other's.
+    for (from, own, gateway, to, ip) in [
+        (&a, a_ip, a_gateway, &b, b_ip),
+        (&b, b_ip, b_gateway, &a, a_ip),
+    ] {
+        from.send(gateway.octets(), IPV4, &echo_request(own, ip));
+        let icmp = to.heard(IPV4).into_iter().find(|body| body[9] == 1);
+        assert_eq!(icmp, None);
+    }
+    drop((a, b));
+    drop((out, apart));
+    assert_eq!(forwards(), "0\n");
+}

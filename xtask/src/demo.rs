@@ -1,0 +1,40 @@
+//! The demo guest: what `demo.toml` in VM 0 names.
+
+use std::path::Path;
+
+use crate::archive::Archive;
+use crate::files::folder;
+use crate::kernel::Kernel;
+use crate::{Result, modules, root};
+
+/// The guest's way to tell the worker of a kernel panic, and its power button.
+const MODULES: &[&str] = &[
+    "drivers/misc/pvpanic/pvpanic",
+    "drivers/misc/pvpanic/pvpanic-mmio",
+    "drivers/acpi/button",
+    "drivers/input/evdev",
+];
+
+/// Puts the configuration, the kernel and the initramfs into `archive`, in `home`.
+pub(crate) fn add(
+    archive: &mut Archive,
+    home: &str,
+    kernel: &Kernel,
+    busybox: &Path,
+) -> Result<()> {
+    let sources = root().join("root-partition/initramfs/demo");
+    let mut guest = Archive::default();
+    guest.file(busybox, "bin/busybox", 0o755);
+    guest.file(&sources.join("init"), "init", 0o755);
+    modules::add(&mut guest, kernel, MODULES)?;
+    let initramfs = folder()?.join("demo.cpio");
+    guest.write_cached(&initramfs)?;
+    archive.file(&initramfs, &format!("{home}/initrd"), 0o644);
+    archive.file(&kernel.image, &format!("{home}/vmlinuz"), 0o644);
+    archive.file(
+        &sources.join("demo.toml"),
+        &format!("{home}/demo.toml"),
+        0o644,
+    );
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! VM 0's initramfs: what is in it always, and what one run adds.
+
+use std::path::{Path, PathBuf};
+
+use crate::archive::Archive;
+use crate::files::folder;
+use crate::kernel::Kernel;
+use crate::packages::{self, Need};
+use crate::{Result, demo, driver, modules, root};
+
+const BUSYBOX: &str = "/bin/busybox";
+
+const TOOLS: &[Need] = &[Need {
+    file: BUSYBOX,
+    packages: &["busybox-static"],
+    why: "the programs of VM 0's initramfs",
+}];
+
+/// Where scripts start and the user's shell.
+const HOME: &str = "root";
+
+/// The drivers of the machine's disk and network.
+const MODULES: &[&str] = &[
+    "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_pci_modern_dev",
+    "drivers/virtio/virtio_pci_legacy_dev",
+    "drivers/virtio/virtio_pci",
+    "drivers/block/virtio_blk",
+    "net/core/failover",
+    "drivers/net/net_failover",
+    "drivers/net/virtio_net",
+];
+
+/// What host networks are made of; loaded when the first one is.
+const NETWORKS: &[&str] = &[
+    "net/bridge/bridge",
+    "drivers/net/tun",
+    "net/netfilter/nf_tables",
+    "net/netfilter/nft_ct",
+    "net/netfilter/nft_chain_nat",
+    "net/netfilter/nft_masq",
+];
+
+/// Builds what is in it always: VM 0's programs and modules, and the demo guest.
+pub(crate) fn build(kernel: &Kernel, guest: &Kernel, vmctl: &Path) -> Result<PathBuf> {
+    packages::install(TOOLS)?;
+    let busybox = Path::new(BUSYBOX);
+    let mut archive = Archive::default();
+    archive.file(busybox, "bin/busybox", 0o755);
+    archive.file(vmctl, "bin/vmctl", 0o755);
+    let sources = root().join("root-partition/initramfs");
+    archive.file(&sources.join("init"), "init", 0o755);
+    archive.file(&sources.join("testing.sh"), "lib/testing.sh", 0o644);
+    modules::add(&mut archive, kernel, MODULES)?;
+    modules::add_on_demand(&mut archive, kernel, NETWORKS)?;
+    // A bare kernel image tells no release to build the driver for.
+    if let Some(release) = kernel.release() {
+        let driver = driver::build(release)?;
+        archive.file(&driver, "lib/modules/microvisor.ko", 0o644);
+    }
+    demo::add(&mut archive, HOME, guest, busybox)?;
+    let path = folder()?.join("initramfs.cpio");
+    archive.write_cached(&path)?;
+    Ok(path)
+}
+
+/// Something that the user wants in VM 0.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Addition {
+    /// A file or a folder here.
+    from: PathBuf,
+    /// Its name in VM 0.
+    to: String,
+}
+
+impl std::str::FromStr for Addition {
+    type Err = String;
+
+    /// `HOSTPATH:ROOTPATH`; a relative ROOTPATH is relative to the scripts' folder, and one that ends
+    /// in a slash keeps the file's name.
+    fn from_str(text: &str) -> Result<Self> {
+        let (from, to) = text
+            .rsplit_once(':')
+            .filter(|(from, to)| !from.is_empty() && !to.is_empty())
+            .ok_or("write HOSTPATH:ROOTPATH")?;
+        let from = PathBuf::from(from);
+        let mut to = match to.strip_prefix('/') {
+            Some(to) => to.to_owned(),
+            None => format!("{HOME}/{to}"),
+        };
+        if to.is_empty() || to.ends_with('/') {
+            let name = from.file_name().and_then(|name| name.to_str());
+            to.push_str(name.ok_or("HOSTPATH has no name to keep")?);
+        }
+        if to.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err("ROOTPATH has no empty part, . or ..".into());
+        }
+        Ok(Self { from, to })
+    }
+}
+
+/// What one run adds, as an archive behind the other: the kernel unpacks one after the other.
+pub(crate) fn additions(script: Option<&Path>, additions: &[Addition]) -> Result<Archive> {
+    let mut archive = Archive::default();
+    for addition in additions {
+        // A link that the user names stands for its target.
+        let from = addition.from.canonicalize();
+        let from = from.map_err(|error| format!("{}: {error}", addition.from.display()))?;
+        archive.add(&from, &addition.to)?;
+    }
+    if let Some(script) = script {
+        archive.file(script, "script", 0o644);
+    }
+    Ok(archive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn additions_are_parsed() {
+        let parse = |text: &str| text.parse::<Addition>().map(|it| it.to);
+        assert_eq!(parse("a/file:/etc/name").unwrap(), "etc/name");
+        assert_eq!(parse("a/file:name").unwrap(), "root/name");
+        assert_eq!(parse("a/file:/etc/").unwrap(), "etc/file");
+        assert_eq!(parse("a:b:/c").unwrap(), "c");
+        for wrong in [
+            "file",
+            "file:",
+            ":/name",
+            "file:/a/../b",
+            "file:/a//b",
+            "..:/a/",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}
