@@ -20,9 +20,6 @@ use crate::config::VmConfig;
 use crate::driver::page::Ring;
 use crate::driver::{Device, DriverError, Vcpu, Vm};
 
-/// Ports of a 16550.
-const SERIAL_PORTS: u32 = 8;
-
 /// The files that a VM starts from, opened and checked.
 #[derive(Debug)]
 pub(super) struct Images {
@@ -149,11 +146,13 @@ impl Partition {
         vm.set_property(Property::WallClock, now)
     }
 
+    /// Has writes to COM1's data register posted. Writes to its other registers are not: two CPUs
+    /// that enable and disable its interrupts need their order.
     fn bind(&self, wake: &OwnedFd) -> Result<(), DriverError> {
         self.vm.doorbell(
             DoorbellSpace::Port,
             u64::from(devices::port::SERIAL),
-            SERIAL_PORTS,
+            1,
             devices::SERIAL_TAG,
             wake.as_fd(),
         )?;

@@ -39,15 +39,13 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    /// Applies the posted writes of one virtual CPU, as many as a ring can hold.
-    pub(super) fn drain(&mut self, vcpu: usize) {
-        if let Some(ring) = self.rings.get_mut(vcpu) {
-            drain(ring, &mut self.devices);
-        }
-    }
-
-    /// Applies those of all. False if there were none, and no output since the last time.
-    pub(super) fn drain_all(&mut self) -> bool {
+    /// Applies the posted writes of all virtual CPUs. Returns false if there were none, and no
+    /// output since the last time.
+    ///
+    /// Between two rings there is no order. A range is therefore posted only if the order of two
+    /// CPUs' writes to it makes no difference, unless a CPU reads in between: this call comes before
+    /// each access that is not posted.
+    pub(super) fn drain(&mut self) -> bool {
         let mut any = !self.devices.serial_output().is_empty();
         for ring in &mut self.rings {
             any |= drain(ring, &mut self.devices);
@@ -86,8 +84,8 @@ impl Bench {
     }
 }
 
-/// Not more than fits a ring, so that a guest that never stops writing can't keep the lock. Answers
-/// whether there was something.
+/// Applies the posted writes of a ring, but no more than fit into it, so that a guest that never
+/// stops writing can't keep the lock. Returns whether there were any.
 fn drain(ring: &mut Ring, devices: &mut Devices) -> bool {
     for n in 0..RING_ENTRIES {
         match ring.pop() {

@@ -84,7 +84,7 @@ impl Service {
     /// Applies posted writes and hands on what comes out; the end of the VM, if it has come.
     fn serve_devices(&mut self) -> Option<End> {
         let mut bench = self.machine.bench();
-        let wrote = bench.drain_all();
+        let wrote = bench.drain();
         self.machine.settle(bench);
         if wrote {
             self.attentive_until = Instant::now() + ATTENTION;
@@ -273,7 +273,7 @@ impl Service {
     /// not go.
     pub(super) fn finish(mut self) -> bool {
         let gone = self.machine.end(HOLD_PATIENCE);
-        self.machine.bench().drain_all();
+        self.machine.bench().drain();
         self.hand_out_output();
         self.flush_consoles();
         gone

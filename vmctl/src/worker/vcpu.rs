@@ -27,7 +27,7 @@ pub(super) fn spawn(
 fn run(index: usize, vcpu: &mut Vcpu, machine: &Machine) {
     while machine.gate.pass() {
         match vcpu.run() {
-            Ok(()) => turn(index, vcpu, machine),
+            Ok(()) => turn(vcpu, machine),
             Err(Errno::INTR) => {}
             Err(Errno::NODEV) => machine.conclude(Verdict::End(End::failed(
                 "the partition was destroyed under the worker",
@@ -41,11 +41,10 @@ fn run(index: usize, vcpu: &mut Vcpu, machine: &Machine) {
 }
 
 /// Answers one intercept.
-fn turn(index: usize, vcpu: &mut Vcpu, machine: &Machine) {
+fn turn(vcpu: &mut Vcpu, machine: &Machine) {
     let intercept = vcpu.intercept();
     let mut bench = machine.bench();
-    // What the guest wrote before comes before.
-    bench.drain(index);
+    bench.drain();
     let answer = answer(&intercept, vcpu, machine, &mut bench);
     let full = bench.is_full();
     machine.settle(bench);

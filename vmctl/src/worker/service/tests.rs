@@ -101,7 +101,7 @@ impl Guest {
     /// The guest writes to a port and waits for it, as an intercept does.
     fn write_port(&self, port: u16, value: u64) {
         let mut bench = self.machine.bench();
-        bench.drain(0);
+        bench.drain();
         bench.devices.write_port(port, 1, value);
         self.machine.settle(bench);
     }
