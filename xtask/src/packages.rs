@@ -40,6 +40,8 @@ pub(crate) fn install(needs: &[Need]) -> Result<()> {
 fn apt_get() -> Command {
     let mut command = as_root("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive");
+    // A fresh machine's own upgrades may be under way.
+    command.args(["-o", "DPkg::Lock::Timeout=600"]);
     command
 }
 
