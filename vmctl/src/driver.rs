@@ -24,7 +24,9 @@ use guest_proto::driver::{
     CreateVm, DeviceInfo, Doorbell, IrqFd, MemorySlot, Msi, ReadCounters, ReadLog, SetProperty,
     VmInfo, VmList, ioctl as number,
 };
-use guest_proto::hypercall::{Counters, DoorbellSpace, MachineInfo, Property, doorbell_tags};
+use guest_proto::hypercall::{
+    Counters, DoorbellSpace, MachineInfo, Property, doorbell_flags, doorbell_tags,
+};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, NoArg, Opcode, Updater, ioctl};
 use zerocopy::{FromBytes, IntoBytes};
@@ -397,14 +399,41 @@ impl Vm {
         tag: u16,
         eventfd: BorrowedFd<'_>,
     ) -> Result<(), DriverError> {
-        let mut arg = Doorbell {
+        self.add_doorbell(Doorbell {
             base,
             length,
             space: space.raw(),
             tag,
             eventfd: eventfd.as_raw_fd(),
             ..Doorbell::default()
-        };
+        })
+    }
+
+    /// Has each write of the guest to one of `length` ports from `port` on signal `eventfd`. The
+    /// value that it writes is lost.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn signal_doorbell(
+        &self,
+        port: u16,
+        length: u32,
+        tag: u16,
+        eventfd: BorrowedFd<'_>,
+    ) -> Result<(), DriverError> {
+        self.add_doorbell(Doorbell {
+            base: u64::from(port),
+            length,
+            space: DoorbellSpace::Port.raw(),
+            flags: doorbell_flags::SIGNAL_ONLY,
+            tag,
+            eventfd: eventfd.as_raw_fd(),
+            ..Doorbell::default()
+        })
+    }
+
+    fn add_doorbell(&self, mut arg: Doorbell) -> Result<(), DriverError> {
         update::<{ opcode(number::VM_DOORBELL) }, _>(&self.fd, &mut arg)
             .map_err(failed("register a doorbell"))
     }

@@ -7,12 +7,13 @@ use crate::files::folder;
 use crate::kernel::Kernel;
 use crate::{Result, modules, root};
 
-/// The guest's way to tell the worker of a kernel panic, and its power button.
+/// Kernel modules of the demo guest: panic notification, power button, virtio devices.
 const MODULES: &[&str] = &[
     "drivers/misc/pvpanic/pvpanic",
     "drivers/misc/pvpanic/pvpanic-mmio",
     "drivers/acpi/button",
     "drivers/input/evdev",
+    "drivers/char/hw_random/virtio-rng",
 ];
 
 /// Puts the configuration, the kernel and the initramfs into `archive`, in `home`.

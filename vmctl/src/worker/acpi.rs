@@ -1,19 +1,21 @@
 //! ACPI tables: a hardware-reduced machine.
 //!
-//! RSDP → XSDT → FADT (→ DSDT) and MADT, built by the acpi_tables crate. Hardware-reduced means no
+//! RSDP → XSDT → FADT (→ DSDT), MADT and MCFG, built by the acpi_tables crate. Hardware-reduced means no
 //! PM timer, no 8259, no SCI: power-off and reboot go through the sleep and reset registers, and
 //! the power button is an event of a Generic Event Device (ACPI 6.5 §5.6.9), as in Cloud Hypervisor.
 
 use acpi_tables::aml::{
-    self, Device as AmlDevice, EISAName, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule,
-    FieldUpdateRule, If, Interrupt, Method, Name, Notify, ONE, OpRegion, OpRegionSpace, Package,
-    Path, ResourceTemplate, Scope, ZERO,
+    self, AddressSpace as Window, AddressSpaceCacheable, Device as AmlDevice, EISAName, Equal,
+    Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, If, Interrupt,
+    Memory32Fixed, Method, Name, Notify, ONE, OpRegion, OpRegionSpace, Package, Path,
+    ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{
     EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
 };
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -22,6 +24,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::devices::{irq, port};
 use super::memory::{Ram, layout};
+use super::pci::window;
 
 const OEM: [u8; 6] = *b"MICROV";
 const TABLE: [u8; 8] = *b"GUEST   ";
@@ -57,9 +60,11 @@ fn tables(base: u64, vcpus: u32) -> (Vec<u8>, u64) {
     let dsdt = append(&dsdt());
     let fadt = append(&fadt(dsdt));
     let madt = append(&madt(vcpus));
+    let mcfg = append(&mcfg());
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    xsdt.add_entry(mcfg);
     let xsdt = append(&xsdt);
     let mut rsdp = Vec::new();
     Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
@@ -108,6 +113,54 @@ fn madt(vcpus: u32) -> MADT {
     }
     madt.add_structure(IoApic::new(0, layout::IOAPIC as u32, 0));
     madt
+}
+
+fn mcfg() -> MCFG {
+    let mut mcfg = MCFG::new(OEM, TABLE, REVISION);
+    mcfg.add_ecam(u64::from(*window::ECAM.start()), 0, 0, 0);
+    mcfg
+}
+
+/// Returns the PCI host bridge with its windows. Devices have message-signalled interrupts alone, so
+/// there is no routing of interrupt pins.
+fn pci() -> Raw {
+    let (express, plain) = (EISAName::new("PNP0A08"), EISAName::new("PNP0A03"));
+    let hid = Name::new("_HID".into(), &express);
+    let cid = Name::new("_CID".into(), &plain);
+    let uid = Name::new("_UID".into(), &ZERO);
+    let segment = Name::new("_SEG".into(), &ZERO);
+    let first = Name::new("_BBN".into(), &ZERO);
+    let buses = Window::new_bus_number(0u16, 0u16);
+    let config = IO::new(window::ADDRESS, window::ADDRESS, 1, 8);
+    let (low, high) = (*window::IO.start(), *window::IO.end());
+    let ports = Window::new_io(low, high, None);
+    let (low, high) = (*window::MEMORY.start(), *window::MEMORY.end());
+    let cache = AddressSpaceCacheable::NotCacheable;
+    let memory = Window::new_memory(cache, true, low, high, None);
+    let template = ResourceTemplate::new(vec![&buses, &config, &ports, &memory]);
+    let crs = Name::new("_CRS".into(), &template);
+    let mut bytes = Vec::new();
+    AmlDevice::new(
+        "PCI0".into(),
+        vec![&hid, &cid, &uid, &segment, &first, &crs],
+    )
+    .to_aml_bytes(&mut bytes);
+    Raw(bytes)
+}
+
+/// Returns the device that reserves configuration space: kernels use MCFG's addresses only if a
+/// device reserves them (PCI Firmware 3.0 §4.1.2).
+fn motherboard() -> Raw {
+    let id = EISAName::new("PNP0C02");
+    let hid = Name::new("_HID".into(), &id);
+    let uid = Name::new("_UID".into(), &ZERO);
+    let (start, end) = (*window::ECAM.start(), *window::ECAM.end());
+    let ecam = Memory32Fixed::new(true, start, end - start + 1);
+    let template = ResourceTemplate::new(vec![&ecam]);
+    let crs = Name::new("_CRS".into(), &template);
+    let mut bytes = Vec::new();
+    AmlDevice::new("MBRD".into(), vec![&hid, &uid, &crs]).to_aml_bytes(&mut bytes);
+    Raw(bytes)
 }
 
 /// `_CRS`: ports, and an interrupt that is edge-triggered and active high.
@@ -172,9 +225,18 @@ fn dsdt() -> Sdt {
     let button_uid = Name::new("_UID".into(), &ZERO);
     let button = AmlDevice::new("PWRB".into(), vec![&button_hid, &button_uid]);
     let events = Raw(event_device());
+    let (pci, motherboard) = (pci(), motherboard());
     Scope::new(
         "\\_SB_".into(),
-        vec![&serial, &rtc, &pvpanic, &button, &events],
+        vec![
+            &pci,
+            &motherboard,
+            &serial,
+            &rtc,
+            &pvpanic,
+            &button,
+            &events,
+        ],
     )
     .to_aml_bytes(&mut aml);
 
@@ -270,7 +332,13 @@ mod tests {
         let output = Command::new("iasl").arg("-d").arg(&file).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         let text = std::fs::read_to_string(dir.path().join("dsdt.dsl")).unwrap();
-        for word in ["PNP0501", "ACPI0013", "Notify (\\_SB.PWRB, 0x80)", "_S5"] {
+        for word in [
+            "PNP0501",
+            "PNP0A08",
+            "ACPI0013",
+            "Notify (\\_SB.PWRB, 0x80)",
+            "_S5",
+        ] {
             assert!(text.contains(word), "{word} is not in\n{text}");
         }
     }

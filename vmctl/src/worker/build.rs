@@ -4,17 +4,22 @@
 //! partition exists. What fails afterwards takes the partition with it: [`Partition::destroy`].
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use guest_proto::ABI_VERSION;
 use guest_proto::hypercall::{DoorbellSpace, Property};
 
 use super::end::End;
+use super::event::Event;
 use super::loader::{Boot, Entry, Initrd, Kernel};
-use super::machine::{Machine, wake_fd};
+use super::machine::Machine;
 use super::memory::{self, Ram};
+use super::pci::SLOTS;
+use super::virtio::transport::Transport;
+use super::virtio::{Device as Virtio, entropy::Entropy};
 use super::{acpi, devices, firmware, journal};
 use crate::config::VmConfig;
 use crate::driver::page::Ring;
@@ -63,7 +68,7 @@ pub(super) struct Built {
 #[derive(Debug)]
 struct Parts {
     ram: Ram,
-    wake: OwnedFd,
+    wake: Arc<Event>,
     vcpus: Vec<Vcpu>,
     rings: Vec<Ring>,
 }
@@ -100,17 +105,25 @@ impl Partition {
 
     /// Gives it all that it needs to run.
     pub(super) fn furnish(self, config: &VmConfig, images: Images) -> Result<Built, End> {
-        match self.parts(config, images) {
-            Ok(parts) => Ok(Built {
-                device: self.device,
-                machine: Machine::new(self.vm, parts.ram, parts.rings, parts.wake),
-                vcpus: parts.vcpus,
-            }),
+        let parts = match self.parts(config, images) {
+            Ok(parts) => parts,
             Err(end) => {
                 self.destroy();
-                Err(end)
+                return Err(end);
             }
+        };
+        let (device, id) = (self.device, self.vm.id());
+        let machine = Machine::new(self.vm, parts.ram, parts.rings, parts.wake);
+        if let Err(end) = plug(&machine) {
+            drop((parts.vcpus, machine));
+            destroy(&device, id);
+            return Err(end);
         }
+        Ok(Built {
+            device,
+            machine,
+            vcpus: parts.vcpus,
+        })
     }
 
     fn parts(&self, config: &VmConfig, images: Images) -> Result<Parts, End> {
@@ -121,8 +134,8 @@ impl Partition {
             .map_err(|e| End::start_failed(format_args!("guest memory: {e}")))?;
         ram.register(&self.vm).map_err(End::start_failed)?;
         let entry = load(config, images, &ram)?;
-        let wake =
-            wake_fd().map_err(|e| End::start_failed(format_args!("event descriptor: {e}")))?;
+        let wake = Event::new().map(Arc::new);
+        let wake = wake.map_err(|e| End::start_failed(format_args!("event descriptor: {e}")))?;
         self.bind(&wake).map_err(End::start_failed)?;
         let (vcpus, rings) = self
             .make_vcpus(config.vcpus, &entry)
@@ -148,7 +161,7 @@ impl Partition {
 
     /// Has writes to COM1's data register posted. Writes to its other registers are not: two CPUs
     /// that enable and disable its interrupts need their order.
-    fn bind(&self, wake: &OwnedFd) -> Result<(), DriverError> {
+    fn bind(&self, wake: &Event) -> Result<(), DriverError> {
         self.vm.doorbell(
             DoorbellSpace::Port,
             u64::from(devices::port::SERIAL),
@@ -182,6 +195,26 @@ impl Partition {
         drop(self.vm);
         destroy(&self.device, id);
     }
+}
+
+/// Puts the VM's devices onto the PCI bus.
+fn plug(machine: &Machine) -> Result<(), End> {
+    let devices: [Box<dyn Virtio>; 1] = [Box::new(Entropy)];
+    let mut bench = machine.bench();
+    for device in devices {
+        let Some(slot) = bench.devices.pci().free_slot() else {
+            return Err(End::start_failed(format_args!(
+                "more devices than the {} that a VM can have",
+                SLOTS - 1
+            )));
+        };
+        let name = device.name().to_owned();
+        let transport = Transport::new(slot, device, machine.ram.mapping().clone());
+        let transport = transport.map_err(|e| End::start_failed(format_args!("{name}: {e}")))?;
+        bench.devices.pci().insert(slot, Box::new(transport));
+    }
+    machine.settle(bench);
+    Ok(())
 }
 
 /// Ends partition `id`, of which nothing may be open any more.

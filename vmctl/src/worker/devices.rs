@@ -1,9 +1,10 @@
 //! The devices of one VM, and the bus that finds them.
 //!
-//! [`Devices`] is plain state behind one lock: a port or memory access goes in, an answer comes
-//! out, and interrupts leave as messages through [`Devices::take_msis`]. What a guest asks for as a whole
-//! machine (power-off, reset, a panic) is kept until [`Devices::take_request`]. No device waits, and none
-//! knows of the driver, a file descriptor or another device.
+//! [`Devices`] is plain state behind one lock. An access to a port or to memory returns its answer,
+//! and interrupts leave as messages through [`Devices::take_msis`]. PCI devices have events for
+//! their interrupts, which [`Devices::take_effects`] binds. A request that concerns the whole machine
+//! (power-off, reset, a panic) is kept until [`Devices::take_request`]. No device waits, and none
+//! knows of the driver or of another device.
 
 mod ioapic;
 mod panic_text;
@@ -18,6 +19,7 @@ use guest_proto::vcpu_page::{PostedKind, PostedWrite};
 
 use super::acpi::S5;
 use super::memory::layout;
+use super::pci::{Bus, Effect};
 use ioapic::Ioapic;
 pub use panic_text::PanicText;
 use rtc::Rtc;
@@ -47,8 +49,6 @@ pub mod port {
     pub const EVENTS: u16 = 0x604;
     /// Keyboard controller's command port, for its reset line alone.
     pub const I8042: u16 = 0x64;
-    /// Address register of a PCI bus: accesses of 4 bytes, which go nowhere else.
-    pub const PCI_ADDRESS: u16 = 0xcf8;
     /// Reset control of PC chip sets.
     pub const RESET_CONTROL: u16 = 0xcf9;
 }
@@ -88,6 +88,7 @@ pub struct Devices {
     serial: Uart,
     ioapic: Ioapic,
     rtc: Rtc,
+    pci: Bus,
     events: u8,
     request: Option<Request>,
     strays: Strays,
@@ -106,6 +107,7 @@ impl Devices {
             serial: Uart::new(),
             ioapic: Ioapic::new(),
             rtc: Rtc::new(),
+            pci: Bus::default(),
             events: 0,
             request: None,
             strays: Strays::default(),
@@ -114,9 +116,8 @@ impl Devices {
 
     /// Reads `size` bytes at a port: from byte-wide devices one after the other.
     pub fn read_port(&mut self, port: u16, size: u8) -> u64 {
-        if (port, size) == (self::port::PCI_ADDRESS, 4) {
-            // There is no PCI bus.
-            return 0xffff_ffff;
+        if let Some(value) = self.pci.read_port(port, size) {
+            return value;
         }
         (0..u16::from(size)).rev().fold(0, |value, i| {
             value << 8 | u64::from(self.read_byte(port.wrapping_add(i)))
@@ -125,9 +126,7 @@ impl Devices {
 
     /// Writes `size` bytes at a port.
     pub fn write_port(&mut self, port: u16, size: u8, value: u64) {
-        if (port, size) == (self::port::PCI_ADDRESS, 4) {
-            // Linux writes back what it has read: all ones, which must not reach the reset control
-            // inside.
+        if self.pci.write_port(port, size, value) {
             return;
         }
         for (i, byte) in (0..u16::from(size)).zip(value.to_le_bytes()) {
@@ -182,19 +181,30 @@ impl Devices {
     pub fn read_memory(&mut self, gpa: u64, size: u8) -> u64 {
         match gpa.checked_sub(layout::IOAPIC) {
             Some(offset @ 0..0x1000) => u64::from(self.ioapic.read(offset)),
-            _ => {
+            _ => self.pci.read_memory(gpa, size).unwrap_or_else(|| {
                 self.stray(false, gpa, false);
                 u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)))
-            }
+            }),
         }
     }
 
     /// Writes guest memory that is no RAM.
-    pub fn write_memory(&mut self, gpa: u64, _size: u8, value: u64) {
+    pub fn write_memory(&mut self, gpa: u64, size: u8, value: u64) {
         match gpa.checked_sub(layout::IOAPIC) {
             Some(offset @ 0..0x1000) => self.ioapic.write(offset, value as u32),
+            _ if self.pci.write_memory(gpa, size, value) => {}
             _ => self.stray(false, gpa, true),
         }
+    }
+
+    /// Returns the PCI bus.
+    pub fn pci(&mut self) -> &mut Bus {
+        &mut self.pci
+    }
+
+    /// Takes the changes of PCI devices that the driver has to learn of.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        self.pci.take_effects()
     }
 
     /// Takes a posted write.

@@ -1,25 +1,25 @@
 //! What a worker's threads share: the devices with the rings that feed them, behind one lock, and
 //! the ways to wake each other.
 //!
-//! A virtual CPU's posted writes are applied before the access that it waits for, by whoever holds
-//! the lock, so that a device sees the accesses of one CPU in program order. Interrupts and wishes
-//! that come out of the devices leave after the lock is released: [`Machine::settle`].
+//! All posted writes are applied before an access that a virtual CPU waits for, so that a device sees
+//! the accesses of one CPU in program order, and those of another CPU that came before. Interrupts
+//! and requests that come out of the devices leave after the lock is released: [`Machine::settle`].
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use guest_proto::limits::RING_ENTRIES;
-use rustix::event::{EventfdFlags, eventfd};
 
 use super::devices::{Devices, Request};
 use super::end::End;
+use super::event::Event;
 use super::gate::Gate;
 use super::journal;
 use super::memory::Ram;
-use crate::driver::Vm;
+use super::pci::Effect;
 use crate::driver::page::Ring;
+use crate::driver::{DriverError, Vm};
 
 /// Console output that may wait for the device thread before a virtual CPU has to.
 const MAX_OUTPUT: usize = 256 << 10;
@@ -117,13 +117,13 @@ pub(super) struct Machine {
     bench: Mutex<Bench>,
     output_taken: Condvar,
     verdict: Mutex<Option<Verdict>>,
-    wake: OwnedFd,
+    wake: Arc<Event>,
 }
 
 impl Machine {
     /// A machine whose virtual CPUs have these rings. `wake` wakes the device thread; the driver
     /// signals it too.
-    pub(super) fn new(vm: Vm, ram: Ram, rings: Vec<Ring>, wake: OwnedFd) -> Self {
+    pub(super) fn new(vm: Vm, ram: Ram, rings: Vec<Ring>, wake: Arc<Event>) -> Self {
         Self {
             vm,
             ram,
@@ -150,6 +150,7 @@ impl Machine {
     pub(super) fn settle(&self, mut bench: MutexGuard<'_, Bench>) {
         let msis = bench.devices.take_msis();
         let request = bench.devices.take_request();
+        let effects = bench.devices.take_effects();
         let strays = bench.devices.take_strays();
         let has_output = !bench.devices.serial_output().is_empty();
         let is_wanted = has_output || bench.typing_waits && bench.devices.serial_room() > 0;
@@ -163,8 +164,14 @@ impl Machine {
                 ));
             }
         }
+        for effect in effects {
+            if let Err(e) = self.apply(&effect) {
+                // The guest can put two devices at the same ports.
+                journal::guest(format_args!("{e}: {effect:?}"));
+            }
+        }
         for stray in strays {
-            journal::say(format_args!("guest: {stray}"));
+            journal::guest(format_args!("{stray}"));
         }
         if let Some(request) = request {
             self.conclude(Verdict::Wish(request));
@@ -232,9 +239,22 @@ impl Machine {
         }
     }
 
+    fn apply(&self, effect: &Effect) -> Result<(), DriverError> {
+        match effect {
+            Effect::BindInterrupt(event, msi) => self.vm.irqfd(event.as_fd(), *msi),
+            Effect::UnbindInterrupt(event) => self.vm.remove_irqfd(event.as_fd()),
+            Effect::AddDoorbell {
+                port,
+                length,
+                tag,
+                event,
+            } => self.vm.signal_doorbell(*port, *length, *tag, event.as_fd()),
+            Effect::RemoveDoorbell(tag) => self.vm.remove_doorbell(*tag),
+        }
+    }
+
     fn wake(&self) {
-        // It fails only where the count is full, and then the thread is awake.
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        self.wake.signal();
     }
 
     /// What the device thread waits for.
@@ -244,12 +264,6 @@ impl Machine {
 
     /// Forgets that it was woken.
     pub(super) fn clear_wake(&self) {
-        // Nothing to read means that nothing is to be forgotten.
-        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        self.wake.clear();
     }
-}
-
-/// A descriptor for [`Machine::new`].
-pub(super) fn wake_fd() -> io::Result<OwnedFd> {
-    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }

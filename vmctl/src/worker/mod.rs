@@ -19,6 +19,7 @@ mod control;
 pub mod devices;
 pub mod emulate;
 mod end;
+pub mod event;
 mod exit;
 mod firmware;
 mod gate;
@@ -27,11 +28,13 @@ mod journal;
 pub mod loader;
 mod machine;
 pub mod memory;
+pub mod pci;
 mod sandbox;
 mod service;
 #[cfg(test)]
 mod tests;
 mod vcpu;
+pub mod virtio;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -135,6 +138,11 @@ fn work(
         for thread in threads {
             // Panics abort the process, so there is no other outcome.
             let _ = thread.join();
+        }
+        // Their threads work on memory that the partition takes with it.
+        let devices = machine.bench().devices.pci().take_devices();
+        for mut device in devices {
+            device.close();
         }
         drop(machine);
         build::destroy(&device, id);

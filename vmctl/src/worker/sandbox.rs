@@ -22,8 +22,8 @@ use rustix::thread::set_no_new_privs;
 
 use super::journal;
 
-/// Descriptors that a worker may have: devices, consoles, virtual CPUs.
-const MAX_DESCRIPTORS: u64 = 512;
+/// File descriptors that a worker may have: for devices, consoles and virtual CPUs.
+const MAX_DESCRIPTORS: u64 = 4096;
 
 /// Nothing new to be gained by an exec, no core dump with guest memory in it, no debugger.
 ///
@@ -75,14 +75,16 @@ fn restrict(state_dir: BorrowedFd<'_>) -> Result<RulesetStatus, RulesetError> {
     Ok(status.ruleset)
 }
 
-/// Leaves every thread of this process the system calls of a running VM. A thread must have
-/// started by then: what it does before its first own instruction is not among them.
+/// Leaves every thread of this process, and those that it starts, the system calls of a running VM.
 ///
 /// # Errors
 ///
 /// One line.
 pub(super) fn lose_system_calls() -> Result<(), String> {
-    let program = filter::program().map_err(|e| format!("sandbox: system calls: {e}"))?;
-    seccompiler::apply_filter_all_threads(&program)
-        .map_err(|e| format!("sandbox: system calls: {e}"))
+    let failed = |e: &dyn std::fmt::Display| format!("sandbox: system calls: {e}");
+    for program in [filter::no_clone3(), filter::program()] {
+        let program = program.map_err(|e| failed(&e))?;
+        seccompiler::apply_filter_all_threads(&program).map_err(|e| failed(&e))?;
+    }
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! The bus, and what devices do to each other.
 
+use super::super::pci::window;
 use super::*;
 
 fn post(offset: u32, data: u64) -> PostedWrite {
@@ -59,7 +60,7 @@ fn what_ends_a_machine() {
     assert_eq!(wish(port::RESET_CONTROL, 6), Some(Request::Reset));
     assert_eq!(wish(port::RESET_CONTROL, 2), None);
     let mut devices = Devices::new();
-    devices.write_port(port::PCI_ADDRESS, 4, 0xffff_ffff);
+    devices.write_port(window::ADDRESS, 4, 0xffff_ffff);
     assert_eq!(
         devices.take_request(),
         None,
@@ -85,8 +86,8 @@ fn where_nothing_is_all_ones_are_read_and_counted() {
     let mut devices = Devices::new();
     assert_eq!(devices.read_port(0x1234, 2), 0xffff);
     assert_eq!(devices.read_port(0xcfc, 4), 0xffff_ffff);
-    assert_eq!(devices.read_memory(0xe000_0000, 8), u64::MAX);
-    assert_eq!(devices.read_memory(0xe000_0000, 1), 0xff);
+    assert_eq!(devices.read_memory(0xf000_0000, 8), u64::MAX);
+    assert_eq!(devices.read_memory(0xf000_0000, 1), 0xff);
     devices.write_port(0x80, 1, 0);
     assert_eq!(devices.stray_accesses(), 2 + 4 + 2 + 1);
 }

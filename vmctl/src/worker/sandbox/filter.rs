@@ -8,13 +8,14 @@ use seccompiler::{
     SeccompFilter, SeccompRule, TargetArch,
 };
 
-/// Allowed with any arguments: what is open is read, written and waited for; the console log goes
-/// on in a new file; threads wait for each other, get memory and end.
+/// Allowed with any arguments: reading, writing and waiting for what is open; a new console log;
+/// locks between threads; getting memory; the start and end of a thread.
 const ALLOWED: &[i64] = &[
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_readv,
     libc::SYS_writev,
+    libc::SYS_eventfd2,
     libc::SYS_recvfrom,
     libc::SYS_sendto,
     libc::SYS_poll,
@@ -39,6 +40,9 @@ const ALLOWED: &[i64] = &[
     libc::SYS_munmap,
     libc::SYS_madvise,
     libc::SYS_getrandom,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_sched_getaffinity,
     libc::SYS_gettid,
     libc::SYS_getpid,
     libc::SYS_tgkill,
@@ -53,6 +57,21 @@ const ALLOWED: &[i64] = &[
 /// Allowed, but never to make memory executable; the argument with the protection.
 const NOT_EXECUTABLE: &[(i64, u8)] = &[(libc::SYS_mmap, 2), (libc::SYS_mprotect, 2)];
 
+/// The flag of `clone` that starts a thread, which inherits this filter, and not a process. The
+/// flags of `clone3` lie in memory, where no filter sees them: [`no_clone3`].
+const THREAD: u64 = libc::CLONE_THREAD as u64;
+
+/// Returns a filter that answers `clone3` with `ENOSYS`, so that the C library uses `clone`.
+pub(super) fn no_clone3() -> Result<BpfProgram, BackendError> {
+    SeccompFilter::new(
+        BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::ENOSYS as u32),
+        TargetArch::x86_64,
+    )?
+    .try_into()
+}
+
 pub(super) fn program() -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
@@ -62,7 +81,13 @@ pub(super) fn program() -> Result<BpfProgram, BackendError> {
     }
     // The reallocation of large memory; it can't change a mapping's protection.
     rules.insert(libc::SYS_mremap, Vec::new());
-    // The driver's, which have a type of their own, and sockets made non-blocking.
+    rules.insert(libc::SYS_clone, vec![masked(0, THREAD, THREAD)?]);
+    // The other filter answers it. Of two answers the kernel takes the stricter one.
+    rules.insert(libc::SYS_clone3, Vec::new());
+    // A thread sets its name.
+    let name = masked(0, u64::from(u32::MAX), libc::PR_SET_NAME as u64)?;
+    rules.insert(libc::SYS_prctl, vec![name]);
+    // The ioctls of the driver, which have a type of their own, and that for non-blocking sockets.
     let driver = masked(1, 0xff00, u64::from(IOCTL_TYPE) << 8)?;
     let non_blocking = masked(1, u64::from(u32::MAX), libc::FIONBIO)?;
     rules.insert(libc::SYS_ioctl, vec![driver, non_blocking]);

@@ -5,7 +5,7 @@ use crate::driver::Vm;
 use crate::driver::page;
 use crate::wire::{Link, LinkError};
 use crate::worker::devices::{SERIAL_TAG, port};
-use crate::worker::machine::wake_fd;
+use crate::worker::event::Event;
 use crate::worker::memory::Ram;
 use guest_proto::control::Role;
 use guest_proto::ring::Push;
@@ -36,7 +36,12 @@ impl Guest {
         let (ring, post) = page::tests::ring();
         let vm = Vm::without_driver(File::open(dir.path()).unwrap().into());
         let ram = Ram::new(2 << 20).unwrap();
-        let machine = Arc::new(Machine::new(vm, ram, vec![ring], wake_fd().unwrap()));
+        let machine = Arc::new(Machine::new(
+            vm,
+            ram,
+            vec![ring],
+            Arc::new(Event::new().unwrap()),
+        ));
         let turns = Arc::new(AtomicU64::new(0));
         let vcpu = {
             let (machine, turns) = (Arc::clone(&machine), Arc::clone(&turns));
@@ -255,7 +260,7 @@ fn the_first_verdict_counts() {
     let dir = tempfile::tempdir().unwrap();
     let vm = Vm::without_driver(File::open(dir.path()).unwrap().into());
     let ram = Ram::new(2 << 20).unwrap();
-    let machine = Machine::new(vm, ram, Vec::new(), wake_fd().unwrap());
+    let machine = Machine::new(vm, ram, Vec::new(), Arc::new(Event::new().unwrap()));
     let first = Verdict::End(End::crashed("triple fault at rip 0x1"));
     machine.conclude(first.clone());
     machine.conclude(Verdict::Wish(Request::PowerOff));

@@ -1,0 +1,265 @@
+//! The PCI bus: configuration space through I/O ports and through memory (ECAM), and the address
+//! windows for the devices' BARs.
+//!
+//! [`Bus`] finds the function that an access belongs to. Slot 0 holds the host bridge; each other
+//! slot can hold one virtio device. A BAR is decoded only while it lies in the bus's windows, so a
+//! guest that moves it elsewhere reaches neither RAM nor another device with it. Changes that the
+//! driver has to learn of (interrupts, doorbells) leave the bus as [`Effect`]s.
+
+pub mod header;
+pub mod msix;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use guest_proto::driver::Msi;
+
+use super::event::Event;
+use super::virtio::transport::Transport;
+use header::{Header, Identity, Space};
+
+/// Slots of the bus.
+pub const SLOTS: usize = 32;
+
+/// The bus's address ranges.
+pub mod window {
+    use std::ops::RangeInclusive;
+
+    /// I/O ports for BARs.
+    pub const IO: RangeInclusive<u16> = 0xc000..=0xdfff;
+    /// Memory addresses for BARs.
+    pub const MEMORY: RangeInclusive<u32> = 0xc000_0000..=0xdfff_ffff;
+    /// Memory addresses of configuration space, for one bus (ECAM, PCI Express 5.0 §7.2.2).
+    pub const ECAM: RangeInclusive<u32> = 0xe000_0000..=0xe00f_ffff;
+    /// The configuration address port (PCI 3.0 §3.2.2.3.2).
+    pub const ADDRESS: u16 = 0xcf8;
+    /// The configuration data ports.
+    pub const DATA: RangeInclusive<u16> = 0xcfc..=0xcff;
+    /// I/O ports that a slot's BARs have at first.
+    pub const SLOT_IO: u32 = 0x100;
+    /// Bytes of memory addresses that a slot's BARs have at first.
+    pub const SLOT_MEMORY: u32 = 0x1_0000;
+}
+
+/// Bit of the configuration address: the data ports are enabled.
+const ENABLE: u32 = 1 << 31;
+/// IDs of QEMU's PCI Express host bridge, for which kernels have no driver and no workaround.
+const HOST_BRIDGE: Identity = Identity {
+    device: (0x1b36, 0x0008),
+    subsystem: (0x1af4, 0x1100),
+    class: [6, 0, 0],
+    revision: 0,
+};
+
+/// A change that the driver of `/dev/microvisor` has to learn of.
+#[derive(Debug)]
+pub enum Effect {
+    /// The event delivers this interrupt from now on.
+    BindInterrupt(Arc<Event>, Msi),
+    /// The event delivers no interrupt any more.
+    UnbindInterrupt(Arc<Event>),
+    /// Writes to these I/O ports signal the event from now on.
+    AddDoorbell {
+        /// First port.
+        port: u16,
+        /// Number of ports.
+        length: u32,
+        /// The doorbell's tag.
+        tag: u16,
+        /// The event.
+        event: Arc<Event>,
+    },
+    /// The doorbell with this tag ends.
+    RemoveDoorbell(u16),
+}
+
+/// The bus with its devices.
+#[derive(Debug)]
+pub struct Bus {
+    address: u32,
+    bridge: Header,
+    slots: [Option<Box<Transport>>; SLOTS],
+    effects: Vec<Effect>,
+}
+
+impl Default for Bus {
+    fn default() -> Self {
+        Self {
+            address: 0,
+            bridge: Header::new(HOST_BRIDGE),
+            slots: [const { None }; SLOTS],
+            effects: Vec::new(),
+        }
+    }
+}
+
+impl Bus {
+    /// Returns the lowest slot without a device.
+    pub fn free_slot(&self) -> Option<u8> {
+        let free = |&slot: &usize| self.slots[slot].is_none();
+        (1..SLOTS).find(free).map(|slot| slot as u8)
+    }
+
+    /// Puts a device into the slot that it was made for.
+    pub fn insert(&mut self, slot: u8, mut device: Box<Transport>) {
+        device.connect(&mut self.effects);
+        if let Some(place) = self.slots.get_mut(usize::from(slot)) {
+            *place = Some(device);
+        }
+    }
+
+    /// Takes a device out of its slot. Its threads end soon.
+    pub fn remove(&mut self, slot: u8) -> Option<Box<Transport>> {
+        let mut device = self.slots.get_mut(usize::from(slot))?.take()?;
+        device.disconnect(&mut self.effects);
+        Some(device)
+    }
+
+    /// Takes all devices out of their slots, for the end of the VM.
+    pub fn take_devices(&mut self) -> Vec<Box<Transport>> {
+        self.slots.iter_mut().filter_map(Option::take).collect()
+    }
+
+    /// Takes the changes since the last call.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Reads an I/O port. Returns `None` if the port does not belong to the bus.
+    pub fn read_port(&mut self, port: u16, size: u8) -> Option<u64> {
+        if port == window::ADDRESS && size == 4 {
+            return Some(u64::from(self.address));
+        }
+        if window::DATA.contains(&port) {
+            let (slot, at) = self.selected(port)?;
+            return Some(u64::from(self.read_config(slot, at, size)));
+        }
+        if !window::IO.contains(&port) {
+            return None;
+        }
+        let found = self.find(Space::Io, u64::from(port));
+        Some(found.map_or(ones(size), |(device, bar, at)| device.read(bar, at, size)))
+    }
+
+    /// Writes an I/O port. Returns false if the port does not belong to the bus.
+    pub fn write_port(&mut self, port: u16, size: u8, value: u64) -> bool {
+        if port == window::ADDRESS && size == 4 {
+            self.address = value as u32;
+        } else if window::DATA.contains(&port) {
+            let Some((slot, at)) = self.selected(port) else {
+                return false;
+            };
+            self.write_config(slot, at, size, value as u32);
+        } else if window::IO.contains(&port) {
+            self.write_space(Space::Io, u64::from(port), size, value);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// Reads a memory address. Returns `None` if the address does not belong to the bus.
+    pub fn read_memory(&mut self, gpa: u64, size: u8) -> Option<u64> {
+        let address = u32::try_from(gpa).ok()?;
+        if window::ECAM.contains(&address) {
+            let (slot, at) = ecam(address)?;
+            let low = u64::from(self.read_config(slot, at, size.min(4)));
+            let high = match size {
+                8 => u64::from(self.read_config(slot, at + 4, 4)),
+                _ => 0,
+            };
+            return Some(high << 32 | low);
+        }
+        if !window::MEMORY.contains(&address) {
+            return None;
+        }
+        let found = self.find(Space::Memory, gpa);
+        Some(found.map_or(ones(size), |(device, bar, at)| device.read(bar, at, size)))
+    }
+
+    /// Writes a memory address. Returns false if the address does not belong to the bus.
+    pub fn write_memory(&mut self, gpa: u64, size: u8, value: u64) -> bool {
+        let Ok(address) = u32::try_from(gpa) else {
+            return false;
+        };
+        if window::ECAM.contains(&address) {
+            let Some((slot, at)) = ecam(address) else {
+                return true;
+            };
+            self.write_config(slot, at, size.min(4), value as u32);
+            if size == 8 {
+                self.write_config(slot, at + 4, 4, (value >> 32) as u32);
+            }
+            return true;
+        }
+        if !window::MEMORY.contains(&address) {
+            return false;
+        }
+        self.write_space(Space::Memory, gpa, size, value);
+        true
+    }
+
+    /// Returns the slot and the offset that the configuration address and a data port select. For
+    /// another bus, or a function other than the first, the slot is one that does not exist.
+    fn selected(&self, port: u16) -> Option<(usize, usize)> {
+        if self.address & ENABLE == 0 {
+            return None;
+        }
+        let at = (self.address & 0xfc) as usize + usize::from(port - window::DATA.start());
+        let is_here = self.address & 0x00ff_0700 == 0;
+        let slot = (self.address >> 11 & 0x1f) as usize;
+        Some((if is_here { slot } else { SLOTS }, at))
+    }
+
+    fn header(&self, slot: usize) -> Option<&Header> {
+        match slot {
+            0 => Some(&self.bridge),
+            _ => self.slots.get(slot)?.as_ref().map(|device| device.header()),
+        }
+    }
+
+    fn read_config(&mut self, slot: usize, at: usize, size: u8) -> u32 {
+        if let Some(device) = self.slots.get_mut(slot).and_then(Option::as_deref_mut) {
+            return device.read_config(at, size);
+        }
+        // A slot without a device reads as all ones.
+        self.header(slot)
+            .map_or(ones(size) as u32, |header| header.read(at, size))
+    }
+
+    fn write_config(&mut self, slot: usize, at: usize, size: u8, value: u32) {
+        if slot == 0 {
+            self.bridge.write(at, size, value);
+        } else if let Some(device) = self.slots.get_mut(slot).and_then(Option::as_deref_mut) {
+            device.write_config(at, size, value, &mut self.effects);
+        }
+    }
+
+    fn find(&mut self, space: Space, address: u64) -> Option<(&mut Transport, usize, u32)> {
+        let mut devices = self.slots.iter_mut().filter_map(Option::as_deref_mut);
+        devices.find_map(|device| {
+            let (bar, at) = device.header().decode(space, address)?;
+            Some((device, bar, at))
+        })
+    }
+
+    fn write_space(&mut self, space: Space, address: u64, size: u8, value: u64) {
+        let mut effects = std::mem::take(&mut self.effects);
+        if let Some((device, bar, at)) = self.find(space, address) {
+            device.write(bar, at, size, value, &mut effects);
+        }
+        self.effects = effects;
+    }
+}
+
+/// Returns slot and offset of an address in [`window::ECAM`], or `None` for a function other than
+/// the first.
+fn ecam(address: u32) -> Option<(usize, usize)> {
+    let at = (address - window::ECAM.start()) as usize;
+    (at >> 12 & 7 == 0).then_some((at >> 15, at & 0xfff))
+}
+
+fn ones(size: u8) -> u64 {
+    u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)))
+}

@@ -1,0 +1,238 @@
+//! Virtio devices (virtio 1.2): the part that all of them share, behind the PCI registers.
+//!
+//! A [`Device`] describes itself (features, queues, configuration) and makes a [`Serve`] for each
+//! queue that its driver enables. The [`transport`] runs each of them on a thread of its own
+//! ([`thread`]), without the lock of the other devices: a notification of the driver reaches the
+//! queue's thread as an [`Event`], and the thread's interrupt leaves by another.
+//!
+//! A guest writes whatever it likes into its queues. [`Vring`] and [`buffers`] check every
+//! descriptor, and a device whose queue is malformed stays broken until its driver resets it
+//! ([`Notifier::break_device`]).
+
+pub mod buffers;
+pub mod entropy;
+mod registers;
+#[cfg(test)]
+mod tests;
+pub mod thread;
+pub mod transport;
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+
+use super::event::Event;
+use super::journal;
+use super::memory::Memory;
+
+/// Bit of the interrupt status register: the configuration has changed (§4.1.4.5).
+const ISR_CONFIG: u8 = 1 << 1;
+
+/// The device types (§5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A source of random numbers (§5.4).
+    Entropy,
+}
+
+impl Kind {
+    /// Returns the virtio device ID.
+    pub fn id(self) -> u16 {
+        match self {
+            Self::Entropy => 4,
+        }
+    }
+
+    /// Returns the PCI base class, subclass and programming interface.
+    pub fn class(self) -> [u8; 3] {
+        match self {
+            // Unassigned class.
+            Self::Entropy => [0xff, 0, 0],
+        }
+    }
+}
+
+/// A virtio device without its registers. Only [`Device::close`] may wait.
+pub trait Device: fmt::Debug + Send {
+    /// Returns the device type.
+    fn kind(&self) -> Kind;
+
+    /// Returns the device's name in the log.
+    fn name(&self) -> &str;
+
+    /// Returns the features that the device offers beside those of the transport.
+    fn features(&self) -> u64 {
+        0
+    }
+
+    /// Returns the largest size of each queue, a power of two.
+    fn queues(&self) -> &[u16];
+
+    /// Reads the device's configuration from offset `at` on. Bytes behind its end stay zero.
+    fn read_config(&self, _at: usize, _bytes: &mut [u8]) {}
+
+    /// Writes the device's configuration from offset `at` on.
+    fn write_config(&mut self, _at: usize, _bytes: &[u8]) {}
+
+    /// Returns the code that serves queue `index` for a driver that accepted `features`.
+    fn server(&mut self, index: u16, features: u64) -> Box<dyn Serve>;
+
+    /// Makes durable whatever has to be. The queues' threads have ended.
+    fn close(&mut self) {}
+}
+
+/// Code that serves one queue, on the queue's thread.
+pub trait Serve: Send {
+    /// Serves the queue until `stop` is signalled.
+    ///
+    /// # Errors
+    ///
+    /// The driver's part of the queue is malformed.
+    fn run(&mut self, memory: &Memory, vring: &mut Vring, stop: &Event) -> Result<(), Malformed>;
+}
+
+/// The part of a device's state that its threads change and its registers show.
+#[derive(Debug, Default)]
+pub struct Notifier {
+    broken: AtomicBool,
+    isr: AtomicU8,
+    generation: AtomicU8,
+    config_event: Mutex<Option<Arc<Event>>>,
+}
+
+impl Notifier {
+    /// Has changes of the configuration signal `event` from now on.
+    fn set_config_event(&self, event: Option<Arc<Event>>) {
+        *self
+            .config_event
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = event;
+    }
+
+    /// Tells the driver that the configuration has changed.
+    pub fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.signal_config();
+    }
+
+    fn signal_config(&self) {
+        self.isr.fetch_or(ISR_CONFIG, Ordering::AcqRel);
+        let event = self
+            .config_event
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(event) = &*event {
+            event.signal();
+        }
+    }
+
+    /// Sets `DEVICE_NEEDS_RESET` (§2.1.2) and logs the first reason.
+    pub fn break_device(&self, name: &str, reason: impl fmt::Display) {
+        if !self.broken.swap(true, Ordering::AcqRel) {
+            journal::guest(format_args!(
+                "{name}: {reason}; the device is broken until its driver resets it"
+            ));
+        }
+        self.signal_config();
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
+    }
+
+    fn generation(&self) -> u8 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    fn take_isr(&self) -> u8 {
+        self.isr.swap(0, Ordering::AcqRel)
+    }
+}
+
+/// A chain of descriptors over guest memory.
+pub type Chain<'a> = DescriptorChain<&'a Memory>;
+
+/// One queue, as the thread that serves it sees it.
+#[derive(Debug)]
+pub struct Vring {
+    /// The queue's number.
+    pub index: u16,
+    /// The queue's addresses and positions.
+    pub queue: Queue,
+    /// The event that the driver's notifications signal.
+    pub kick: Arc<Event>,
+    /// The event that interrupts the driver; `None` if the driver gave the queue no vector.
+    pub call: Option<Arc<Event>>,
+}
+
+/// Why the driver's part of a queue is malformed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed(pub &'static str);
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+const BAD_RING: Malformed = Malformed("the ring's index or address is invalid");
+
+impl Vring {
+    /// Takes the next chain that the driver has made available.
+    ///
+    /// # Errors
+    ///
+    /// The available ring's index is more than a queue ahead.
+    pub fn pop<'a>(&mut self, memory: &'a Memory) -> Result<Option<Chain<'a>>, Malformed> {
+        let mut available = self.queue.iter(memory).map_err(|_| BAD_RING)?;
+        Ok(available.next())
+    }
+
+    /// Returns a chain to the driver, with `written` bytes written to it.
+    ///
+    /// # Errors
+    ///
+    /// The queue has no descriptor `head`.
+    pub fn push(&mut self, memory: &Memory, head: u16, written: u32) -> Result<(), Malformed> {
+        let pushed = self.queue.add_used(memory, head, written);
+        pushed.map_err(|_| Malformed("a chain's head is no descriptor of the queue"))
+    }
+
+    /// Interrupts the driver if it asked to hear of the chains that were pushed.
+    ///
+    /// # Errors
+    ///
+    /// The ring is not in memory.
+    pub fn notify(&mut self, memory: &Memory) -> Result<(), Malformed> {
+        let wanted = self.queue.needs_notification(memory);
+        if wanted.map_err(|_| BAD_RING)?
+            && let Some(call) = &self.call
+        {
+            call.signal();
+        }
+        Ok(())
+    }
+
+    /// Tells the driver not to notify.
+    ///
+    /// # Errors
+    ///
+    /// The ring is not in memory.
+    pub fn disable_notification(&mut self, memory: &Memory) -> Result<(), Malformed> {
+        self.queue
+            .disable_notification(memory)
+            .map_err(|_| BAD_RING)
+    }
+
+    /// Tells the driver to notify. Returns true if there is a chain already: the caller takes it
+    /// before it waits.
+    ///
+    /// # Errors
+    ///
+    /// The ring is not in memory.
+    pub fn enable_notification(&mut self, memory: &Memory) -> Result<bool, Malformed> {
+        self.queue.enable_notification(memory).map_err(|_| BAD_RING)
+    }
+}

@@ -1,0 +1,158 @@
+//! The guest memory of a descriptor chain: the part that the device reads comes first, the part
+//! that it writes follows (virtio 1.2 §2.7.4.2).
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+
+use super::{Chain, Malformed};
+use crate::worker::memory::Memory;
+
+/// Pieces of guest memory, in order.
+#[derive(Debug, Default)]
+pub struct Buffers<'a> {
+    slices: Vec<VolatileSlice<'a>>,
+    len: usize,
+}
+
+impl<'a> Buffers<'a> {
+    /// Returns the readable and the writable part of a chain.
+    ///
+    /// # Errors
+    ///
+    /// The chain forms a loop, leaves memory, or has a readable part behind a writable one.
+    pub fn of(memory: &'a Memory, chain: Chain<'_>) -> Result<(Self, Self), Malformed> {
+        let (mut readable, mut writable) = (Self::default(), Self::default());
+        let mut goes_on = false;
+        for descriptor in chain {
+            goes_on = descriptor.has_next();
+            let part = match descriptor.is_write_only() {
+                true => &mut writable,
+                false if writable.slices.is_empty() => &mut readable,
+                false => return Err(Malformed("a readable descriptor follows a writable one")),
+            };
+            part.add(memory, descriptor.addr(), descriptor.len() as usize)?;
+        }
+        if goes_on {
+            return Err(Malformed(
+                "a descriptor chain is too long or leaves the table",
+            ));
+        }
+        Ok((readable, writable))
+    }
+
+    fn add(&mut self, memory: &'a Memory, at: GuestAddress, len: usize) -> Result<(), Malformed> {
+        const OUTSIDE: Malformed = Malformed("a descriptor points outside of memory");
+        for slice in memory.get_slices(at, len) {
+            self.slices.push(slice.map_err(|_| OUTSIDE)?);
+        }
+        self.len = self.len.checked_add(len).ok_or(OUTSIDE)?;
+        Ok(())
+    }
+
+    /// Returns the number of bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Returns the pieces.
+    pub fn slices(&self) -> &[VolatileSlice<'a>] {
+        &self.slices
+    }
+
+    /// Splits off the bytes behind the first `at`. Returns `None` if there are fewer.
+    pub fn split_off(&mut self, at: usize) -> Option<Self> {
+        if at > self.len {
+            return None;
+        }
+        let mut left = at;
+        let mut behind = Vec::new();
+        let mut kept = Vec::new();
+        for slice in self.slices.drain(..) {
+            let here = left.min(slice.len());
+            left -= here;
+            // `here` lies within the slice.
+            let (front, back) = slice.split_at(here).ok()?;
+            if !front.is_empty() {
+                kept.push(front);
+            }
+            if !back.is_empty() {
+                behind.push(back);
+            }
+        }
+        let len = self.len - at;
+        self.slices = kept;
+        self.len = at;
+        Some(Self {
+            slices: behind,
+            len,
+        })
+    }
+
+    /// Copies the first bytes to `bytes`. Returns the number of bytes copied.
+    pub fn read(&self, mut bytes: &mut [u8]) -> usize {
+        let wanted = bytes.len();
+        for slice in &self.slices {
+            let copied = slice.copy_to(bytes);
+            bytes = &mut bytes[copied..];
+        }
+        wanted - bytes.len()
+    }
+
+    /// Copies `bytes` to the first bytes. Returns the number of bytes copied.
+    pub fn write(&self, mut bytes: &[u8]) -> usize {
+        let wanted = bytes.len();
+        for slice in &self.slices {
+            // The write fails only behind the end of the slice.
+            let copied = slice.write(bytes, 0).unwrap_or(0);
+            bytes = &bytes[copied..];
+        }
+        wanted - bytes.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::memory::Ram;
+
+    fn buffers<'a>(memory: &'a Memory, pieces: &[(u64, usize)]) -> Buffers<'a> {
+        let mut buffers = Buffers::default();
+        for &(at, len) in pieces {
+            buffers.add(memory, GuestAddress(at), len).unwrap();
+        }
+        buffers
+    }
+
+    #[test]
+    fn bytes_go_through_pieces_in_order() {
+        let ram = Ram::new(4 << 20).unwrap();
+        let memory = ram.mapping();
+        let pieces = buffers(memory, &[(0x1000, 3), (0x3000, 5)]);
+        assert_eq!(pieces.write(b"abcdefghij"), 8);
+        let mut bytes = [0; 5];
+        memory.read_slice(&mut bytes, GuestAddress(0x3000)).unwrap();
+        assert_eq!(&bytes, b"defgh");
+        let mut bytes = [0; 6];
+        assert_eq!(pieces.read(&mut bytes), 6);
+        assert_eq!(&bytes, b"abcdef");
+    }
+
+    #[test]
+    fn a_split_can_lie_in_a_piece() {
+        let ram = Ram::new(4 << 20).unwrap();
+        let mut front = buffers(ram.mapping(), &[(0x1000, 3), (0x3000, 5)]);
+        front.write(b"abcdefgh");
+        let back = front.split_off(4).unwrap();
+        assert_eq!((front.len(), back.len()), (4, 4));
+        let mut bytes = [0; 8];
+        assert_eq!(front.read(&mut bytes), 4);
+        assert_eq!(back.read(&mut bytes), 4);
+        assert_eq!(&bytes[..4], b"efgh");
+        assert!(front.split_off(5).is_none());
+        assert_eq!(front.split_off(4).unwrap().slices().len(), 0);
+    }
+}

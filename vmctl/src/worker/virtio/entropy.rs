@@ -1,0 +1,51 @@
+//! A source of random numbers (virtio 1.2 §5.4), which come from the root partition's kernel.
+
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use super::buffers::Buffers;
+use super::thread::serve_kicks;
+use super::{Device, Kind, Malformed, Serve, Vring};
+use crate::worker::event::Event;
+use crate::worker::memory::Memory;
+
+/// Bytes that one request gets at most. A driver that wants more asks again.
+const MAX_BYTES: usize = 4096;
+
+/// The device.
+#[derive(Debug, Default)]
+pub struct Entropy;
+
+impl Device for Entropy {
+    fn kind(&self) -> Kind {
+        Kind::Entropy
+    }
+
+    fn name(&self) -> &str {
+        "rng"
+    }
+
+    fn queues(&self) -> &[u16] {
+        &[64]
+    }
+
+    fn server(&mut self, _index: u16, _features: u64) -> Box<dyn Serve> {
+        Box::new(Self)
+    }
+}
+
+impl Serve for Entropy {
+    fn run(&mut self, memory: &Memory, vring: &mut Vring, stop: &Event) -> Result<(), Malformed> {
+        serve_kicks(memory, vring, stop, |vring| {
+            while let Some(chain) = vring.pop(memory)? {
+                let head = chain.head_index();
+                let (_, writable) = Buffers::of(memory, chain)?;
+                let mut bytes = vec![0; writable.len().min(MAX_BYTES)];
+                // The kernel's generator is ready long before there are guests.
+                let count = getrandom(&mut bytes, GetRandomFlags::empty()).unwrap_or(0);
+                let written = writable.write(&bytes[..count]);
+                vring.push(memory, head, written as u32)?;
+            }
+            vring.notify(memory)
+        })
+    }
+}

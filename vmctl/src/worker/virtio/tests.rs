@@ -1,0 +1,306 @@
+//! Devices behind their registers, under a driver that also makes every mistake.
+
+use std::time::{Duration, Instant};
+
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::transport::Transport;
+use super::*;
+use crate::worker::memory::Ram;
+use crate::worker::pci::Effect;
+
+/// Status bits.
+const ACKNOWLEDGE: u8 = 1;
+const DRIVER: u8 = 2;
+const DRIVER_OK: u8 = 4;
+const FEATURES_OK: u8 = 8;
+const NEEDS_RESET: u8 = 0x40;
+/// Addresses of the driver's one queue.
+const DESCRIPTORS: u64 = 0x1_0000;
+const AVAILABLE: u64 = 0x2_0000;
+const USED: u64 = 0x3_0000;
+const QUEUE: u16 = 16;
+
+/// A device and its driver.
+pub(super) struct Driver {
+    transport: Transport,
+    memory: Memory,
+    sent: u16,
+}
+
+impl Driver {
+    pub(super) fn new(device: Box<dyn Device>) -> Self {
+        let ram = Ram::new(4 << 20).unwrap();
+        let memory = ram.mapping().clone();
+        let mut transport = Transport::new(1, device, memory.clone()).unwrap();
+        transport.connect(&mut Vec::new());
+        Self {
+            transport,
+            memory,
+            sent: 0,
+        }
+    }
+
+    fn get(&mut self, at: u32, size: u8) -> u64 {
+        self.transport.read(0, at, size)
+    }
+
+    fn put(&mut self, at: u32, size: u8, value: u64) {
+        self.transport.write(0, at, size, value, &mut Vec::new());
+    }
+
+    pub(super) fn status(&mut self) -> u8 {
+        self.get(0x14, 1) as u8
+    }
+
+    fn set_status(&mut self, status: u8) {
+        self.put(0x14, 1, u64::from(status));
+    }
+
+    pub(super) fn features(&mut self) -> u64 {
+        self.put(0, 4, 0);
+        let low = self.get(4, 4);
+        self.put(0, 4, 1);
+        low | self.get(4, 4) << 32
+    }
+
+    fn accept(&mut self, features: u64) {
+        for (select, half) in [(0, features & 0xffff_ffff), (1, features >> 32)] {
+            self.put(8, 4, select);
+            self.put(12, 4, half);
+        }
+    }
+
+    /// Brings the device up with `features` beside virtio 1, and its first queue.
+    pub(super) fn start(&mut self, features: u64) {
+        self.start_at(features, [DESCRIPTORS, AVAILABLE, USED]);
+    }
+
+    fn start_at(&mut self, features: u64, areas: [u64; 3]) {
+        self.set_status(ACKNOWLEDGE | DRIVER);
+        self.accept(features | 1 << 32);
+        self.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        self.put(0x16, 2, 0);
+        self.set_up_queue(areas);
+        self.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+    }
+
+    fn set_up_queue(&mut self, areas: [u64; 3]) {
+        self.put(0x18, 2, u64::from(QUEUE));
+        for (at, area) in [0x20, 0x28, 0x30].into_iter().zip(areas) {
+            self.put(at, 8, area);
+        }
+        self.put(0x1c, 2, 1);
+    }
+
+    /// Resets the device and waits until the reset is complete.
+    pub(super) fn reset(&mut self) {
+        self.set_status(0);
+        self.wait("a reset", |driver| driver.status() == 0);
+        self.clear_queue();
+    }
+
+    fn clear_queue(&mut self) {
+        for ring in [AVAILABLE, USED] {
+            let zeroes = [0; 0x1000];
+            self.memory
+                .write_slice(&zeroes, GuestAddress(ring))
+                .unwrap();
+        }
+        self.sent = 0;
+    }
+
+    pub(super) fn wait(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !done(self) {
+            assert!(Instant::now() < deadline, "{what} in time");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn put_descriptor(&self, index: u16, descriptor: Descriptor) {
+        let at = GuestAddress(DESCRIPTORS + 16 * u64::from(index));
+        self.memory.write_obj(descriptor, at).unwrap();
+    }
+
+    /// Makes a chain of the descriptors available: address, length, whether the device writes.
+    pub(super) fn send(&mut self, chain: &[(u64, u32, bool)]) {
+        for (index, &(at, len, writes)) in (0u16..).zip(chain) {
+            let has_next = usize::from(index) + 1 < chain.len();
+            let flags = u16::from(has_next) | u16::from(writes) << 1;
+            self.put_descriptor(index, Descriptor::new(at, len, flags, index + 1));
+        }
+        self.make_available(0, 1);
+    }
+
+    fn make_available(&mut self, head: u16, count: u16) {
+        let slot = AVAILABLE + 4 + 2 * u64::from(self.sent % QUEUE);
+        self.memory.write_obj(head, GuestAddress(slot)).unwrap();
+        self.sent = self.sent.wrapping_add(count);
+        let index = GuestAddress(AVAILABLE + 2);
+        self.memory.write_obj(self.sent, index).unwrap();
+        // A notification that missed its doorbell.
+        self.transport.write(1, 0, 2, 0, &mut Vec::new());
+    }
+
+    fn used(&self) -> u16 {
+        self.memory.read_obj(GuestAddress(USED + 2)).unwrap()
+    }
+
+    /// Waits for the answer to what was sent last; its length.
+    pub(super) fn answer(&mut self) -> u32 {
+        self.wait("an answer", |driver| driver.used() == driver.sent);
+        let slot = u64::from(self.sent.wrapping_sub(1) % QUEUE);
+        let len = GuestAddress(USED + 4 + 8 * slot + 4);
+        self.memory.read_obj(len).unwrap()
+    }
+
+    pub(super) fn wait_until_broken(&mut self) {
+        self.wait("broken", |driver| driver.status() & NEEDS_RESET != 0);
+    }
+}
+
+fn entropy() -> Driver {
+    Driver::new(Box::new(entropy::Entropy))
+}
+
+#[test]
+fn random_numbers_come() {
+    let mut driver = entropy();
+    driver.start(0);
+    driver.send(&[(0x4_0000, 16, true), (0x5_0000, 16, true)]);
+    assert_eq!(driver.answer(), 32);
+    let (first, second): (u128, u128) = (
+        driver.memory.read_obj(GuestAddress(0x4_0000)).unwrap(),
+        driver.memory.read_obj(GuestAddress(0x5_0000)).unwrap(),
+    );
+    assert!(first != 0 && second != 0 && first != second);
+}
+
+#[test]
+fn the_transport_offers_its_features() {
+    let mut driver = entropy();
+    assert_eq!(driver.features(), 1 << 40 | 1 << 32 | 1 << 29 | 1 << 28);
+}
+
+#[test]
+fn a_reset_lets_a_driver_begin_anew() {
+    let mut driver = entropy();
+    for _ in 0..3 {
+        driver.start(0);
+        driver.send(&[(0x4_0000, 16, true)]);
+        assert_eq!(driver.answer(), 16);
+        driver.reset();
+        assert_eq!(driver.get(0x1c, 2), 0, "the queue is not enabled");
+        driver.send(&[(0x4_0000, 16, true)]);
+        assert_eq!(driver.used(), 0, "nobody looks at the queue");
+        driver.reset();
+    }
+}
+
+type Misdeed = fn(&mut Driver);
+
+#[test]
+fn a_queue_that_makes_no_sense_breaks_the_device_until_its_reset() {
+    let mut driver = entropy();
+    let looping = |driver: &mut Driver| {
+        driver.put_descriptor(0, Descriptor::new(0x4_0000, 16, 3, 1));
+        driver.put_descriptor(1, Descriptor::new(0x4_0000, 16, 3, 0));
+        driver.make_available(0, 1);
+    };
+    let out_of_range = |driver: &mut Driver| driver.make_available(QUEUE, 1);
+    let outside = |driver: &mut Driver| driver.send(&[(1 << 40, 16, true)]);
+    let huge = |driver: &mut Driver| driver.send(&[(0x4_0000, u32::MAX, true)]);
+    let mixed = |driver: &mut Driver| {
+        driver.send(&[(0x4_0000, 16, true), (0x4_0000, 16, false)]);
+    };
+    let runaway = |driver: &mut Driver| driver.make_available(0, QUEUE + 1);
+    let wrong: [(&str, Misdeed); 6] = [
+        ("a loop", looping),
+        ("a head that is no descriptor", out_of_range),
+        ("outside of memory", outside),
+        ("longer than memory", huge),
+        ("to read behind to write", mixed),
+        ("more than the queue holds", runaway),
+    ];
+    for (what, send) in wrong {
+        driver.start(0);
+        eprintln!("{what}");
+        send(&mut driver);
+        driver.wait_until_broken();
+        driver.reset();
+        driver.start(0);
+        driver.send(&[(0x4_0000, 16, true)]);
+        assert_eq!(driver.answer(), 16, "after {what}");
+        driver.reset();
+    }
+}
+
+#[test]
+fn a_queue_outside_of_memory_or_not_aligned_breaks_the_device() {
+    let mut driver = entropy();
+    let good = [DESCRIPTORS, AVAILABLE, USED];
+    for (area, address) in [
+        (0, 1 << 40),
+        (0, !0xf),
+        (1, 4 << 20),
+        (2, 0xfee0_0000),
+        (0, DESCRIPTORS + 8),
+        (1, AVAILABLE + 1),
+        (2, USED + 2),
+    ] {
+        let mut areas = good;
+        areas[area] = address;
+        driver.start_at(0, areas);
+        driver.wait_until_broken();
+        driver.reset();
+    }
+    driver.start(0);
+    driver.send(&[(0x4_0000, 16, true)]);
+    assert_eq!(driver.answer(), 16);
+}
+
+#[test]
+fn one_queue_can_be_reset_while_the_device_runs() {
+    let mut driver = entropy();
+    driver.start(1 << 40);
+    driver.send(&[(0x4_0000, 16, true)]);
+    assert_eq!(driver.answer(), 16);
+    driver.put(0x3a, 2, 1);
+    driver.wait("a queue's reset", |driver| driver.get(0x3a, 2) == 0);
+    assert_eq!(driver.get(0x1c, 2), 0, "the queue is not enabled");
+    driver.clear_queue();
+    driver.send(&[(0x4_0000, 16, true)]);
+    assert_eq!(driver.used(), 0, "nobody looks at the queue");
+    driver.set_up_queue([DESCRIPTORS, AVAILABLE, USED]);
+    assert_eq!(driver.answer(), 16);
+}
+
+#[test]
+fn interrupts_go_to_the_vector_of_the_queue() {
+    let mut driver = entropy();
+    let mut effects = Vec::new();
+    // Vector 1 of two, unmasked, enabled in the MSI-X capability, which is the last one.
+    let mut at = driver.transport.header().read(0x34, 1) as usize;
+    while driver.transport.header().read(at, 1) != 0x11 {
+        at = driver.transport.header().read(at + 1, 1) as usize;
+    }
+    for (at, value) in [(0x3010, 0xfee0_0000), (0x3018, 0x41), (0x301c, 0)] {
+        driver.transport.write(0, at, 4, value, &mut effects);
+    }
+    driver
+        .transport
+        .write_config(at + 2, 2, 0x8000, &mut effects);
+    let [Effect::BindInterrupt(event, msi)] = &effects[..] else {
+        panic!("{effects:?}");
+    };
+    assert_eq!(msi.data, 0x41);
+    driver.put(0x1a, 2, 7);
+    assert_eq!(driver.get(0x1a, 2), 0xffff, "there is no vector 7");
+    driver.put(0x1a, 2, 1);
+    driver.start(0);
+    driver.send(&[(0x4_0000, 16, true)]);
+    driver.answer();
+    driver.wait("an interrupt", |_| event.is_signalled());
+}

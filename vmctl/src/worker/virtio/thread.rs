@@ -1,0 +1,104 @@
+//! The thread of one queue. The transport starts it when the driver enables the queue, and stops
+//! it when the driver resets the queue or the device.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+
+use super::{Malformed, Notifier, Serve, Vring};
+use crate::worker::event::{Event, wait_any};
+use crate::worker::memory::Memory;
+
+/// A thread that serves a queue until it is told to stop.
+#[derive(Debug)]
+pub(super) struct QueueThread {
+    stop: Arc<Event>,
+    /// `None` once the thread was joined.
+    handle: Option<JoinHandle<()>>,
+}
+
+/// What a queue's thread works with.
+#[derive(Debug)]
+pub(super) struct Work {
+    /// The device's name.
+    pub(super) device: String,
+    /// Guest memory.
+    pub(super) memory: Memory,
+    /// The queue.
+    pub(super) vring: Vring,
+    /// The way to the device's registers.
+    pub(super) notifier: Arc<Notifier>,
+}
+
+impl QueueThread {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    ///
+    /// The process can have no more threads or file descriptors.
+    pub(super) fn start(mut work: Work, mut server: Box<dyn Serve>) -> io::Result<Self> {
+        let stop = Arc::new(Event::new()?);
+        let stopped = Arc::clone(&stop);
+        // The kernel shows 15 bytes of the name.
+        let name = format!("{}.{}", work.device, work.vring.index);
+        let handle = Builder::new().name(name).spawn(move || {
+            if let Err(reason) = server.run(&work.memory, &mut work.vring, &stopped) {
+                let index = work.vring.index;
+                let reason = format_args!("queue {index}: {reason}");
+                work.notifier.break_device(&work.device, reason);
+            }
+        })?;
+        Ok(Self {
+            stop,
+            handle: Some(handle),
+        })
+    }
+
+    /// Tells the thread to stop.
+    pub(super) fn stop(&self) {
+        self.stop.signal();
+    }
+
+    /// Returns whether the thread has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.handle.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+impl Drop for QueueThread {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(handle) = self.handle.take() {
+            // A panic aborts the process, so the thread has no result but this one.
+            let _ = handle.join();
+        }
+    }
+}
+
+/// Calls `handle` whenever the driver has made buffers available, until `stop` is signalled.
+/// `handle` takes all of them.
+///
+/// # Errors
+///
+/// The driver's part of the queue is malformed.
+pub(super) fn serve_kicks(
+    memory: &Memory,
+    vring: &mut Vring,
+    stop: &Event,
+    mut handle: impl FnMut(&mut Vring) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
+    loop {
+        vring.disable_notification(memory)?;
+        loop {
+            handle(vring)?;
+            if !vring.enable_notification(memory)? {
+                break;
+            }
+        }
+        if !wait_any(&[stop.as_fd(), vring.kick.as_fd()]) || stop.is_signalled() {
+            return Ok(());
+        }
+        vring.kick.clear();
+    }
+}
