@@ -5,17 +5,20 @@
 //! the worker parse that again with [`VmConfig::parse`]. Nobody trusts another's check.
 
 use std::fmt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use guest_proto::control::MAX_NAME;
 use guest_proto::limits;
 use serde::{Deserialize, Serialize};
 
+mod disk;
 mod size;
 mod source;
 #[cfg(test)]
 mod tests;
 
+pub use disk::{DiskConfig, OnError};
 pub use size::{format_size, parse_size};
 use source::Source;
 
@@ -46,6 +49,14 @@ pub struct VmConfig {
     /// The console.
     #[serde(default)]
     pub console: ConsoleConfig,
+    /// The disks, in the order in which the guest finds them.
+    #[serde(
+        default,
+        rename = "disk",
+        deserialize_with = "disk::list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub disks: Vec<DiskConfig>,
 }
 
 /// What happens when a guest reboots.
@@ -114,7 +125,9 @@ impl Loaded {
         let mut loaded = Self::parse(&path.display().to_string(), text, overrides)?;
         let base = path.parent().unwrap_or(Path::new(""));
         let config = &mut loaded.config;
-        for file in std::iter::once(&mut config.kernel).chain(&mut config.initrd) {
+        let disks = config.disks.iter_mut().map(|disk| &mut disk.path);
+        let boot = std::iter::once(&mut config.kernel).chain(&mut config.initrd);
+        for file in boot.chain(disks) {
             *file = std::path::absolute(base.join(&*file))
                 .map_err(|e| ConfigError(format!("{}: {}", file.display(), describe(&e))))?;
         }
@@ -187,6 +200,7 @@ impl VmConfig {
         for (key, path) in self.files() {
             let problem = match std::fs::File::open(path).and_then(|f| f.metadata()) {
                 Err(e) => describe(&e),
+                Ok(meta) if key == "disk" && meta.file_type().is_block_device() => continue,
                 Ok(meta) if !meta.is_file() => "not a regular file".to_owned(),
                 Ok(meta) if meta.len() == 0 => "the file is empty".to_owned(),
                 Ok(_) => continue,
@@ -199,6 +213,7 @@ impl VmConfig {
     fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         std::iter::once(("kernel", self.kernel.as_path()))
             .chain(self.initrd.iter().map(|p| ("initrd", p.as_path())))
+            .chain(self.disks.iter().map(|d| ("disk", d.path.as_path())))
     }
 }
 

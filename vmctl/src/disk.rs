@@ -94,15 +94,17 @@ impl Format {
     }
 }
 
-/// What lies between a disk and its file.
+/// How root's page cache is used for a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cache {
-    /// Nothing: `O_DIRECT`.
+    /// Not at all: `O_DIRECT`.
     None,
-    /// Root's page cache; a flush writes it back.
+    /// Writes end in the page cache. A flush makes them durable.
     #[default]
     Writeback,
+    /// Writes go through the page cache and are durable when they end.
+    Writethrough,
 }
 
 /// What to do with an image.

@@ -14,6 +14,7 @@ const MODULES: &[&str] = &[
     "drivers/acpi/button",
     "drivers/input/evdev",
     "drivers/char/hw_random/virtio-rng",
+    "drivers/block/virtio_blk",
 ];
 
 /// Puts the configuration, the kernel and the initramfs into `archive`, in `home`.

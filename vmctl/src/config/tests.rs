@@ -55,7 +55,7 @@ fn errors_name_key_and_line() {
     assert_eq!(
         error("vcpus = 2", "vcpu = 2"),
         "demo.toml:3: unknown key \"vcpu\", expected one of \"name\", \"vcpus\", \"memory\", \
-         \"kernel\", \"initrd\", \"cmdline\", \"on_reboot\", \"console\""
+         \"kernel\", \"initrd\", \"cmdline\", \"on_reboot\", \"console\", \"disk\""
     );
     assert_eq!(
         error("log_limit = \"64K\"", "log_limt = \"64K\""),
@@ -201,4 +201,49 @@ fn files_are_relative_to_the_configuration_and_checked() {
         Loaded::read(&missing, &[]).unwrap_err().to_string(),
         format!("{}: no such file", missing.display())
     );
+}
+
+fn with_disks(disks: &str) -> Result<VmConfig, String> {
+    parse(&format!("{DEMO}\n{disks}"), &[])
+}
+
+#[test]
+fn disks_have_defaults_and_survive_the_wire() {
+    let disks = "[[disk]]\npath = '/a.qcow2'\n[[disk]]\npath = '/b'\nserial = 'B'\nreadonly = true\n\
+                 cache = 'writethrough'\nqueues = 2\non_enospc = 'report'\non_error = 'pause'";
+    let config = with_disks(disks).unwrap();
+    let [first, second] = &config.disks[..] else {
+        panic!("{config:?}");
+    };
+    assert_eq!(first.cache, crate::disk::Cache::Writeback);
+    assert_eq!(
+        (first.on_enospc, first.on_error),
+        (OnError::Pause, OnError::Report)
+    );
+    assert_eq!(
+        (second.on_enospc, second.on_error),
+        (OnError::Report, OnError::Pause)
+    );
+    let text = config.to_toml().unwrap();
+    assert_eq!(VmConfig::parse("wire", &text).unwrap(), config);
+}
+
+#[test]
+fn wrong_disks_are_named() {
+    let two = |first: &str, second: &str| {
+        with_disks(&format!("[[disk]]\n{first}\n[[disk]]\n{second}")).unwrap_err()
+    };
+    let error = two("path = '/a'", "path = '/a'\nreadonly = true");
+    assert!(error.contains("two disks use /a"), "{error}");
+    let error = two("path = '/a'\nserial = 'S'", "path = '/b'\nserial = 'S'");
+    assert!(error.contains("the serial number \"S\""), "{error}");
+    for (line, what) in [
+        ("serial = 'twenty-one characters'", "at most 20 ASCII"),
+        ("queues = 17", "17: expected a number from 1 to 16"),
+        ("cache = 'fast'", "fast"),
+        ("on_error = 'ignore'", "ignore"),
+    ] {
+        let error = with_disks(&format!("[[disk]]\npath = '/a'\n{line}")).unwrap_err();
+        assert!(error.contains(what), "{error}");
+    }
 }

@@ -210,6 +210,16 @@ impl Image {
         Ok(format.sync()?)
     }
 
+    /// Writes the image's cached metadata to its file, so that all data that was written survives the
+    /// end of this process.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError`].
+    pub fn write_back(&self) -> Result<(), IoError> {
+        Ok(self.shared().flush()?)
+    }
+
     /// Gives back what the range occupies, as far as whole blocks of the image lie in it and its
     /// file system can. These read as zeroes; the rest stays as it is.
     ///

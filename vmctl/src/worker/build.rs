@@ -19,9 +19,10 @@ use super::machine::Machine;
 use super::memory::{self, Ram};
 use super::pci::SLOTS;
 use super::virtio::transport::Transport;
-use super::virtio::{Device as Virtio, entropy::Entropy};
-use super::{acpi, devices, firmware, journal};
+use super::virtio::{Device as Virtio, block::Block, entropy::Entropy};
+use super::{acpi, devices, disks, firmware, journal};
 use crate::config::VmConfig;
+use crate::disk::Image;
 use crate::driver::page::Ring;
 use crate::driver::{Device, DriverError, Vcpu, Vm};
 
@@ -30,6 +31,7 @@ use crate::driver::{Device, DriverError, Vcpu, Vm};
 pub(super) struct Images {
     kernel: Kernel,
     initrd: Option<Initrd>,
+    disks: Vec<Image>,
 }
 
 impl Images {
@@ -40,8 +42,13 @@ impl Images {
             Some(path) => Some(Initrd::open(path).map_err(End::start_failed)?),
             None => None,
         };
+        let disks = disks::open(config)?;
         memory::check_available(config.memory).map_err(End::start_failed)?;
-        Ok(Self { kernel, initrd })
+        Ok(Self {
+            kernel,
+            initrd,
+            disks,
+        })
     }
 }
 
@@ -104,7 +111,8 @@ impl Partition {
     }
 
     /// Gives it all that it needs to run.
-    pub(super) fn furnish(self, config: &VmConfig, images: Images) -> Result<Built, End> {
+    pub(super) fn furnish(self, config: &VmConfig, mut images: Images) -> Result<Built, End> {
+        let disks = std::mem::take(&mut images.disks);
         let parts = match self.parts(config, images) {
             Ok(parts) => parts,
             Err(end) => {
@@ -114,7 +122,7 @@ impl Partition {
         };
         let (device, id) = (self.device, self.vm.id());
         let machine = Machine::new(self.vm, parts.ram, parts.rings, parts.wake);
-        if let Err(end) = plug(&machine) {
+        if let Err(end) = plug(&machine, config, disks) {
             drop((parts.vcpus, machine));
             destroy(&device, id);
             return Err(end);
@@ -198,8 +206,14 @@ impl Partition {
 }
 
 /// Puts the VM's devices onto the PCI bus.
-fn plug(machine: &Machine) -> Result<(), End> {
-    let devices: [Box<dyn Virtio>; 1] = [Box::new(Entropy)];
+fn plug(machine: &Machine, config: &VmConfig, disks: Vec<Image>) -> Result<(), End> {
+    let mut devices: Vec<Box<dyn Virtio>> = Vec::new();
+    for (index, image) in disks.into_iter().enumerate() {
+        let options = disks::options(config, index);
+        let block = Block::new(image, options, Arc::clone(&machine.stalls));
+        devices.push(Box::new(block));
+    }
+    devices.push(Box::new(Entropy));
     let mut bench = machine.bench();
     for device in devices {
         let Some(slot) = bench.devices.pci().free_slot() else {

@@ -18,6 +18,7 @@ use super::gate::Gate;
 use super::journal;
 use super::memory::Ram;
 use super::pci::Effect;
+use super::stall::Stalls;
 use crate::driver::page::Ring;
 use crate::driver::{DriverError, Vm};
 
@@ -118,6 +119,8 @@ pub(super) struct Machine {
     output_taken: Condvar,
     verdict: Mutex<Option<Verdict>>,
     wake: Arc<Event>,
+    /// Device threads that wait until the VM is resumed.
+    pub(super) stalls: Arc<Stalls>,
 }
 
 impl Machine {
@@ -137,6 +140,7 @@ impl Machine {
             }),
             output_taken: Condvar::new(),
             verdict: Mutex::default(),
+            stalls: Arc::new(Stalls::new(Arc::clone(&wake))),
             wake,
         }
     }

@@ -17,6 +17,7 @@ pub mod acpi;
 mod build;
 mod control;
 pub mod devices;
+mod disks;
 pub mod emulate;
 mod end;
 pub mod event;
@@ -31,6 +32,7 @@ pub mod memory;
 pub mod pci;
 mod sandbox;
 mod service;
+pub mod stall;
 #[cfg(test)]
 mod tests;
 mod vcpu;

@@ -75,6 +75,9 @@ impl Service {
             if let Some(end) = self.serve_devices() {
                 return end;
             }
+            if let Some(reason) = self.machine.stalls.take_reason() {
+                self.stall(control, &reason);
+            }
             if let Err(errno) = self.wait(control) {
                 return End::failed(format_args!("poll: {}", std::io::Error::from(errno)));
             }
@@ -221,7 +224,7 @@ impl Service {
     }
 
     fn pause(&mut self, control: &mut Control) {
-        if self.state == VmState::Paused {
+        if matches!(self.state, VmState::Paused | VmState::IoStalled) {
             return self.tell(control);
         }
         if !self.machine.hold(HOLD_PATIENCE) {
@@ -232,8 +235,21 @@ impl Service {
         self.enter(control, VmState::Paused, "paused by user");
     }
 
+    /// Stops the VM because a device waits until the user resumes it.
+    fn stall(&mut self, control: &mut Control, reason: &str) {
+        if self.before_pause.is_none() {
+            if !self.machine.hold(HOLD_PATIENCE) {
+                self.machine.gate.open();
+                journal::say(format_args!("the virtual CPUs did not come to a halt"));
+            }
+            self.before_pause = Some((self.state, std::mem::take(&mut self.reason)));
+        }
+        self.enter(control, VmState::IoStalled, reason);
+    }
+
     fn resume(&mut self, control: &mut Control) {
         if let Some((state, reason)) = self.before_pause.take() {
+            self.machine.stalls.resume();
             self.machine.gate.open();
             // A VM that was asked to power off still is.
             match state {
@@ -246,7 +262,7 @@ impl Service {
     }
 
     fn press_power_button(&mut self, control: &mut Control) {
-        if self.state == VmState::Paused {
+        if matches!(self.state, VmState::Paused | VmState::IoStalled) {
             return refuse(control, "the VM is paused: resume it first");
         }
         let mut bench = self.machine.bench();

@@ -9,6 +9,7 @@
 //! descriptor, and a device whose queue is malformed stays broken until its driver resets it
 //! ([`Notifier::break_device`]).
 
+pub mod block;
 pub mod buffers;
 pub mod entropy;
 mod registers;
@@ -33,6 +34,8 @@ const ISR_CONFIG: u8 = 1 << 1;
 /// The device types (§5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// A disk (§5.2).
+    Block,
     /// A source of random numbers (§5.4).
     Entropy,
 }
@@ -41,6 +44,7 @@ impl Kind {
     /// Returns the virtio device ID.
     pub fn id(self) -> u16 {
         match self {
+            Self::Block => 2,
             Self::Entropy => 4,
         }
     }
@@ -48,6 +52,8 @@ impl Kind {
     /// Returns the PCI base class, subclass and programming interface.
     pub fn class(self) -> [u8; 3] {
         match self {
+            // Mass storage, other.
+            Self::Block => [0x01, 0x80, 0],
             // Unassigned class.
             Self::Entropy => [0xff, 0, 0],
         }
@@ -81,6 +87,13 @@ pub trait Device: fmt::Debug + Send {
 
     /// Makes durable whatever has to be. The queues' threads have ended.
     fn close(&mut self) {}
+}
+
+/// Copies the part of `config` from offset `at` on. Bytes behind its end stay as they are.
+fn read_bytes(config: &[u8], at: usize, bytes: &mut [u8]) {
+    for (to, from) in bytes.iter_mut().zip(config.iter().skip(at)) {
+        *to = *from;
+    }
 }
 
 /// Code that serves one queue, on the queue's thread.

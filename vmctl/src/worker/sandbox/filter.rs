@@ -8,13 +8,21 @@ use seccompiler::{
     SeccompFilter, SeccompRule, TargetArch,
 };
 
-/// Allowed with any arguments: reading, writing and waiting for what is open; a new console log;
+/// Allowed with any arguments: reading, writing and waiting for what is open; disk images; a new console log;
 /// locks between threads; getting memory; the start and end of a thread.
 const ALLOWED: &[i64] = &[
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_readv,
     libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_fallocate,
+    libc::SYS_ftruncate,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
     libc::SYS_eventfd2,
     libc::SYS_recvfrom,
     libc::SYS_sendto,

@@ -42,6 +42,10 @@ impl Driver {
         }
     }
 
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
     fn get(&mut self, at: u32, size: u8) -> u64 {
         self.transport.read(0, at, size)
     }

@@ -1,0 +1,111 @@
+//! The tables `[[disk]]`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::disk::{Cache, Format};
+
+/// Bytes of a serial number (virtio 1.2 §5.2.6).
+const MAX_SERIAL: usize = 20;
+/// Queues that a disk can have.
+const MAX_QUEUES: u16 = 16;
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Path of the image or block device.
+    pub path: PathBuf,
+    /// Format of the image; by default the one that its name and its contents agree on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// The guest can't write the disk.
+    #[serde(default)]
+    pub readonly: bool,
+    /// Serial number that the guest sees, of at most 20 bytes.
+    #[serde(
+        default,
+        deserialize_with = "serial",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub serial: Option<String>,
+    /// How root's page cache is used.
+    #[serde(default)]
+    pub cache: Cache,
+    /// Number of queues, 1 to 16; by default one for each virtual CPU, but at most 4.
+    #[serde(
+        default,
+        deserialize_with = "queues",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub queues: Option<u16>,
+    /// What happens when root has no space for a write.
+    #[serde(default = "pause")]
+    pub on_enospc: OnError,
+    /// What happens when root can't read or write the image for another reason.
+    #[serde(default = "report")]
+    pub on_error: OnError,
+}
+
+/// What happens when root can't carry out a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    /// The guest gets an I/O error and goes on.
+    Report,
+    /// The VM stops (`io-stalled`) until the user resumes it. Then the request is tried again.
+    Pause,
+}
+
+/// Reads the list of disks. Two disks can't share a serial number, by which a guest tells them
+/// apart, or an image that one of them writes.
+pub(super) fn list<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<DiskConfig>, D::Error> {
+    let disks = Vec::<DiskConfig>::deserialize(deserializer)?;
+    for (index, disk) in disks.iter().enumerate() {
+        for other in &disks[..index] {
+            if disk.serial.is_some() && disk.serial == other.serial {
+                let serial = disk.serial.as_deref().unwrap_or_default();
+                let what = format!("two disks have the serial number \"{serial}\"");
+                return Err(serde::de::Error::custom(what));
+            }
+            if disk.path == other.path && !(disk.readonly && other.readonly) {
+                let path = disk.path.display();
+                return Err(serde::de::Error::custom(format!(
+                    "two disks use {path}, and not both of them are read-only"
+                )));
+            }
+        }
+    }
+    Ok(disks)
+}
+
+fn pause() -> OnError {
+    OnError::Pause
+}
+
+fn report() -> OnError {
+    OnError::Report
+}
+
+fn serial<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let serial = String::deserialize(deserializer)?;
+    if serial.len() > MAX_SERIAL || !serial.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(serde::de::Error::custom(format!(
+            "\"{serial}\": expected at most {MAX_SERIAL} ASCII characters without spaces"
+        )));
+    }
+    Ok(Some(serial))
+}
+
+fn queues<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    let count = i64::deserialize(deserializer)?;
+    match u16::try_from(count) {
+        Ok(count @ 1..=MAX_QUEUES) => Ok(Some(count)),
+        _ => Err(serde::de::Error::custom(format!(
+            "{count}: expected a number from 1 to {MAX_QUEUES}"
+        ))),
+    }
+}

@@ -1,0 +1,299 @@
+//! Requests, good and bad, on an image in a file.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use vm_memory::{Bytes, GuestAddress};
+
+use super::super::tests::Driver;
+use super::*;
+use crate::disk::{self, Access, Cache, Format};
+use crate::worker::event::wait_any;
+
+const SIZE: u64 = 1 << 20;
+/// Where the driver keeps a request's header, data and status.
+const HEADER_AT: u64 = 0x4_0000;
+const DATA: u64 = 0x5_0000;
+const STATUS: u64 = 0x6_0000;
+const OK: u8 = VIRTIO_BLK_S_OK as u8;
+const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
+const UNSUPP: u8 = VIRTIO_BLK_S_UNSUPP as u8;
+
+struct Guest {
+    driver: Driver,
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+}
+
+fn create(path: &Path, format: Format) {
+    disk::create(path, format, SIZE, None).unwrap();
+}
+
+fn options(on_enospc: OnError) -> Options {
+    Options {
+        name: "disk0".to_owned(),
+        serial: "S3RIAL".to_owned(),
+        queues: 1,
+        writethrough: false,
+        on_enospc,
+        on_error: OnError::Report,
+    }
+}
+
+fn guest(format: Format, access: Access, on_enospc: OnError) -> Guest {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    create(&path, format);
+    let stalls = Arc::new(Stalls::new(Arc::new(Event::new().unwrap())));
+    let image = Image::open(&path, format, access, Cache::Writeback).unwrap();
+    let block = Block::new(image, options(on_enospc), stalls);
+    let mut driver = Driver::new(Box::new(block));
+    driver.start(0);
+    Guest {
+        driver,
+        _dir: dir,
+        path,
+    }
+}
+
+fn raw() -> Guest {
+    guest(Format::Raw, Access::Write, OnError::Report)
+}
+
+impl Guest {
+    fn put(&self, at: u64, bytes: &[u8]) {
+        let memory = self.driver.memory();
+        memory.write_slice(bytes, GuestAddress(at)).unwrap();
+    }
+
+    fn get(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let memory = self.driver.memory();
+        memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes
+    }
+
+    fn send(&mut self, kind: u32, sector: u64, len: u32, writes: bool) {
+        let mut header = Vec::from(kind.to_le_bytes());
+        header.extend([0; 4]);
+        header.extend(sector.to_le_bytes());
+        self.put(HEADER_AT, &header);
+        self.put(STATUS, &[0xee]);
+        let parts = [
+            (HEADER_AT, 16, false),
+            (DATA, len, writes),
+            (STATUS, 1, true),
+        ];
+        let has_data = |part: &(u64, u32, bool)| part.1 > 0;
+        let parts: Vec<_> = parts.into_iter().filter(has_data).collect();
+        self.driver.send(&parts);
+    }
+
+    /// Its status, and the length of the answer.
+    fn request(&mut self, kind: u32, sector: u64, len: u32, writes: bool) -> (u8, u32) {
+        self.send(kind, sector, len, writes);
+        let len = self.driver.answer();
+        (self.get(STATUS, 1)[0], len)
+    }
+
+    fn range(&self, sector: u64, sectors: u32, flags: u32) {
+        let mut range = Vec::from(sector.to_le_bytes());
+        range.extend(sectors.to_le_bytes());
+        range.extend(flags.to_le_bytes());
+        self.put(DATA, &range);
+    }
+}
+
+#[test]
+fn what_is_written_is_read_and_stands_in_the_file() {
+    for format in [Format::Raw, Format::Qcow2] {
+        let mut guest = guest(format, Access::Write, OnError::Report);
+        guest.put(DATA, &[7; 1024]);
+        assert_eq!(guest.request(VIRTIO_BLK_T_OUT, 3, 1024, false), (OK, 1));
+        guest.put(DATA, &[0; 1024]);
+        assert_eq!(guest.request(VIRTIO_BLK_T_IN, 3, 1024, true), (OK, 1025));
+        assert_eq!(guest.get(DATA, 1024), [7; 1024]);
+        assert_eq!(guest.request(VIRTIO_BLK_T_FLUSH, 0, 0, false), (OK, 1));
+    }
+}
+
+/// As a worker that is killed leaves it: nothing is flushed, nothing dropped.
+#[test]
+fn what_was_acknowledged_is_in_the_file_without_a_flush() {
+    let mut guest = guest(Format::Qcow2, Access::Write, OnError::Report);
+    guest.put(DATA, &[9; 512]);
+    assert_eq!(guest.request(VIRTIO_BLK_T_OUT, 100, 512, false), (OK, 1));
+    let copy = guest.path.with_extension("copy");
+    fs::copy(&guest.path, &copy).unwrap();
+    let image = Image::open(&copy, Format::Qcow2, Access::Read, Cache::Writeback).unwrap();
+    let mut bytes = [0; 512];
+    let mut buffers = [io::IoSliceMut::new(&mut bytes)];
+    image.read(100 * SECTOR, &mut buffers).unwrap();
+    assert_eq!(bytes, [9; 512]);
+}
+
+#[test]
+fn the_serial_number_is_told() {
+    let mut guest = raw();
+    assert_eq!(guest.request(VIRTIO_BLK_T_GET_ID, 0, 20, true), (OK, 21));
+    assert_eq!(guest.get(DATA, 20), *b"S3RIAL\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+}
+
+#[test]
+fn ranges_are_cleared() {
+    let mut guest = raw();
+    guest.put(DATA, &[7; 4096]);
+    assert_eq!(guest.request(VIRTIO_BLK_T_OUT, 8, 4096, false), (OK, 1));
+    guest.range(8, 4, 1);
+    assert_eq!(
+        guest.request(VIRTIO_BLK_T_DISCARD, 0, 16, false),
+        (UNSUPP, 1)
+    );
+    assert_eq!(
+        guest.request(VIRTIO_BLK_T_WRITE_ZEROES, 0, 16, false),
+        (OK, 1)
+    );
+    assert_eq!(guest.request(VIRTIO_BLK_T_IN, 8, 4096, true).0, OK);
+    assert_eq!(guest.get(DATA, 2048), [0; 2048]);
+    assert_eq!(guest.get(DATA + 2048, 2048), [7; 2048]);
+    guest.range(8, 8, 0);
+    assert_eq!(guest.request(VIRTIO_BLK_T_DISCARD, 0, 16, false), (OK, 1));
+    guest.range(u64::MAX, 1, 0);
+    assert_eq!(
+        guest.request(VIRTIO_BLK_T_WRITE_ZEROES, 0, 16, false),
+        (IOERR, 1)
+    );
+    assert_eq!(
+        guest.request(VIRTIO_BLK_T_WRITE_ZEROES, 0, 15, false),
+        (UNSUPP, 1)
+    );
+}
+
+#[test]
+fn what_cannot_be_done_is_an_error_and_the_disk_goes_on() {
+    let mut guest = raw();
+    let end = SIZE / SECTOR;
+    for sector in [end, end - 1, u64::MAX, u64::MAX / 512] {
+        let (status, _) = guest.request(VIRTIO_BLK_T_OUT, sector, 1024, false);
+        assert_eq!(status, IOERR, "{sector:#x}");
+        let (status, _) = guest.request(VIRTIO_BLK_T_IN, sector, 1024, true);
+        assert_eq!(status, IOERR, "{sector:#x}");
+    }
+    assert_eq!(guest.request(VIRTIO_BLK_T_IN, 0, 511, true).0, IOERR);
+    assert_eq!(guest.request(77, 0, 0, false).0, UNSUPP);
+    assert_eq!(guest.request(VIRTIO_BLK_T_IN, end - 1, 512, true).0, OK);
+    assert_eq!(fs::metadata(&guest.path).unwrap().len(), SIZE);
+}
+
+#[test]
+fn a_disk_to_read_is_not_written() {
+    let mut guest = guest(Format::Raw, Access::Read, OnError::Report);
+    let features = guest.driver.features();
+    assert_eq!(features >> VIRTIO_BLK_F_RO & 1, 1);
+    assert_eq!(features >> VIRTIO_BLK_F_DISCARD & 1, 0);
+    guest.put(DATA, &[7; 512]);
+    assert_eq!(guest.request(VIRTIO_BLK_T_OUT, 0, 512, false).0, IOERR);
+    assert_eq!(fs::read(&guest.path).unwrap(), vec![0; SIZE as usize]);
+}
+
+#[test]
+fn a_request_without_a_header_or_a_status_breaks_the_disk() {
+    let mut guest = raw();
+    guest
+        .driver
+        .send(&[(HEADER_AT, 15, false), (STATUS, 1, true)]);
+    guest.driver.wait_until_broken();
+    guest.driver.reset();
+    guest.driver.start(0);
+    guest.driver.send(&[(HEADER_AT, 16, false)]);
+    guest.driver.wait_until_broken();
+    guest.driver.reset();
+    guest.driver.start(0);
+    assert_eq!(guest.request(VIRTIO_BLK_T_IN, 0, 512, true), (OK, 513));
+}
+
+/// A disk without a driver.
+fn disk(options: Options, stalls: &Arc<Stalls>) -> Disk {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    create(&path, Format::Raw);
+    let image = Image::open(&path, Format::Raw, Access::Read, Cache::Writeback).unwrap();
+    Disk {
+        image: Arc::new(image),
+        stalls: Arc::clone(stalls),
+        options,
+        reports: 0,
+    }
+}
+
+#[test]
+fn an_error_is_reported_or_stops_the_vm_until_it_is_resumed() {
+    let wake = Arc::new(Event::new().unwrap());
+    let stalls = Arc::new(Stalls::new(Arc::clone(&wake)));
+    let stop = Event::new().unwrap();
+    let no_space = || IoError::NoSpace;
+    let broken = || IoError::Other(io::Error::other("bad block"));
+    type Case = (fn() -> IoError, OnError, OnError, Option<&'static str>);
+    let (report, pause) = (OnError::Report, OnError::Pause);
+    let cases: [Case; 4] = [
+        (no_space, report, pause, None),
+        (no_space, pause, report, Some("disk0: no space left")),
+        (broken, pause, report, None),
+        (broken, report, pause, Some("disk0: bad block")),
+    ];
+    for (error, on_enospc, on_error, stalled) in cases {
+        let options = Options {
+            on_error,
+            ..options(on_enospc)
+        };
+        let mut disk = disk(options, &stalls);
+        let tries = std::cell::Cell::new(0);
+        let reason = std::thread::scope(|scope| {
+            let resumer = stalled.map(|_| {
+                scope.spawn(|| {
+                    wait_any(&[wake.as_fd()]);
+                    wake.clear();
+                    let reason = stalls.take_reason();
+                    stalls.resume();
+                    reason
+                })
+            });
+            let done = disk.attempt(&stop, |_| {
+                tries.set(tries.get() + 1);
+                match tries.get() {
+                    1 => Err(error()),
+                    _ => Ok(()),
+                }
+            });
+            assert_eq!(done.is_ok(), stalled.is_some());
+            resumer.and_then(|resumer| resumer.join().unwrap())
+        });
+        assert_eq!(reason.as_deref(), stalled);
+    }
+    // The guest's own mistake never stops the VM.
+    let options = Options {
+        on_error: OnError::Pause,
+        ..options(OnError::Pause)
+    };
+    let done = disk(options, &stalls).attempt(&stop, |_| Err(IoError::OutOfRange));
+    assert_eq!(done, Err(Refusal::Failed));
+}
+
+#[test]
+fn only_a_disk_with_a_cache_offers_flushes() {
+    for (writethrough, flushes) in [(false, 1), (true, 0)] {
+        let stalls = Arc::new(Stalls::new(Arc::new(Event::new().unwrap())));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        create(&path, Format::Raw);
+        let image = Image::open(&path, Format::Raw, Access::Write, Cache::Writeback).unwrap();
+        let options = Options {
+            writethrough,
+            ..options(OnError::Report)
+        };
+        let block = Block::new(image, options, stalls);
+        assert_eq!(block.features() >> VIRTIO_BLK_F_FLUSH & 1, flushes);
+    }
+}
