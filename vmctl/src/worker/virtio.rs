@@ -2,7 +2,7 @@
 //!
 //! A [`Device`] describes itself (features, queues, configuration) and makes a [`Serve`] for each
 //! queue that its driver enables. The [`transport`] runs each of them on a thread of its own
-//! ([`thread`]), without the lock of the other devices: a notification of the driver reaches the
+//! (`thread`), without the lock of the other devices: a notification of the driver reaches the
 //! queue's thread as an [`Event`], and the thread's interrupt leaves by another.
 //!
 //! A guest writes whatever it likes into its queues. [`Vring`] and [`buffers`] check every
@@ -15,7 +15,7 @@ pub mod entropy;
 mod registers;
 #[cfg(test)]
 mod tests;
-pub mod thread;
+mod thread;
 pub mod transport;
 
 use std::fmt;

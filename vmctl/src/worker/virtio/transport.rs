@@ -1,7 +1,7 @@
 //! A virtio device on the PCI bus (virtio 1.2 §4.1): where its registers are, and the life of its
 //! queues' threads.
 //!
-//! BAR 0 is memory and holds the common configuration ([`Registers`]), the interrupt status, the
+//! BAR 0 is memory and holds the common configuration (`registers`), the interrupt status, the
 //! device's own configuration, and the MSI-X table with its pending bits. BAR 1 is I/O ports, four
 //! for each queue. A notification is an `out` to one of them: the microvisor needs no instruction
 //! decoder for it, and signals the queue's [`Event`] directly.
