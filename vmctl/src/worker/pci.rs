@@ -212,20 +212,15 @@ impl Bus {
         Some((if is_here { slot } else { SLOTS }, at))
     }
 
-    fn header(&self, slot: usize) -> Option<&Header> {
-        match slot {
-            0 => Some(&self.bridge),
-            _ => self.slots.get(slot)?.as_ref().map(|device| device.header()),
-        }
-    }
-
     fn read_config(&mut self, slot: usize, at: usize, size: u8) -> u32 {
-        if let Some(device) = self.slots.get_mut(slot).and_then(Option::as_deref_mut) {
-            return device.read_config(at, size);
+        if slot == 0 {
+            self.bridge.read(at, size)
+        } else if let Some(device) = self.slots.get_mut(slot).and_then(Option::as_deref_mut) {
+            device.read_config(at, size)
+        } else {
+            // A slot without a device reads as all ones.
+            ones(size) as u32
         }
-        // A slot without a device reads as all ones.
-        self.header(slot)
-            .map_or(ones(size) as u32, |header| header.read(at, size))
     }
 
     fn write_config(&mut self, slot: usize, at: usize, size: u8, value: u32) {

@@ -10,7 +10,7 @@
 //! ([`Notifier::break_device`]).
 
 pub mod block;
-pub mod buffers;
+mod buffers;
 pub mod entropy;
 mod registers;
 #[cfg(test)]

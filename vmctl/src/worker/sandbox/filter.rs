@@ -8,8 +8,8 @@ use seccompiler::{
     SeccompFilter, SeccompRule, TargetArch,
 };
 
-/// Allowed with any arguments: reading, writing and waiting for what is open; disk images; a new console log;
-/// locks between threads; getting memory; the start and end of a thread.
+/// Allowed with any arguments: reading, writing and waiting for open files; allocating, freeing and
+/// flushing disk images; a new console log; locks between threads; memory; the end of a thread.
 const ALLOWED: &[i64] = &[
     libc::SYS_read,
     libc::SYS_write,

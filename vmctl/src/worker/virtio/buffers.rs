@@ -8,7 +8,7 @@ use crate::worker::memory::Memory;
 
 /// Pieces of guest memory, in order.
 #[derive(Debug, Default)]
-pub struct Buffers<'a> {
+pub(super) struct Buffers<'a> {
     slices: Vec<VolatileSlice<'a>>,
     len: usize,
 }
@@ -19,7 +19,7 @@ impl<'a> Buffers<'a> {
     /// # Errors
     ///
     /// The chain forms a loop, leaves memory, or has a readable part behind a writable one.
-    pub fn of(memory: &'a Memory, chain: Chain<'_>) -> Result<(Self, Self), Malformed> {
+    pub(super) fn of(memory: &'a Memory, chain: Chain<'_>) -> Result<(Self, Self), Malformed> {
         let (mut readable, mut writable) = (Self::default(), Self::default());
         let mut goes_on = false;
         for descriptor in chain {
@@ -49,22 +49,17 @@ impl<'a> Buffers<'a> {
     }
 
     /// Returns the number of bytes.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// Returns whether there are no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// Returns the pieces.
-    pub fn slices(&self) -> &[VolatileSlice<'a>] {
+    pub(super) fn slices(&self) -> &[VolatileSlice<'a>] {
         &self.slices
     }
 
     /// Splits off the bytes behind the first `at`. Returns `None` if there are fewer.
-    pub fn split_off(&mut self, at: usize) -> Option<Self> {
+    pub(super) fn split_off(&mut self, at: usize) -> Option<Self> {
         if at > self.len {
             return None;
         }
@@ -93,7 +88,7 @@ impl<'a> Buffers<'a> {
     }
 
     /// Copies the first bytes to `bytes`. Returns the number of bytes copied.
-    pub fn read(&self, mut bytes: &mut [u8]) -> usize {
+    pub(super) fn read(&self, mut bytes: &mut [u8]) -> usize {
         let wanted = bytes.len();
         for slice in &self.slices {
             let copied = slice.copy_to(bytes);
@@ -103,7 +98,7 @@ impl<'a> Buffers<'a> {
     }
 
     /// Copies `bytes` to the first bytes. Returns the number of bytes copied.
-    pub fn write(&self, mut bytes: &[u8]) -> usize {
+    pub(super) fn write(&self, mut bytes: &[u8]) -> usize {
         let wanted = bytes.len();
         for slice in &self.slices {
             // The write fails only behind the end of the slice.

@@ -176,36 +176,33 @@ impl Transport {
 
     /// Reads configuration space.
     pub fn read_config(&mut self, at: usize, size: u8) -> u32 {
-        if at == self.access + access_field::DATA {
-            let (bar, offset, len) = self.access_target();
-            if len == u32::from(size) {
-                return self.read(bar, offset, size) as u32;
-            }
+        match self.access_target(at, size) {
+            Some((bar, offset)) => self.read(bar, offset, size) as u32,
+            None => self.header.read(at, size),
         }
-        self.header.read(at, size)
     }
 
     /// Writes configuration space.
     pub fn write_config(&mut self, at: usize, size: u8, value: u32, effects: &mut Vec<Effect>) {
         self.header.write(at, size, value);
-        if at == self.access + access_field::DATA {
-            let (bar, offset, len) = self.access_target();
-            if len == u32::from(size) {
-                self.write(bar, offset, size, u64::from(value), effects);
-            }
+        if let Some((bar, offset)) = self.access_target(at, size) {
+            self.write(bar, offset, size, u64::from(value), effects);
         }
         self.msix.update(&self.header, effects);
         self.place_doorbells(effects);
     }
 
-    /// Returns BAR, offset and length that the PCI configuration access capability selects.
-    fn access_target(&self) -> (usize, u32, u32) {
+    /// Returns the BAR and the offset that the PCI configuration access capability selects, if an
+    /// access is one to its data field and has the length that the capability says.
+    fn access_target(&self, at: usize, size: u8) -> Option<(usize, u32)> {
         let field = |at, size| self.header.read(self.access + at, size);
-        (
-            field(access_field::BAR, 1) as usize,
-            field(access_field::OFFSET, 4),
-            field(access_field::LENGTH, 4),
-        )
+        let is_data = at == self.access + access_field::DATA;
+        (is_data && field(access_field::LENGTH, 4) == u32::from(size)).then(|| {
+            (
+                field(access_field::BAR, 1) as usize,
+                field(access_field::OFFSET, 4),
+            )
+        })
     }
 
     /// Registers a doorbell for each queue where BAR 1 is now. Outside of the bus's ports there are
@@ -311,11 +308,8 @@ impl Transport {
             }
             Action::StartQueue(index) => self.start_queue(usize::from(index)),
             Action::ResetQueue(index) => {
-                if let Some(QueueState {
-                    thread: Some(thread),
-                    ..
-                }) = self.queues.get(usize::from(index))
-                {
+                let queue = self.queues.get(usize::from(index));
+                if let Some(thread) = queue.and_then(|queue| queue.thread.as_ref()) {
                     thread.stop();
                 }
                 self.complete_resets();
@@ -349,24 +343,24 @@ impl Transport {
         }
     }
 
-    /// Starts the thread of a queue that the driver has enabled. If it can't, the device is broken.
+    /// Starts the thread of a queue, if the driver has enabled the queue. If the thread can't start,
+    /// the device is broken.
     fn start_queue(&mut self, index: usize) {
-        let started = match self.vring(index) {
-            Ok(None) => return,
-            Ok(Some(vring)) => self.start_thread(vring),
-            Err(reason) => Err(reason),
-        };
+        let started = self.start_thread(index);
         match (started, self.queues.get_mut(index)) {
-            (Ok(thread), Some(queue)) => queue.thread = Some(thread),
+            (Ok(thread), Some(queue)) => queue.thread = thread,
+            (Ok(_), None) => {}
             (Err(reason), _) => {
                 let reason = format_args!("queue {index}: {reason}");
                 self.notifier.break_device(self.device.name(), reason);
             }
-            (Ok(_), None) => {}
         }
     }
 
-    fn start_thread(&mut self, vring: Vring) -> Result<QueueThread, QueueError> {
+    fn start_thread(&mut self, index: usize) -> Result<Option<QueueThread>, QueueError> {
+        let Some(vring) = self.vring(index)? else {
+            return Ok(None);
+        };
         let features = self.registers.driver_features;
         let server = self.device.server(vring.index, features);
         let work = Work {
@@ -375,7 +369,8 @@ impl Transport {
             vring,
             notifier: Arc::clone(&self.notifier),
         };
-        QueueThread::start(work, server).map_err(QueueError::Thread)
+        let thread = QueueThread::start(work, server).map_err(QueueError::Thread)?;
+        Ok(Some(thread))
     }
 
     /// Returns a queue for its thread, or `None` if the driver has not enabled it.

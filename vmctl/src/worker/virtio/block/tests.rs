@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -27,8 +27,13 @@ struct Guest {
     path: PathBuf,
 }
 
-fn create(path: &Path, format: Format) {
-    disk::create(path, format, SIZE, None).unwrap();
+/// Makes a disk image in a new directory and opens it.
+fn open(format: Format, access: Access) -> (tempfile::TempDir, PathBuf, Image) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    disk::create(&path, format, SIZE, None).unwrap();
+    let image = Image::open(&path, format, access, Cache::Writeback).unwrap();
+    (dir, path, image)
 }
 
 fn options(on_enospc: OnError) -> Options {
@@ -43,11 +48,8 @@ fn options(on_enospc: OnError) -> Options {
 }
 
 fn guest(format: Format, access: Access, on_enospc: OnError) -> Guest {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("image");
-    create(&path, format);
     let stalls = Arc::new(Stalls::new(Arc::new(Event::new().unwrap())));
-    let image = Image::open(&path, format, access, Cache::Writeback).unwrap();
+    let (dir, path, image) = open(format, access);
     let block = Block::new(image, options(on_enospc), stalls);
     let mut driver = Driver::new(Box::new(block));
     driver.start(0);
@@ -216,10 +218,7 @@ fn a_request_without_a_header_or_a_status_breaks_the_disk() {
 
 /// A disk without a driver.
 fn disk(options: Options, stalls: &Arc<Stalls>) -> Disk {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("image");
-    create(&path, Format::Raw);
-    let image = Image::open(&path, Format::Raw, Access::Read, Cache::Writeback).unwrap();
+    let (_dir, _, image) = open(Format::Raw, Access::Read);
     Disk {
         image: Arc::new(image),
         stalls: Arc::clone(stalls),
@@ -285,10 +284,7 @@ fn an_error_is_reported_or_stops_the_vm_until_it_is_resumed() {
 fn only_a_disk_with_a_cache_offers_flushes() {
     for (writethrough, flushes) in [(false, 1), (true, 0)] {
         let stalls = Arc::new(Stalls::new(Arc::new(Event::new().unwrap())));
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("image");
-        create(&path, Format::Raw);
-        let image = Image::open(&path, Format::Raw, Access::Write, Cache::Writeback).unwrap();
+        let (_dir, _, image) = open(Format::Raw, Access::Write);
         let options = Options {
             writethrough,
             ..options(OnError::Report)
