@@ -46,9 +46,11 @@ impl Stalls {
         self.state().reason.take()
     }
 
-    /// Ends the wait of all threads.
+    /// Ends the wait of all threads, and forgets a reason that was not taken: a VM that is resumed must
+    /// not stop for it.
     pub fn resume(&self) {
-        for waiting in self.state().waiting.drain(..) {
+        let State { waiting, .. } = std::mem::take(&mut *self.state());
+        for waiting in waiting {
             waiting.signal();
         }
     }
@@ -75,6 +77,14 @@ mod tests {
             assert_eq!(stalls.take_reason(), None);
             stalls.resume();
             assert!(waiting.join().unwrap());
+
+            // The user resumes the VM before the device thread has stopped it.
+            let waiting = scope.spawn(|| stalls.wait(&stop, "full".to_owned()));
+            wait_any(&[wake.as_fd()]);
+            wake.clear();
+            stalls.resume();
+            assert!(waiting.join().unwrap());
+            assert_eq!(stalls.take_reason(), None, "no thread waits");
 
             let waiting = scope.spawn(|| stalls.wait(&stop, "full".to_owned()));
             wait_any(&[wake.as_fd()]);
