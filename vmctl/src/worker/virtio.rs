@@ -5,7 +5,7 @@
 //! (`thread`), without the lock of the other devices: a notification of the driver reaches the
 //! queue's thread as an [`Event`], and the thread's interrupt leaves by another.
 //!
-//! A guest writes whatever it likes into its queues. [`Vring`] and [`buffers`] check every
+//! A guest writes whatever it likes into its queues. [`Vring`] and `buffers` check every
 //! descriptor, and a device whose queue is malformed stays broken until its driver resets it
 //! ([`Notifier::break_device`]).
 
