@@ -223,12 +223,10 @@ impl Daemon {
     /// Answers those who wait for what has changed.
     fn tell_changes(&mut self) {
         for change in self.vms.take_changes() {
-            let status = self.vms.status(&change.name).ok();
+            let status = &change.status;
             self.clients.retain_mut(|client| {
                 let answer = match &client.waiting {
-                    Some((name, until)) if *name == change.name => {
-                        request::met(*until, &change, status.as_ref())
-                    }
+                    Some((name, until)) if *name == change.name => request::met(*until, &change),
                     None if client.events && change.news => status.clone().map(Response::Event),
                     _ => None,
                 };

@@ -45,8 +45,8 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
 }
 
 /// The answer to someone who waits, if a change makes one.
-pub(super) fn met(until: Until, change: &Change, status: Option<&VmStatus>) -> Option<Response> {
-    let Some(status) = status else {
+pub(super) fn met(until: Until, change: &Change) -> Option<Response> {
+    let Some(status) = &change.status else {
         return Some(Response::Error(not_found(&change.name)));
     };
     if holds(until, status) {
@@ -96,9 +96,10 @@ mod tests {
         }
     }
 
-    fn change(refused: Option<&str>) -> Change {
+    fn change(status: Option<&VmStatus>, refused: Option<&str>) -> Change {
         Change {
             name: "demo".to_owned(),
+            status: status.cloned(),
             news: true,
             refused: refused.map(str::to_owned),
         }
@@ -120,15 +121,16 @@ mod tests {
     fn who_waits_is_told_of_refusals_and_deletion() {
         let running = status(VmState::Running);
         let paused = Until::State(VmState::Paused);
-        assert_eq!(met(paused, &change(None), Some(&running)), None);
-        let answer = met(paused, &change(Some("no")), Some(&running));
+        assert_eq!(met(paused, &change(Some(&running), None)), None);
+        let answer = met(paused, &change(Some(&running), Some("no")));
         assert!(
             matches!(&answer, Some(Response::Error(f)) if f.message == "demo: no"),
             "{answer:?}"
         );
         // Whoever waits for the end did not ask for what was refused.
-        assert_eq!(met(Until::Ended, &change(Some("no")), Some(&running)), None);
-        let answer = met(Until::Ended, &change(None), None);
+        let refused = change(Some(&running), Some("no"));
+        assert_eq!(met(Until::Ended, &refused), None);
+        let answer = met(Until::Ended, &change(None, None));
         assert!(
             matches!(&answer, Some(Response::Error(f)) if f.kind == FailureKind::NotFound),
             "{answer:?}"

@@ -130,15 +130,25 @@ impl Vms {
 
     /// A worker's link is readable, writable or broken.
     pub(super) fn worker_spoke(&mut self, name: &str) {
-        let Some(vm) = self.vms.get_mut(name) else {
-            return;
-        };
-        let Some(worker) = &mut vm.worker else { return };
-        let heard = hear(&mut vm.record, worker);
-        if let Err(e) = &heard {
-            lost(&mut vm.record, worker, e);
+        let worker = self.vms.get_mut(name).and_then(|vm| vm.worker.as_mut());
+        let mut listened = worker.map_or(Ok(()), listen);
+        loop {
+            let Some(vm) = self.vms.get_mut(name) else {
+                return;
+            };
+            let Some(worker) = &mut vm.worker else { return };
+            let heard = listened.and_then(|()| hear(&mut vm.record, worker));
+            if let Err(e) = &heard {
+                lost(&mut vm.record, worker, e);
+            }
+            let heard = heard.unwrap_or_default();
+            if !heard.has_state {
+                return self.note_change(name, heard.refused);
+            }
+            // Those who wait for a state hear of each one, also of one that is over at once.
+            self.tell_change(name, heard.refused);
+            listened = Ok(());
         }
-        self.note_change(name, heard.unwrap_or_default());
     }
 
     /// A worker's process is gone.
@@ -150,7 +160,9 @@ impl Vms {
             return;
         };
         // Its last words may still be in the socket.
-        let _ = hear(&mut vm.record, &mut worker);
+        if listen(&mut worker).is_ok() {
+            while hear(&mut vm.record, &mut worker).is_ok_and(|heard| heard.has_state) {}
+        }
         vm.exit = Some(worker.process.reap());
         self.sockets(name).remove();
         self.cleaner.begin(name);
@@ -221,32 +233,50 @@ impl Vms {
     }
 }
 
-/// Takes in what a worker says; the last thing it refused, if any.
-fn hear(record: &mut Record, worker: &mut Worker) -> Result<Option<String>, LinkError> {
-    let mut refused = None;
+/// What a worker has said.
+#[derive(Debug, Default)]
+struct Heard {
+    /// Why it refused a command.
+    refused: Option<String>,
+    /// The last message was a state; there may be more messages.
+    has_state: bool,
+}
+
+/// Reads what a worker sends.
+fn listen(worker: &mut Worker) -> Result<(), LinkError> {
     let Some(link) = &mut worker.link else {
-        return Ok(refused);
+        return Ok(());
     };
     link.flush().or_else(|e| match e {
         // What it said before it went still counts.
         LinkError::Closed => Ok(()),
         e => Err(e),
     })?;
-    link.fill()?;
+    link.fill()
+}
+
+/// Takes in the messages that were read, up to the first state.
+fn hear(record: &mut Record, worker: &mut Worker) -> Result<Heard, LinkError> {
+    let mut heard = Heard::default();
+    let Some(link) = &mut worker.link else {
+        return Ok(heard);
+    };
     while let Some(event) = link.message::<WorkerEvent>()? {
         match event {
             WorkerEvent::Ready { partition } => record.partition = Some(partition),
             WorkerEvent::State { state, reason } => {
                 record.reported(state, &reason, proc::boot_ms());
+                heard.has_state = true;
+                break;
             }
-            WorkerEvent::Refused { reason } => refused = Some(reason),
+            WorkerEvent::Refused { reason } => heard.refused = Some(reason),
             WorkerEvent::Ended { cause, reason } => {
                 record.ended(cause, &reason);
                 worker.doom.get_or_insert(Instant::now() + EXIT_GRACE);
             }
         }
     }
-    Ok(refused)
+    Ok(heard)
 }
 
 /// A worker's link broke.

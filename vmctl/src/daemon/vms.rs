@@ -64,6 +64,8 @@ impl Vm {
 pub(super) struct Change {
     /// Which VM.
     pub(super) name: String,
+    /// The VM as it was then; `None` if it was deleted.
+    pub(super) status: Option<VmStatus>,
     /// Whether its state or its reason are other than at the last change.
     pub(super) news: bool,
     /// What its worker would not do, and why.
@@ -268,12 +270,8 @@ impl Vms {
 
     /// Saves a VM's state and remembers to tell those who wait.
     pub(super) fn note_change(&mut self, name: &str, refused: Option<String>) {
-        let mut news = false;
-        if let Some(vm) = self.vms.get_mut(name) {
+        if let Some(vm) = self.vms.get(name) {
             let record = &vm.record;
-            let now = Some((record.state(), record.reason().to_owned()));
-            news = vm.told != now;
-            vm.told = now;
             let saved = Saved {
                 state: record.state(),
                 reason: record.reason().to_owned(),
@@ -287,8 +285,20 @@ impl Vms {
                 eprintln!("vmctl daemon: {name}: its state could not be saved: {e}");
             }
         }
+        self.tell_change(name, refused);
+    }
+
+    /// Remembers to tell those who wait of a VM's state as it is now.
+    pub(super) fn tell_change(&mut self, name: &str, refused: Option<String>) {
+        let mut news = false;
+        if let Some(vm) = self.vms.get_mut(name) {
+            let now = Some((vm.record.state(), vm.record.reason().to_owned()));
+            news = vm.told != now;
+            vm.told = now;
+        }
         self.changes.push(Change {
             name: name.to_owned(),
+            status: self.status(name).ok(),
             news,
             refused,
         });

@@ -175,7 +175,12 @@ impl Worker {
                 self.say(&WorkerEvent::Refused { reason });
             }
             WorkerCommand::Pause => self.enter(VmState::Paused, "held by the user"),
-            WorkerCommand::Resume => self.enter(VmState::Running, "guest runs"),
+            WorkerCommand::Resume => {
+                self.enter(VmState::Running, "guest runs");
+                if says("still-full", &self.config) {
+                    self.enter(VmState::IoStalled, "disk0: no space left");
+                }
+            }
             WorkerCommand::PowerButton => {
                 if !says("deaf", &self.config) {
                     return self.finish(EndCause::PoweredOff, "guest powered off");

@@ -103,6 +103,18 @@ fn pause_and_resume() {
 }
 
 #[test]
+fn a_state_that_is_over_at_once_is_waited_for_with_success() {
+    let machine = Machine::on();
+    machine.running("demo", "cmdline = 'still-full'");
+    machine.vmctl(&["pause", "demo"]).ok();
+    for _ in 0..5 {
+        let resumed = machine.vmctl(&["resume", "demo"]).ok();
+        assert_eq!(resumed, "demo: running (guest runs)\n");
+        machine.vmctl(&["wait", "demo", "--for", "io-stalled"]).ok();
+    }
+}
+
+#[test]
 fn waiting() {
     let machine = Machine::on();
     machine.running("demo", "cmdline = 'deaf'");
