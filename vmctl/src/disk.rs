@@ -21,12 +21,14 @@ mod header;
 mod image;
 mod info;
 mod lock;
+mod rounds;
+mod storage;
 #[cfg(test)]
 mod tests;
 
 pub use chain::Chain;
 pub use create::{Backing, create, resize, snapshot};
-pub use image::{Image, IoError};
+pub use image::{CachedRead, Image, IoError};
 pub use info::{Layer, info};
 pub use lock::Usage;
 

@@ -47,6 +47,7 @@ const UNSAFE: &[&str] = &[
     "microvisor/src/memory/physmap.rs",
     "microvisor/src/memory/testing.rs",
     "root-partition/test-kernel/src/",
+    "vmctl/src/disk/storage.rs",
     "vmctl/src/driver.rs",
     "vmctl/src/driver/",
     "vmctl/src/net/tap.rs",

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use imago::file::File;
 use imago::format::PreallocateMode;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::qcow2::Qcow2;
@@ -17,6 +17,8 @@ use vm_memory::bitmap::BitmapSlice;
 
 use super::chain::Link;
 use super::header::MAX_CLUSTER;
+use super::rounds::Rounds;
+use super::storage::{ImageFile, cached_only};
 use super::{Access, Cache, Chain, DiskError, Format};
 
 /// Buffers of one system call: Linux' `UIO_MAXIOV`.
@@ -35,6 +37,9 @@ pub enum IoError {
     OutOfRange,
     /// The image's file system is full, or its owner's share of it.
     NoSpace,
+    /// The file's device did not take what was written before, and the kernel has forgotten which
+    /// data that was: another flush may succeed without it.
+    Lost(io::Error),
     /// Anything else.
     Other(io::Error),
 }
@@ -45,7 +50,24 @@ impl fmt::Display for IoError {
             Self::ReadOnly => f.write_str("the image is read-only"),
             Self::OutOfRange => f.write_str("behind the end of the disk"),
             Self::NoSpace => f.write_str("no space left"),
+            Self::Lost(e) => write!(f, "flush: {e}"),
             Self::Other(e) => e.fmt(f),
+        }
+    }
+}
+
+impl Clone for IoError {
+    fn clone(&self) -> Self {
+        let copy = |e: &io::Error| match e.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code),
+            None => io::Error::new(e.kind(), e.to_string()),
+        };
+        match self {
+            Self::ReadOnly => Self::ReadOnly,
+            Self::OutOfRange => Self::OutOfRange,
+            Self::NoSpace => Self::NoSpace,
+            Self::Lost(e) => Self::Lost(copy(e)),
+            Self::Other(e) => Self::Other(copy(e)),
         }
     }
 }
@@ -61,13 +83,32 @@ impl From<io::Error> for IoError {
     }
 }
 
+/// How a read went that was not to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CachedRead {
+    /// The buffers are full.
+    Done,
+    /// The thread had to wait; the buffers hold anything.
+    Waits,
+    /// The file system can't tell.
+    Unknown,
+}
+
 /// A disk. Threads may share it.
 #[derive(Debug)]
 pub struct Image {
     /// Discarding takes clusters away from below whoever writes: it locks out all others.
-    format: RwLock<FormatAccess<File>>,
+    format: RwLock<FormatAccess<ImageFile>>,
     capacity: u64,
     access: Access,
+    /// The image has tables, which are cached in this process.
+    has_tables: bool,
+    /// Root's page cache is used.
+    is_cached: bool,
+    /// All file systems of the chain tell what the page cache has.
+    tells_cached: AtomicBool,
+    flushes: Rounds,
+    write_backs: Rounds,
     /// Where the last block of a raw file begins that is written without a cache.
     last_block: Option<u64>,
 }
@@ -98,12 +139,18 @@ impl Image {
         for link in chain.backing.into_iter().rev() {
             behind = Some(layer(link, behind, Access::Read, cache)?);
         }
-        let direct = cache == Cache::None && chain.image.format() == Format::Raw;
+        let has_tables = chain.image.format() == Format::Qcow2;
+        let direct = cache == Cache::None && !has_tables;
         let format = layer(chain.image, behind, access, cache)?;
         Ok(Self {
             format: RwLock::new(format),
             capacity,
             access,
+            has_tables,
+            is_cached: cache != Cache::None,
+            tells_cached: AtomicBool::new(true),
+            flushes: Rounds::default(),
+            write_backs: Rounds::default(),
             last_block: direct.then(|| capacity.saturating_sub(DIRECT_BLOCK)),
         })
     }
@@ -159,18 +206,55 @@ impl Image {
     /// [`IoError`].
     pub fn read_guest<B: BitmapSlice>(
         &self,
-        mut offset: u64,
+        offset: u64,
         buffers: &[VolatileSlice<'_, B>],
     ) -> Result<(), IoError> {
         self.check(offset, buffers.iter().map(VolatileSlice::len))?;
-        for buffers in buffers.chunks(MAX_BUFFERS) {
-            let (vector, mapped) = IoVectorMut::from_volatile_slice(buffers);
-            let len = vector.len();
-            self.shared().readv(vector, offset)?;
-            drop(mapped);
-            offset += len;
+        read_slices(&self.shared(), offset, buffers)
+    }
+
+    /// As [`Self::read_guest`], unless the thread had to wait for root's devices.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError`].
+    pub fn read_guest_cached<B: BitmapSlice>(
+        &self,
+        offset: u64,
+        buffers: &[VolatileSlice<'_, B>],
+    ) -> Result<CachedRead, IoError> {
+        if !self.is_cached {
+            return Ok(CachedRead::Waits);
         }
-        Ok(())
+        if !self.tells_cached.load(Ordering::Relaxed) {
+            return Ok(CachedRead::Unknown);
+        }
+        // Who discards has it for long.
+        let Ok(format) = self.format.try_read() else {
+            return Ok(CachedRead::Waits);
+        };
+        self.check(offset, buffers.iter().map(VolatileSlice::len))?;
+        let kind = match cached_only(|| read_slices(&format, offset, buffers)) {
+            Ok(()) => return Ok(CachedRead::Done),
+            Err(IoError::Other(e)) => e.kind(),
+            Err(e) => return Err(e),
+        };
+        if kind == io::ErrorKind::Unsupported {
+            self.tells_cached.store(false, Ordering::Relaxed);
+            return Ok(CachedRead::Unknown);
+        }
+        // If it was not that, a read that waits says so.
+        Ok(CachedRead::Waits)
+    }
+
+    /// Returns whether a write, as opposed to a flush, ends in root's page cache.
+    pub fn is_cached(&self) -> bool {
+        self.is_cached
+    }
+
+    /// Returns whether [`Self::write_back`] has something to do after a write.
+    pub fn has_tables(&self) -> bool {
+        self.has_tables
     }
 
     /// As [`Self::write`], from a guest's memory.
@@ -196,7 +280,7 @@ impl Image {
     }
 
     /// Makes all that was written durable: metadata first into the file, then the file onto its
-    /// device.
+    /// device. Threads that flush at once share a flush.
     ///
     /// # Errors
     ///
@@ -205,9 +289,10 @@ impl Image {
         if self.is_read_only() {
             return Ok(());
         }
-        let format = self.shared();
-        format.flush()?;
-        Ok(format.sync()?)
+        self.flushes.join(|| {
+            self.write_back()?;
+            self.shared().sync().map_err(IoError::Lost)
+        })
     }
 
     /// Writes the image's cached metadata to its file, so that all data that was written survives the
@@ -217,7 +302,11 @@ impl Image {
     ///
     /// [`IoError`].
     pub fn write_back(&self) -> Result<(), IoError> {
-        Ok(self.shared().flush()?)
+        if !self.has_tables {
+            return Ok(());
+        }
+        let write_back = || Ok(self.shared().flush()?);
+        self.write_backs.join(write_back)
     }
 
     /// Gives back what the range occupies, as far as whole blocks of the image lie in it and its
@@ -310,11 +399,11 @@ impl Image {
         self.last_block.filter(|&last| end > last && !whole)
     }
 
-    fn shared(&self) -> RwLockReadGuard<'_, FormatAccess<File>> {
+    fn shared(&self) -> RwLockReadGuard<'_, FormatAccess<ImageFile>> {
         self.format.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn alone(&self) -> RwLockWriteGuard<'_, FormatAccess<File>> {
+    fn alone(&self) -> RwLockWriteGuard<'_, FormatAccess<ImageFile>> {
         self.format.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -338,13 +427,28 @@ impl Image {
     }
 }
 
+fn read_slices<B: BitmapSlice>(
+    format: &FormatAccess<ImageFile>,
+    mut offset: u64,
+    buffers: &[VolatileSlice<'_, B>],
+) -> Result<(), IoError> {
+    for buffers in buffers.chunks(MAX_BUFFERS) {
+        let (vector, mapped) = IoVectorMut::from_volatile_slice(buffers);
+        let len = vector.len();
+        format.readv(vector, offset)?;
+        drop(mapped);
+        offset += len;
+    }
+    Ok(())
+}
+
 /// One file over the ones behind it.
 fn layer(
     link: Link,
-    behind: Option<FormatAccess<File>>,
+    behind: Option<FormatAccess<ImageFile>>,
     access: Access,
     cache: Cache,
-) -> Result<FormatAccess<File>, DiskError> {
+) -> Result<FormatAccess<ImageFile>, DiskError> {
     let io = |e| DiskError::io(&link.path, &e);
     if cache == Cache::None {
         // What lies behind the last block would be written as zeroes, and be disk.
@@ -359,10 +463,10 @@ fn layer(
         }
     }
     let (format, write) = (link.format(), access == Access::Write);
-    let storage = File::try_from(link.file).map_err(io)?;
+    let storage = ImageFile::new(link.file).map_err(io)?;
     let opened = match format {
         Format::Raw => Raw::open_image(storage, write).map(FormatAccess::new),
-        Format::Qcow2 => Qcow2::<File>::builder(storage)
+        Format::Qcow2 => Qcow2::<ImageFile>::builder(storage)
             .write(write)
             .backing(behind)
             .data_file(None)

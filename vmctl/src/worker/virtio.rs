@@ -20,7 +20,7 @@ pub mod transport;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 
@@ -103,7 +103,7 @@ pub trait Serve: Send {
     /// # Errors
     ///
     /// The driver's part of the queue is malformed.
-    fn run(&mut self, memory: &Memory, vring: &mut Vring, stop: &Event) -> Result<(), Malformed>;
+    fn run(&mut self, memory: &Memory, vring: &Vring, stop: &Event) -> Result<(), Malformed>;
 }
 
 /// The part of a device's state that its threads change and its registers show.
@@ -167,13 +167,13 @@ impl Notifier {
 /// A chain of descriptors over guest memory.
 pub type Chain<'a> = DescriptorChain<&'a Memory>;
 
-/// One queue, as the thread that serves it sees it.
+/// One queue, as the threads that serve it see it.
 #[derive(Debug)]
 pub struct Vring {
     /// The queue's number.
     pub index: u16,
-    /// The queue's addresses and positions.
-    pub queue: Queue,
+    /// The queue's addresses and positions, which threads lock for each step.
+    queue: Mutex<Queue>,
     /// The event that the driver's notifications signal.
     pub kick: Arc<Event>,
     /// The event that interrupts the driver; `None` if the driver gave the queue no vector.
@@ -198,8 +198,9 @@ impl Vring {
     /// # Errors
     ///
     /// The available ring's index is more than a queue ahead.
-    pub fn pop<'a>(&mut self, memory: &'a Memory) -> Result<Option<Chain<'a>>, Malformed> {
-        let mut available = self.queue.iter(memory).map_err(|_| BAD_RING)?;
+    pub fn pop<'a>(&self, memory: &'a Memory) -> Result<Option<Chain<'a>>, Malformed> {
+        let mut queue = self.queue();
+        let mut available = queue.iter(memory).map_err(|_| BAD_RING)?;
         Ok(available.next())
     }
 
@@ -208,8 +209,8 @@ impl Vring {
     /// # Errors
     ///
     /// The queue has no descriptor `head`.
-    pub fn push(&mut self, memory: &Memory, head: u16, written: u32) -> Result<(), Malformed> {
-        let pushed = self.queue.add_used(memory, head, written);
+    pub fn push(&self, memory: &Memory, head: u16, written: u32) -> Result<(), Malformed> {
+        let pushed = self.queue().add_used(memory, head, written);
         pushed.map_err(|_| Malformed("a chain's head is no descriptor of the queue"))
     }
 
@@ -218,8 +219,8 @@ impl Vring {
     /// # Errors
     ///
     /// The ring is not in memory.
-    pub fn notify(&mut self, memory: &Memory) -> Result<(), Malformed> {
-        let wanted = self.queue.needs_notification(memory);
+    pub fn notify(&self, memory: &Memory) -> Result<(), Malformed> {
+        let wanted = self.queue().needs_notification(memory);
         if wanted.map_err(|_| BAD_RING)?
             && let Some(call) = &self.call
         {
@@ -233,10 +234,9 @@ impl Vring {
     /// # Errors
     ///
     /// The ring is not in memory.
-    pub fn disable_notification(&mut self, memory: &Memory) -> Result<(), Malformed> {
-        self.queue
-            .disable_notification(memory)
-            .map_err(|_| BAD_RING)
+    pub fn disable_notification(&self, memory: &Memory) -> Result<(), Malformed> {
+        let disabled = self.queue().disable_notification(memory);
+        disabled.map_err(|_| BAD_RING)
     }
 
     /// Tells the driver to notify. Returns true if there is a chain already: the caller takes it
@@ -245,7 +245,12 @@ impl Vring {
     /// # Errors
     ///
     /// The ring is not in memory.
-    pub fn enable_notification(&mut self, memory: &Memory) -> Result<bool, Malformed> {
-        self.queue.enable_notification(memory).map_err(|_| BAD_RING)
+    pub fn enable_notification(&self, memory: &Memory) -> Result<bool, Malformed> {
+        let enabled = self.queue().enable_notification(memory);
+        enabled.map_err(|_| BAD_RING)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,5 +1,7 @@
 //! A source of random numbers (virtio 1.2 §5.4), which come from the root partition's kernel.
 
+use std::ops::ControlFlow;
+
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::buffers::Buffers;
@@ -10,6 +12,9 @@ use crate::worker::memory::Memory;
 
 /// Bytes that one request gets at most. A driver that wants more asks again.
 const MAX_BYTES: usize = 4096;
+
+/// Largest size of the queue.
+const QUEUE_SIZE: u16 = 64;
 
 /// The device.
 #[derive(Debug, Default)]
@@ -25,7 +30,7 @@ impl Device for Entropy {
     }
 
     fn queues(&self) -> &[u16] {
-        &[64]
+        &[QUEUE_SIZE]
     }
 
     fn server(&mut self, _index: u16, _features: u64) -> Box<dyn Serve> {
@@ -34,18 +39,22 @@ impl Device for Entropy {
 }
 
 impl Serve for Entropy {
-    fn run(&mut self, memory: &Memory, vring: &mut Vring, stop: &Event) -> Result<(), Malformed> {
-        serve_kicks(memory, vring, stop, |vring| {
-            while let Some(chain) = vring.pop(memory)? {
+    fn run(&mut self, memory: &Memory, vring: &Vring, stop: &Event) -> Result<(), Malformed> {
+        serve_kicks(memory, vring, stop, || {
+            for _ in 0..QUEUE_SIZE {
+                let Some(chain) = vring.pop(memory)? else {
+                    break;
+                };
                 let head = chain.head_index();
                 let (_, writable) = Buffers::of(memory, chain)?;
                 let mut bytes = vec![0; writable.len().min(MAX_BYTES)];
                 // The kernel's generator is ready long before there are guests.
                 let count = getrandom(&mut bytes, GetRandomFlags::empty()).unwrap_or(0);
-                let written = writable.write(&bytes[..count]);
+                let written = writable.write(memory, &bytes[..count]);
                 vring.push(memory, head, written as u32)?;
             }
-            vring.notify(memory)
+            vring.notify(memory)?;
+            Ok(ControlFlow::Continue(()))
         })
     }
 }

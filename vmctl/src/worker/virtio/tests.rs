@@ -27,6 +27,8 @@ pub(super) struct Driver {
     transport: Transport,
     memory: Memory,
     sent: u16,
+    /// Descriptors of chains that were not answered, at the start of the table.
+    pub(super) kept: u16,
 }
 
 impl Driver {
@@ -39,6 +41,7 @@ impl Driver {
             transport,
             memory,
             sent: 0,
+            kept: 0,
         }
     }
 
@@ -113,6 +116,7 @@ impl Driver {
                 .unwrap();
         }
         self.sent = 0;
+        self.kept = 0;
     }
 
     pub(super) fn wait(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
@@ -130,17 +134,33 @@ impl Driver {
 
     /// Makes a chain of the descriptors available: address, length, whether the device writes.
     pub(super) fn send(&mut self, chain: &[(u64, u32, bool)]) {
-        for (index, &(at, len, writes)) in (0u16..).zip(chain) {
-            let has_next = usize::from(index) + 1 < chain.len();
-            let flags = u16::from(has_next) | u16::from(writes) << 1;
-            self.put_descriptor(index, Descriptor::new(at, len, flags, index + 1));
+        self.send_all(&[chain]);
+    }
+
+    /// Makes some chains available at once.
+    pub(super) fn send_all(&mut self, chains: &[&[(u64, u32, bool)]]) {
+        let mut index = self.kept;
+        for (slot, chain) in (self.sent..).zip(chains) {
+            let slot = AVAILABLE + 4 + 2 * u64::from(slot % QUEUE);
+            self.memory.write_obj(index, GuestAddress(slot)).unwrap();
+            let end = index + chain.len() as u16;
+            for &(at, len, writes) in *chain {
+                let flags = u16::from(index + 1 < end) | u16::from(writes) << 1;
+                self.put_descriptor(index, Descriptor::new(at, len, flags, index + 1));
+                index += 1;
+            }
         }
-        self.make_available(0, 1);
+        self.publish(chains.len() as u16);
     }
 
     fn make_available(&mut self, head: u16, count: u16) {
         let slot = AVAILABLE + 4 + 2 * u64::from(self.sent % QUEUE);
         self.memory.write_obj(head, GuestAddress(slot)).unwrap();
+        self.publish(count);
+    }
+
+    /// Moves the available ring's index and notifies.
+    fn publish(&mut self, count: u16) {
         self.sent = self.sent.wrapping_add(count);
         let index = GuestAddress(AVAILABLE + 2);
         self.memory.write_obj(self.sent, index).unwrap();
@@ -158,6 +178,11 @@ impl Driver {
         let slot = u64::from(self.sent.wrapping_sub(1) % QUEUE);
         let len = GuestAddress(USED + 4 + 8 * slot + 4);
         self.memory.read_obj(len).unwrap()
+    }
+
+    /// Waits until all chains but `count` are answered.
+    pub(super) fn wait_for_all_but(&mut self, count: u16) {
+        self.wait("an answer", |driver| driver.used() == driver.sent - count);
     }
 
     pub(super) fn wait_until_broken(&mut self) {

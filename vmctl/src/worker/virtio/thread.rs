@@ -2,6 +2,7 @@
 //! it when the driver resets the queue or the device.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
@@ -37,13 +38,13 @@ impl QueueThread {
     /// # Errors
     ///
     /// The process can have no more threads or file descriptors.
-    pub(super) fn start(mut work: Work, mut server: Box<dyn Serve>) -> io::Result<Self> {
+    pub(super) fn start(work: Work, mut server: Box<dyn Serve>) -> io::Result<Self> {
         let stop = Arc::new(Event::new()?);
         let stopped = Arc::clone(&stop);
         // The kernel shows 15 bytes of the name.
         let name = format!("{}.{}", work.device, work.vring.index);
         let handle = Builder::new().name(name).spawn(move || {
-            if let Err(reason) = server.run(&work.memory, &mut work.vring, &stopped) {
+            if let Err(reason) = server.run(&work.memory, &work.vring, &stopped) {
                 let index = work.vring.index;
                 let reason = format_args!("queue {index}: {reason}");
                 work.notifier.break_device(&work.device, reason);
@@ -76,24 +77,30 @@ impl Drop for QueueThread {
     }
 }
 
-/// Calls `handle` whenever the driver has made buffers available, until `stop` is signalled.
-/// `handle` takes all of them.
+/// Calls `handle` whenever the driver has made buffers available, until `stop` is signalled or
+/// `handle` returns [`ControlFlow::Break`]. `handle` need not take all of them: it is called again.
 ///
 /// # Errors
 ///
 /// The driver's part of the queue is malformed.
 pub(super) fn serve_kicks(
     memory: &Memory,
-    vring: &mut Vring,
+    vring: &Vring,
     stop: &Event,
-    mut handle: impl FnMut(&mut Vring) -> Result<(), Malformed>,
+    mut handle: impl FnMut() -> Result<ControlFlow<()>, Malformed>,
 ) -> Result<(), Malformed> {
     loop {
         vring.disable_notification(memory)?;
         loop {
-            handle(vring)?;
+            if handle()?.is_break() {
+                return Ok(());
+            }
             if !vring.enable_notification(memory)? {
                 break;
+            }
+            // A driver that never pauses can't keep the thread.
+            if stop.is_signalled() {
+                return Ok(());
             }
         }
         if !wait_any(&[stop.as_fd(), vring.kick.as_fd()]) || stop.is_signalled() {

@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -389,7 +389,7 @@ impl Transport {
         state.kick.clear();
         Ok(Some(Vring {
             index: index as u16,
-            queue,
+            queue: Mutex::new(queue),
             kick: Arc::clone(&state.kick),
             call: self.msix.event(setup.vector).cloned(),
         }))

@@ -3,14 +3,21 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use vm_memory::{Bytes, GuestAddress};
 
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
+};
+
 use super::super::tests::Driver;
 use super::*;
-use crate::disk::{self, Access, Cache, Format};
-use crate::worker::event::wait_any;
+use crate::disk::{self, Access, Cache, Format, IoError};
+use crate::worker::event::{Event, wait_any};
 
 const SIZE: u64 = 1 << 20;
 /// Where the driver keeps a request's header, data and status.
@@ -136,6 +143,90 @@ fn what_was_acknowledged_is_in_the_file_without_a_flush() {
     assert_eq!(bytes, [9; 512]);
 }
 
+/// The requests of one queue are answered in any order; none of them is lost.
+#[test]
+fn a_burst_of_writes_and_reads_is_answered() {
+    for format in [Format::Raw, Format::Qcow2] {
+        let mut guest = guest(format, Access::Write, OnError::Report);
+        for (kind, writes) in [(VIRTIO_BLK_T_OUT, false), (VIRTIO_BLK_T_IN, true)] {
+            // Each has a page for its data, and another one for its header and status.
+            let chains = [1, 2, 3, 4, 5].map(|n: u64| {
+                let (page, data) = (0x10_0000 + n * 0x1000, 0x20_0000 + n * 0x1000);
+                guest.put(page, &kind.to_le_bytes());
+                guest.put(page + 8, &(n * 300).to_le_bytes());
+                guest.put(page + 16, &[0xee]);
+                guest.put(data, &[if writes { 0 } else { n as u8 }; 512]);
+                [(page, 16, false), (data, 512, writes), (page + 16, 1, true)]
+            });
+            guest
+                .driver
+                .send_all(&chains.each_ref().map(|chain| &chain[..]));
+            guest.driver.answer();
+            for chain in chains {
+                assert_eq!(guest.get(chain[2].0, 1), [OK]);
+            }
+        }
+        for n in 1..=5 {
+            assert_eq!(guest.get(0x20_0000 + n * 0x1000, 512), [n as u8; 512]);
+        }
+    }
+}
+
+/// Makes a qcow2 image whose second half can be neither read nor written.
+fn half_broken() -> (tempfile::TempDir, PathBuf, Image) {
+    const HALF: u64 = 512 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    disk::create(&path, Format::Qcow2, 2 * HALF, None).unwrap();
+    let file = fs::File::options().read(true).write(true).open(&path);
+    let file = file.unwrap();
+    let mut l1_table = [0; 8];
+    file.read_exact_at(&mut l1_table, 40).unwrap();
+    // The second entry of the table is for the second half. All entries of the table that it points
+    // to point to no cluster's start. It lies where no new cluster will be.
+    let table = 64 << 20;
+    let entries = (1u64 << 63 | 0x200).to_be_bytes().repeat(1 << 13);
+    file.write_all_at(&entries, table).unwrap();
+    let entry = u64::from_be_bytes(l1_table) + 8;
+    file.write_all_at(&(1u64 << 63 | table).to_be_bytes(), entry)
+        .unwrap();
+    let image = Image::open(&path, Format::Qcow2, Access::Write, Cache::Writeback).unwrap();
+    (dir, path, image)
+}
+
+#[test]
+fn a_request_that_waits_holds_up_no_other_one() {
+    const BROKEN: u64 = (600 << 20) / SECTOR;
+    let stalls = Arc::new(Stalls::new(Arc::new(Event::new().unwrap())));
+    let (dir, path, image) = half_broken();
+    let options = Options {
+        on_error: OnError::Pause,
+        ..options(OnError::Pause)
+    };
+    let block = Block::new(image, options, Arc::clone(&stalls));
+    let mut driver = Driver::new(Box::new(block));
+    driver.start(0);
+    let mut guest = Guest {
+        driver,
+        _dir: dir,
+        path,
+    };
+    // They wait for the user. Others don't, whichever thread takes them.
+    for (waiting, kind) in [(1, VIRTIO_BLK_T_OUT), (2, VIRTIO_BLK_T_IN)] {
+        guest.send(kind, BROKEN, 512, kind == VIRTIO_BLK_T_IN);
+        guest
+            .driver
+            .wait("a stall", |_| stalls.take_reason().is_some());
+        guest.driver.kept = 3 * waiting;
+        for n in 0..3 {
+            guest.send(VIRTIO_BLK_T_OUT, n, 512, false);
+            guest.driver.wait_for_all_but(waiting);
+            assert_eq!(guest.get(STATUS, 1), [OK]);
+        }
+    }
+    guest.driver.reset();
+}
+
 #[test]
 fn the_serial_number_is_told() {
     let mut guest = raw();
@@ -219,12 +310,7 @@ fn a_request_without_a_header_or_a_status_breaks_the_disk() {
 /// A disk without a driver.
 fn disk(options: Options, stalls: &Arc<Stalls>) -> Disk {
     let (_dir, _, image) = open(Format::Raw, Access::Read);
-    Disk {
-        image: Arc::new(image),
-        stalls: Arc::clone(stalls),
-        options,
-        reports: 0,
-    }
+    Disk::new(image, options, Arc::clone(stalls))
 }
 
 #[test]
@@ -247,7 +333,7 @@ fn an_error_is_reported_or_stops_the_vm_until_it_is_resumed() {
             on_error,
             ..options(on_enospc)
         };
-        let mut disk = disk(options, &stalls);
+        let disk = disk(options, &stalls);
         let tries = std::cell::Cell::new(0);
         let reason = std::thread::scope(|scope| {
             let resumer = stalled.map(|_| {
