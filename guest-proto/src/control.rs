@@ -14,7 +14,7 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 
 /// Version of every message in this module. Both ends must have the same.
-pub const CONTROL_VERSION: u32 = 1;
+pub const CONTROL_VERSION: u32 = 2;
 
 /// Longest frame, in bytes. A longer one is refused before anything is allocated for it.
 pub const MAX_FRAME: usize = 1 << 20;
@@ -189,7 +189,8 @@ pub enum VmState {
     Stopped,
     /// It ended otherwise, or could not start.
     Crashed,
-    /// Held because a device's backing store failed; `resume` tries again.
+    /// Root does not carry out a device's request. The virtual CPUs are held until `resume`, or run
+    /// on, as the configuration of the device says.
     IoStalled,
 }
 
@@ -444,6 +445,8 @@ pub enum WorkerEvent {
         state: VmState,
         /// Why; never blank.
         reason: String,
+        /// The virtual CPUs are held until `Resume`.
+        is_held: bool,
     },
     /// A command could not be done; the state is what it was.
     Refused {

@@ -13,12 +13,14 @@ use guest_proto::limits;
 use serde::{Deserialize, Serialize};
 
 mod disk;
+mod duration;
 mod size;
 mod source;
 #[cfg(test)]
 mod tests;
 
-pub use disk::{DiskConfig, OnError};
+pub use disk::{DiskConfig, OnError, OnTimeout};
+pub use duration::parse_duration;
 pub use size::{format_size, parse_size};
 use source::Source;
 

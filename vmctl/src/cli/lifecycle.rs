@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use guest_proto::control::{Request, Until, VmState, VmStatus};
 
-use super::{console, output, parse_duration};
+use super::{console, output};
 use crate::client::Client;
 use crate::config::Loaded;
+use crate::config::parse_duration;
 use crate::exit::{Exit, Failed};
 use crate::worker::loader::{Initrd, Kernel};
 

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::DeviceArgs;
 use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table};
-use super::{DeviceArgs, parse_duration};
+use crate::config::parse_duration;
 use crate::driver::Device;
 use crate::exit::{Exit, Failed};
 use crate::platform;

@@ -1,6 +1,7 @@
 //! The tables `[[disk]]`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -10,6 +11,10 @@ use crate::disk::{Cache, Format};
 const MAX_SERIAL: usize = 20;
 /// Queues that a disk can have.
 const MAX_QUEUES: u16 = 16;
+
+/// Times that root may be given for a request.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(100);
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +51,16 @@ pub struct DiskConfig {
     /// What happens when root can't read or write the image for another reason.
     #[serde(default = "report")]
     pub on_error: OnError,
+    /// How long root may take for a request.
+    #[serde(
+        default = "io_timeout",
+        serialize_with = "super::duration::serialize",
+        deserialize_with = "timeout"
+    )]
+    pub io_timeout: Duration,
+    /// What happens when root takes longer.
+    #[serde(default)]
+    pub on_timeout: OnTimeout,
 }
 
 /// What happens when root can't carry out a request.
@@ -56,6 +71,21 @@ pub enum OnError {
     Report,
     /// The VM stops (`io-stalled`) until the user resumes it. Then the request is tried again.
     Pause,
+}
+
+/// What happens when root takes longer for a request than it may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnTimeout {
+    /// The VM shows it (`io-stalled`) and runs on.
+    #[default]
+    Wait,
+    /// The VM stops (`io-stalled`) until the user resumes it.
+    Pause,
+    /// The guest gets an I/O error and goes on.
+    Report,
+    /// The VM ends as crashed.
+    Kill,
 }
 
 /// Reads the list of disks. Two disks can't share a serial number, by which a guest tells them
@@ -82,6 +112,10 @@ pub(super) fn list<'de, D: Deserializer<'de>>(
     Ok(disks)
 }
 
+fn io_timeout() -> Duration {
+    Duration::from_secs(30)
+}
+
 fn pause() -> OnError {
     OnError::Pause
 }
@@ -98,6 +132,16 @@ fn serial<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, 
         )));
     }
     Ok(Some(serial))
+}
+
+fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let timeout = super::duration::deserialize(deserializer)?;
+    match SHORTEST_TIMEOUT <= timeout && timeout <= LONGEST_TIMEOUT {
+        true => Ok(timeout),
+        false => Err(serde::de::Error::custom(
+            "expected a time from 100ms to 24h",
+        )),
+    }
 }
 
 fn queues<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {

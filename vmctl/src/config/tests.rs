@@ -210,7 +210,8 @@ fn with_disks(disks: &str) -> Result<VmConfig, String> {
 #[test]
 fn disks_have_defaults_and_survive_the_wire() {
     let disks = "[[disk]]\npath = '/a.qcow2'\n[[disk]]\npath = '/b'\nserial = 'B'\nreadonly = true\n\
-                 cache = 'writethrough'\nqueues = 2\non_enospc = 'report'\non_error = 'pause'";
+                 cache = 'writethrough'\nqueues = 2\non_enospc = 'report'\non_error = 'pause'\n\
+                 io_timeout = '1.5s'\non_timeout = 'kill'";
     let config = with_disks(disks).unwrap();
     let [first, second] = &config.disks[..] else {
         panic!("{config:?}");
@@ -224,6 +225,9 @@ fn disks_have_defaults_and_survive_the_wire() {
         (second.on_enospc, second.on_error),
         (OnError::Report, OnError::Pause)
     );
+    let timeouts = |disk: &DiskConfig| (disk.io_timeout.as_millis(), disk.on_timeout);
+    assert_eq!(timeouts(first), (30_000, OnTimeout::Wait));
+    assert_eq!(timeouts(second), (1_500, OnTimeout::Kill));
     let text = config.to_toml().unwrap();
     assert_eq!(VmConfig::parse("wire", &text).unwrap(), config);
 }
@@ -242,6 +246,9 @@ fn wrong_disks_are_named() {
         ("queues = 17", "17: expected a number from 1 to 16"),
         ("cache = 'fast'", "fast"),
         ("on_error = 'ignore'", "ignore"),
+        ("io_timeout = '99ms'", "from 100ms to 24h"),
+        ("io_timeout = 'never'", "\"never\" is not a time"),
+        ("on_timeout = 'panic'", "panic"),
     ] {
         let error = with_disks(&format!("[[disk]]\npath = '/a'\n{line}")).unwrap_err();
         assert!(error.contains(what), "{error}");

@@ -47,6 +47,8 @@ pub(super) struct Record {
     end: Option<(EndCause, String)>,
     killed: bool,
     stop_asked: bool,
+    /// Its virtual CPUs are held.
+    is_held: bool,
 }
 
 impl Record {
@@ -67,6 +69,8 @@ impl Record {
             end: None,
             killed: false,
             stop_asked: state == VmState::Stopping,
+            // Until the worker says more.
+            is_held: matches!(state, VmState::Paused | VmState::IoStalled),
         };
         record.enter(state, reason);
         record
@@ -121,6 +125,7 @@ impl Record {
     pub(super) fn may_stop(&self) -> Result<bool, Failure> {
         match self.state {
             VmState::Running | VmState::Stopping => Ok(true),
+            VmState::IoStalled if !self.is_held => Ok(true),
             VmState::Defined | VmState::Stopped | VmState::Crashed => Ok(false),
             VmState::Paused | VmState::IoStalled => Err(self.wrong_state(&format!(
                 "\"vmctl resume {0}\" first, or \"vmctl kill {0}\"",
@@ -153,6 +158,7 @@ impl Record {
     pub(super) fn may_pause(&self) -> Result<bool, Failure> {
         match self.state {
             VmState::Running => Ok(true),
+            VmState::IoStalled if !self.is_held => Ok(true),
             VmState::Paused => Ok(false),
             _ => Err(self.wrong_state("only a running VM can be paused")),
         }
@@ -165,6 +171,9 @@ impl Record {
     /// It is not paused.
     pub(super) fn may_resume(&self) -> Result<bool, Failure> {
         match self.state {
+            VmState::IoStalled if !self.is_held => {
+                Err(self.wrong_state("its virtual CPUs are not held, and go on"))
+            }
             VmState::Paused | VmState::IoStalled => Ok(true),
             VmState::Running => Ok(false),
             _ => Err(self.wrong_state("only a paused or stalled VM can be resumed")),
@@ -187,7 +196,7 @@ impl Record {
     }
 
     /// The worker says that its state changed.
-    pub(super) fn reported(&mut self, state: VmState, reason: &str, now_ms: u64) {
+    pub(super) fn reported(&mut self, state: VmState, reason: &str, is_held: bool, now_ms: u64) {
         if self.killed || self.end.is_some() {
             return;
         }
@@ -201,6 +210,7 @@ impl Record {
         if state == VmState::Running && self.started_ms.is_none() {
             self.started_ms = Some(now_ms);
         }
+        self.is_held = is_held;
         self.enter(state, reason);
     }
 

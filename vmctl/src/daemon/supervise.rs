@@ -264,8 +264,12 @@ fn hear(record: &mut Record, worker: &mut Worker) -> Result<Heard, LinkError> {
     while let Some(event) = link.message::<WorkerEvent>()? {
         match event {
             WorkerEvent::Ready { partition } => record.partition = Some(partition),
-            WorkerEvent::State { state, reason } => {
-                record.reported(state, &reason, proc::boot_ms());
+            WorkerEvent::State {
+                state,
+                reason,
+                is_held,
+            } => {
+                record.reported(state, &reason, is_held, proc::boot_ms());
                 heard.has_state = true;
                 break;
             }

@@ -407,6 +407,12 @@ impl Image {
         self.format.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Holds up all requests, as root does that never carries them out.
+    #[cfg(test)]
+    pub(crate) fn hold_up(&self) -> impl Drop {
+        self.alone()
+    }
+
     fn check_writable(&self) -> Result<(), IoError> {
         match self.access {
             Access::Read => Err(IoError::ReadOnly),

@@ -40,5 +40,7 @@ pub(super) fn options(config: &VmConfig, index: usize) -> Options {
         queues: disk.queues.unwrap_or(queues),
         on_enospc: disk.on_enospc,
         on_error: disk.on_error,
+        io_timeout: disk.io_timeout,
+        on_timeout: disk.on_timeout,
     }
 }

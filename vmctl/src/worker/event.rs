@@ -2,9 +2,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
+
+use crate::wire::timespec;
 
 /// An eventfd, which stays signalled until it is cleared.
 #[derive(Debug)]
@@ -48,14 +51,16 @@ impl AsFd for Event {
     }
 }
 
-/// Waits until one of `fds` can be read. Returns false if the kernel refuses to wait.
-pub fn wait_any(fds: &[BorrowedFd<'_>]) -> bool {
+/// Waits until one of `fds` can be read, or until `deadline`. Returns false if the kernel refuses to
+/// wait.
+pub fn wait_any(fds: &[BorrowedFd<'_>], deadline: Option<Instant>) -> bool {
     let poll_fds = fds
         .iter()
         .map(|&fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     let mut fds: Vec<_> = poll_fds.collect();
     loop {
-        match poll(&mut fds, None) {
+        let left = deadline.map(|at| timespec(at.saturating_duration_since(Instant::now())));
+        match poll(&mut fds, left.as_ref()) {
             Err(Errno::INTR) => {}
             result => return result.is_ok(),
         }

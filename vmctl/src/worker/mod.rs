@@ -172,6 +172,7 @@ fn await_configuration(control: &mut Control) -> Result<VmConfig, End> {
                 WorkerCommand::Report => control.send(&WorkerEvent::State {
                     state: VmState::Starting,
                     reason: "waiting for its configuration".to_owned(),
+                    is_held: false,
                 }),
                 WorkerCommand::Pause | WorkerCommand::Resume | WorkerCommand::PowerButton => {
                     control.send(&WorkerEvent::Refused {

@@ -19,6 +19,7 @@ use super::devices::{PanicText, Request};
 use super::end::End;
 use super::journal;
 use super::machine::{Machine, Verdict};
+use super::stall::News;
 use crate::console::hub::Hub;
 use crate::wire::timespec;
 
@@ -39,10 +40,13 @@ pub(super) struct Service {
     machine: Arc<Machine>,
     partition: u64,
     hub: Hub,
+    /// The state and its reason, apart from the two below.
     state: VmState,
     reason: String,
-    /// What `Resume` goes back to.
-    before_pause: Option<(VmState, String)>,
+    /// The state, and its reason, of a VM whose virtual CPUs are held until `Resume`.
+    hold: Option<(VmState, String)>,
+    /// Which request is late.
+    late: Option<String>,
     panic: PanicText,
     /// When the guest's silence means that its panic was real.
     dead_at: Option<Instant>,
@@ -59,7 +63,8 @@ impl Service {
             hub,
             state: VmState::Starting,
             reason: "being built".to_owned(),
-            before_pause: None,
+            hold: None,
+            late: None,
             panic: PanicText::default(),
             dead_at: None,
             attentive_until: Instant::now(),
@@ -75,8 +80,10 @@ impl Service {
             if let Some(end) = self.serve_devices() {
                 return end;
             }
-            if let Some(reason) = self.machine.stalls.take_reason() {
-                self.stall(control, &reason);
+            while let Some(news) = self.machine.stalls.take_news() {
+                if let Some(end) = self.hear(control, news) {
+                    return end;
+                }
             }
             if let Err(errno) = self.wait(control) {
                 return End::failed(format_args!("poll: {}", std::io::Error::from(errno)));
@@ -224,45 +231,65 @@ impl Service {
     }
 
     fn pause(&mut self, control: &mut Control) {
-        if matches!(self.state, VmState::Paused | VmState::IoStalled) {
+        if self.hold.is_some() {
             return self.tell(control);
         }
         if !self.machine.hold(HOLD_PATIENCE) {
             self.machine.gate.open();
             return refuse(control, "the virtual CPUs did not come to a halt");
         }
-        self.before_pause = Some((self.state, std::mem::take(&mut self.reason)));
-        self.enter(control, VmState::Paused, "paused by user");
+        self.hold = Some((VmState::Paused, "paused by user".to_owned()));
+        self.say_state();
+        self.tell(control);
     }
 
-    /// Stops the VM because a device waits until the user resumes it.
-    fn stall(&mut self, control: &mut Control, reason: &str) {
-        if self.before_pause.is_none() {
-            if !self.machine.hold(HOLD_PATIENCE) {
-                self.machine.gate.open();
-                journal::say(format_args!("the virtual CPUs did not come to a halt"));
+    /// Does what a request needs that root does not carry out. Returns the end of the VM, if it is
+    /// that.
+    fn hear(&mut self, control: &mut Control, news: News) -> Option<End> {
+        match news {
+            News::Pause(reason) => {
+                if self.hold.is_none() && !self.machine.hold(HOLD_PATIENCE) {
+                    self.machine.gate.open();
+                    journal::say(format_args!("the virtual CPUs did not come to a halt"));
+                }
+                self.hold = Some((VmState::IoStalled, reason));
             }
-            self.before_pause = Some((self.state, std::mem::take(&mut self.reason)));
+            News::Late(reason) => self.late = Some(reason),
+            News::OnTime if self.late.is_none() => return None,
+            News::OnTime => {
+                self.late = None;
+                if self.state == VmState::Running {
+                    "I/O goes on".clone_into(&mut self.reason);
+                }
+            }
+            News::Kill(reason) => return Some(End::crashed(reason)),
         }
-        self.enter(control, VmState::IoStalled, reason);
+        self.say_state();
+        self.tell(control);
+        None
     }
 
     fn resume(&mut self, control: &mut Control) {
-        if let Some((state, reason)) = self.before_pause.take() {
-            self.machine.stalls.resume();
-            self.machine.gate.open();
-            // A VM that was asked to power off still is.
-            match state {
-                VmState::Running => self.enter(control, state, "resumed by user"),
-                _ => self.enter(control, state, &reason),
-            }
-        } else {
-            self.tell(control);
+        if self.hold.take().is_none() {
+            return self.tell(control);
         }
+        self.machine.stalls.resume();
+        self.machine.gate.open();
+        // A VM that was asked to power off still is.
+        if self.state == VmState::Running {
+            "resumed by user".clone_into(&mut self.reason);
+        }
+        // Those who wait for the resumed VM hear of it also if a request is late.
+        if let Some(late) = self.late.take() {
+            self.tell(control);
+            self.late = Some(late);
+        }
+        self.say_state();
+        self.tell(control);
     }
 
     fn press_power_button(&mut self, control: &mut Control) {
-        if matches!(self.state, VmState::Paused | VmState::IoStalled) {
+        if self.hold.is_some() {
             return refuse(control, "the VM is paused: resume it first");
         }
         let mut bench = self.machine.bench();
@@ -274,14 +301,31 @@ impl Service {
     fn enter(&mut self, control: &mut Control, state: VmState, reason: &str) {
         self.state = state;
         reason.clone_into(&mut self.reason);
-        journal::say(format_args!("{state}: {reason}"));
+        self.say_state();
         self.tell(control);
     }
 
+    /// Returns the state and its reason.
+    fn shown(&self) -> (VmState, &str) {
+        match (&self.hold, &self.late) {
+            (Some((state, reason)), _) => (*state, reason),
+            // Whoever has pressed the power button wants to see that.
+            (None, Some(reason)) if self.state == VmState::Running => (VmState::IoStalled, reason),
+            _ => (self.state, &self.reason),
+        }
+    }
+
+    fn say_state(&self) {
+        let (state, reason) = self.shown();
+        journal::say(format_args!("{state}: {reason}"));
+    }
+
     fn tell(&self, control: &mut Control) {
+        let (state, reason) = self.shown();
         control.send(&WorkerEvent::State {
-            state: self.state,
-            reason: self.reason.clone(),
+            state,
+            reason: reason.to_owned(),
+            is_held: self.hold.is_some(),
         });
     }
 

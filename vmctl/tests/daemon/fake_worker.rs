@@ -194,7 +194,12 @@ impl Worker {
         self.state = state;
         self.reason = reason.to_owned();
         let reason = self.reason.clone();
-        self.say(&WorkerEvent::State { state, reason });
+        let is_held = matches!(state, VmState::Paused | VmState::IoStalled);
+        self.say(&WorkerEvent::State {
+            state,
+            reason,
+            is_held,
+        });
     }
 
     fn finish(&mut self, cause: EndCause, reason: &str) -> bool {

@@ -147,6 +147,7 @@ fn state(state: VmState, reason: &str) -> WorkerEvent {
     WorkerEvent::State {
         state,
         reason: reason.to_owned(),
+        is_held: matches!(state, VmState::Paused),
     }
 }
 
@@ -217,6 +218,47 @@ fn a_paused_vm_stands_still_and_goes_on() {
     until(|| turns() > held);
     vm.write_port(port::SLEEP_CONTROL, 0x34);
     vm.end();
+}
+
+#[test]
+fn a_late_request_is_shown_and_the_vm_runs_on() {
+    let vm = Guest::start();
+    let mut daemon = Daemon::connect(&vm.path("control"));
+    let turns = || vm.turns.load(Ordering::Relaxed);
+    let stalls = &vm.machine.stalls;
+    let late = state(VmState::IoStalled, "disk0: late");
+    let ready = WorkerEvent::Ready { partition: 7 };
+    assert_eq!(daemon.ask(&WorkerCommand::Report), ready);
+    let running = state(VmState::Running, "started");
+    assert_eq!(daemon.hear().unwrap(), running);
+    stalls.late("disk0: late".to_owned(), true);
+    assert_eq!(daemon.hear().unwrap(), late);
+    let before = turns();
+    until(|| turns() > before);
+    // The user may hold the VM meanwhile.
+    let paused = state(VmState::Paused, "paused by user");
+    assert_eq!(daemon.ask(&WorkerCommand::Pause), paused);
+    let resumed = state(VmState::Running, "resumed by user");
+    assert_eq!(daemon.ask(&WorkerCommand::Resume), resumed);
+    assert_eq!(daemon.hear().unwrap(), late);
+    stalls.ended();
+    assert_eq!(
+        daemon.hear().unwrap(),
+        state(VmState::Running, "I/O goes on")
+    );
+
+    stalls.pause("disk0: late".to_owned());
+    let held = WorkerEvent::State {
+        state: VmState::IoStalled,
+        reason: "disk0: late".to_owned(),
+        is_held: true,
+    };
+    assert_eq!(daemon.hear().unwrap(), held);
+    let before = turns();
+    assert_eq!(daemon.ask(&WorkerCommand::Resume), resumed);
+    until(|| turns() > before);
+    vm.machine.stalls.kill("disk0: late".to_owned());
+    assert_eq!(vm.end(), End::crashed("disk0: late"));
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! write is therefore with root's kernel and survives the worker. A flush makes it survive root.
 
 mod crew;
+mod flights;
 mod lead;
 mod request;
 mod server;
@@ -16,6 +17,7 @@ mod server;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
@@ -25,7 +27,7 @@ use virtio_bindings::virtio_blk::{
 use self::crew::Count;
 use self::server::{Disk, Server};
 use super::{Device, Kind, Serve, read_bytes};
-use crate::config::OnError;
+use crate::config::{OnError, OnTimeout};
 use crate::disk::{Image, SECTOR};
 use crate::worker::journal;
 use crate::worker::stall::Stalls;
@@ -54,6 +56,10 @@ pub struct Options {
     pub on_enospc: OnError,
     /// What happens after another error of the image.
     pub on_error: OnError,
+    /// How long root may take for a request.
+    pub io_timeout: Duration,
+    /// What happens when root takes longer.
+    pub on_timeout: OnTimeout,
 }
 
 /// The device.

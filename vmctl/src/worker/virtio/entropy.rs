@@ -54,7 +54,7 @@ impl Serve for Entropy {
                 vring.push(memory, head, written as u32)?;
             }
             vring.notify(memory)?;
-            Ok(ControlFlow::Continue(()))
+            Ok(ControlFlow::Continue(None))
         })
     }
 }

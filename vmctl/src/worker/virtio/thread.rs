@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
 
 use super::{Malformed, Notifier, Serve, Vring};
 use crate::worker::event::{Event, wait_any};
@@ -78,7 +79,8 @@ impl Drop for QueueThread {
 }
 
 /// Calls `handle` whenever the driver has made buffers available, until `stop` is signalled or
-/// `handle` returns [`ControlFlow::Break`]. `handle` need not take all of them: it is called again.
+/// `handle` returns [`ControlFlow::Break`]. `handle` need not take all of them: it is called again. It
+/// is also called at the time that it returns.
 ///
 /// # Errors
 ///
@@ -87,23 +89,23 @@ pub(super) fn serve_kicks(
     memory: &Memory,
     vring: &Vring,
     stop: &Event,
-    mut handle: impl FnMut() -> Result<ControlFlow<()>, Malformed>,
+    mut handle: impl FnMut() -> Result<ControlFlow<(), Option<Instant>>, Malformed>,
 ) -> Result<(), Malformed> {
     loop {
         vring.disable_notification(memory)?;
-        loop {
-            if handle()?.is_break() {
+        let deadline = loop {
+            let ControlFlow::Continue(deadline) = handle()? else {
                 return Ok(());
-            }
+            };
             if !vring.enable_notification(memory)? {
-                break;
+                break deadline;
             }
             // A driver that never pauses can't keep the thread.
             if stop.is_signalled() {
                 return Ok(());
             }
-        }
-        if !wait_any(&[stop.as_fd(), vring.kick.as_fd()]) || stop.is_signalled() {
+        };
+        if !wait_any(&[stop.as_fd(), vring.kick.as_fd()], deadline) || stop.is_signalled() {
             return Ok(());
         }
         vring.kick.clear();

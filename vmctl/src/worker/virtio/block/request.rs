@@ -1,5 +1,7 @@
 //! A request of the driver, taken from its chain of descriptors (virtio 1.2 §5.2.6).
 
+use std::fmt;
+
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
@@ -86,6 +88,30 @@ impl Request {
             operation: operation(memory, &bytes, readable, writable),
             status,
         })
+    }
+}
+
+impl Request {
+    /// Returns whether the disk differs afterwards.
+    pub(super) fn is_write(&self) -> bool {
+        self.operation.as_ref().is_ok_and(Operation::is_write)
+    }
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.operation {
+            Ok(Operation::Read { offset, buffers }) => {
+                write!(f, "a read of {} bytes at byte {offset}", buffers.len())
+            }
+            Ok(Operation::Write { offset, buffers }) => {
+                write!(f, "a write of {} bytes at byte {offset}", buffers.len())
+            }
+            Ok(Operation::Flush) => f.write_str("a flush"),
+            Ok(Operation::Discard { .. }) => f.write_str("a discard"),
+            Ok(Operation::WriteZeroes { .. }) => f.write_str("a write of zeroes"),
+            Ok(Operation::Serial { .. }) | Err(_) => f.write_str("a request"),
+        }
     }
 }
 

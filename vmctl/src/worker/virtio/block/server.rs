@@ -1,17 +1,21 @@
 //! Carrying requests out.
 
+use std::cell::RefCell;
+use std::io::{IoSlice, IoSliceMut};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, Builder, Scope};
+use std::time::Instant;
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 
 use super::crew::{Count, Crew};
+use super::flights::{Flights, Id, Late};
 use super::lead::Lead;
 use super::request::{Operation, Request};
 use super::{Options, QUEUE_SIZE, Refusal};
-use crate::config::OnError;
+use crate::config::{OnError, OnTimeout};
 use crate::disk::{CachedRead, Image, IoError};
 use crate::worker::event::Event;
 use crate::worker::journal;
@@ -32,6 +36,8 @@ pub(super) struct Disk {
     pub(super) options: Options,
     stalls: Arc<Stalls>,
     reports: AtomicU32,
+    /// Writes that the driver has an error for, and that root may still carry out.
+    lost_writes: AtomicU32,
 }
 
 /// How an attempt to carry out a request without waiting went.
@@ -57,16 +63,23 @@ struct Work<'a> {
     vring: &'a Vring,
     stop: &'a Event,
     lead: Lead,
+    flights: Flights,
     threads: Count,
     /// What a thread has found wrong with the queue.
     malformed: OnceLock<Malformed>,
+}
+
+/// A request that a thread carries out.
+struct Job {
+    id: Id,
+    request: Arc<Request>,
 }
 
 /// What all threads of a queue borrow: where they work, their work, the crew, and the crew's work.
 struct Post<'scope, 'env, W> {
     scope: &'scope Scope<'scope, 'env>,
     work: &'scope Work<'env>,
-    crew: &'scope Crew<Request>,
+    crew: &'scope Crew<Job>,
     finish: &'scope W,
 }
 
@@ -84,11 +97,12 @@ impl Serve for Server {
             vring,
             stop,
             lead: Lead::default(),
+            flights: Flights::new(self.disk.options.io_timeout),
             threads: self.threads.clone(),
             malformed: OnceLock::new(),
         };
         let crew = Crew::new(work.thread_name(), self.threads.clone());
-        let finish = |request| work.finish(request);
+        let finish = |job| work.finish(job);
         thread::scope(|scope| {
             let post = Post {
                 scope,
@@ -110,7 +124,7 @@ impl<W> Clone for Post<'_, '_, W> {
 
 impl<W> Copy for Post<'_, '_, W> {}
 
-impl<W: Fn(Request) + Sync> Post<'_, '_, W> {
+impl<W: Fn(Job) + Sync> Post<'_, '_, W> {
     /// Serves the queue until it is stopped or another thread leads.
     fn lead(&self) {
         let work = self.work;
@@ -118,7 +132,7 @@ impl<W: Fn(Request) + Sync> Post<'_, '_, W> {
         let served = serve_kicks(work.memory, work.vring, work.stop, || {
             leads = self.take_some()?;
             Ok(match leads {
-                true => ControlFlow::Continue(()),
+                true => ControlFlow::Continue(work.deal_with_late()?),
                 false => ControlFlow::Break(()),
             })
         });
@@ -142,16 +156,19 @@ impl<W: Fn(Request) + Sync> Post<'_, '_, W> {
                 break;
             };
             let request = Request::of(work.memory, chain)?;
-            let request = match work.disk.try_at_once(work.memory, &request.operation) {
-                Attempt::Done(outcome) => {
-                    work.answer(&request, outcome)?;
-                    continue;
-                }
-                Attempt::Short => Some(request),
-                Attempt::Long => self.crew.give(self.scope, self.finish, request),
+            let attempt = work.disk.try_at_once(work.memory, &request.operation);
+            if let Attempt::Done(outcome) = attempt {
+                work.answer(&request, outcome)?;
+                continue;
+            }
+            let request = Arc::new(request);
+            let id = work.flights.begin(&request);
+            let job = match (Job { id, request }, attempt) {
+                (job, Attempt::Long) => self.crew.give(self.scope, self.finish, job),
+                (job, _) => Some(job),
             };
-            if let Some(request) = request {
-                leads = self.work_as_leader(|| carried_out.push(work.carry_out(request)));
+            if let Some(job) = job {
+                leads = self.work_as_leader(|| carried_out.push(work.carry_out(job)));
                 // Requests share the write of the tables, if there are any.
                 if leads && !work.disk.image.has_tables() {
                     work.answer_all(&mut carried_out)?;
@@ -200,7 +217,7 @@ impl<W: Fn(Request) + Sync> Post<'_, '_, W> {
 
 /// A request that was carried out and not yet answered.
 struct CarriedOut {
-    request: Request,
+    job: Job,
     outcome: Result<usize, Refusal>,
 }
 
@@ -210,12 +227,43 @@ impl Work<'_> {
     }
 
     /// Carries out a request and answers it, on a thread of the crew.
-    fn finish(&self, request: Request) {
-        let mut carried_out = vec![self.carry_out(request)];
+    fn finish(&self, job: Job) {
+        let mut carried_out = vec![self.carry_out(job)];
         let answered = self.complete(&mut carried_out);
         if let Err(malformed) = answered.and_then(|()| self.vring.notify(self.memory)) {
             self.fail(malformed);
         }
+    }
+
+    /// Does what the configuration says with requests that are late. Returns when to look again.
+    fn deal_with_late(&self) -> Result<Option<Instant>, Malformed> {
+        let (late, next) = self.flights.late(Instant::now());
+        let gives_up = !late.is_empty() && self.disk.options.on_timeout == OnTimeout::Report;
+        for late in late {
+            let reason = format!("{}: {late}", self.disk.options.name);
+            match self.disk.options.on_timeout {
+                OnTimeout::Wait => self.disk.stalls.late(reason, late.is_first),
+                OnTimeout::Pause => self.disk.stalls.pause(reason),
+                OnTimeout::Kill => self.disk.stalls.kill(reason),
+                OnTimeout::Report => self.give_up(&late, &reason)?,
+            }
+        }
+        if gives_up {
+            self.vring.notify(self.memory)?;
+        }
+        Ok(next)
+    }
+
+    /// Answers a request with an error although a thread still carries it out.
+    fn give_up(&self, late: &Late, reason: &str) -> Result<(), Malformed> {
+        if !self.flights.give_up(late.id) {
+            return Ok(());
+        }
+        self.disk.report(reason);
+        if late.request.is_write() {
+            self.disk.lost_writes.fetch_add(1, Ordering::SeqCst);
+        }
+        self.answer(&late.request, Err(Refusal::Failed))
     }
 
     /// Has the queue no longer served.
@@ -225,22 +273,21 @@ impl Work<'_> {
         self.vring.kick.signal();
     }
 
-    fn carry_out(&self, request: Request) -> CarriedOut {
-        let outcome = match &request.operation {
-            Ok(operation) => self.disk.carry_out(self.memory, operation, self.stop),
+    fn carry_out(&self, job: Job) -> CarriedOut {
+        let outcome = match &job.request.operation {
+            Ok(operation) => self.attempt_operation(job.id, operation),
             Err(refusal) => Err(*refusal),
         };
-        CarriedOut { request, outcome }
+        CarriedOut { job, outcome }
     }
 
     /// Makes the writes among some requests as safe as their answers promise, and answers all.
     fn complete(&self, carried_out: &mut Vec<CarriedOut>) -> Result<(), Malformed> {
-        let has_written = |done: &CarriedOut| {
-            let operation = done.request.operation.as_ref();
-            done.outcome.is_ok() && operation.is_ok_and(Operation::is_write)
-        };
-        if carried_out.iter().any(has_written)
-            && let Err(refusal) = self.disk.complete_writes(self.stop)
+        let has_written = |done: &CarriedOut| done.outcome.is_ok() && done.job.request.is_write();
+        let written = carried_out.iter().filter(|done| has_written(done));
+        let written: Vec<_> = written.map(|done| done.job.id).collect();
+        if !written.is_empty()
+            && let Err(refusal) = self.complete_writes(&written)
         {
             let writes = carried_out.iter_mut().filter(|done| has_written(done));
             writes.for_each(|done| done.outcome = Err(refusal));
@@ -249,8 +296,16 @@ impl Work<'_> {
     }
 
     fn answer_all(&self, carried_out: &mut Vec<CarriedOut>) -> Result<(), Malformed> {
-        for done in carried_out.drain(..) {
-            self.answer(&done.request, done.outcome)?;
+        for CarriedOut { job, outcome } in carried_out.drain(..) {
+            let ended = self.flights.end(job.id);
+            if ended.was_late && self.disk.options.on_timeout == OnTimeout::Wait {
+                self.disk.stalls.ended();
+            }
+            if !ended.is_given_up {
+                self.answer(&job.request, outcome)?;
+            } else if job.request.is_write() {
+                self.disk.lost_writes.fetch_sub(1, Ordering::SeqCst);
+            }
         }
         Ok(())
     }
@@ -276,6 +331,7 @@ impl Disk {
             options,
             stalls,
             reports: AtomicU32::new(0),
+            lost_writes: AtomicU32::new(0),
         }
     }
 
@@ -306,53 +362,12 @@ impl Disk {
         self.image.is_cached() && !self.options.writethrough
     }
 
-    /// Carries out a request. Returns the number of bytes written to the guest.
-    fn carry_out(
-        &self,
-        memory: &Memory,
-        operation: &Operation,
-        stop: &Event,
-    ) -> Result<usize, Refusal> {
-        let mut written = 0;
-        match operation {
-            Operation::Read { offset, buffers } => {
-                let slices = buffers.slices(memory);
-                self.attempt(stop, |image| image.read_guest(*offset, &slices))?;
-                written = buffers.len();
-            }
-            Operation::Write { offset, buffers } => {
-                let slices = buffers.slices(memory);
-                self.attempt(stop, |image| image.write_guest(*offset, &slices))?;
-            }
-            Operation::Flush => self.attempt(stop, Image::flush)?,
-            Operation::Discard { ranges } => {
-                for range in ranges {
-                    self.attempt(stop, |image| image.discard(range.offset, range.len))?;
-                }
-            }
-            Operation::WriteZeroes { ranges } => {
-                for range in ranges {
-                    self.attempt(stop, |image| image.write_zeroes(range.offset, range.len))?;
-                }
-            }
-            // It never waits.
-            Operation::Serial { .. } => return Err(Refusal::Unsupported),
-        }
-        Ok(written)
-    }
-
-    /// Makes writes as safe as their answers promise.
-    fn complete_writes(&self, stop: &Event) -> Result<(), Refusal> {
-        match self.options.writethrough {
-            true => self.attempt(stop, Image::flush),
-            false => self.attempt(stop, Image::write_back),
-        }
-    }
-
-    /// Calls `act` on the image. After an error for which the VM is to stop, waits until the user
-    /// resumes the VM and tries again.
+    /// Calls `act` on the image, for some requests. After an error for which the VM is to stop, waits
+    /// until the user resumes the VM and tries again.
     pub(super) fn attempt(
         &self,
+        flights: &Flights,
+        ids: &[Id],
         stop: &Event,
         act: impl Fn(&Image) -> Result<(), IoError>,
     ) -> Result<(), Refusal> {
@@ -368,15 +383,98 @@ impl Disk {
                 IoError::ReadOnly | IoError::OutOfRange => return Err(Refusal::Failed),
             };
             let reason = format!("{}: {error}", self.options.name);
-            if on_error == OnError::Pause {
-                // A flush that succeeds later would say that nothing was lost.
-                if self.stalls.wait(stop, reason) && !matches!(error, IoError::Lost(_)) {
-                    continue;
-                }
-            } else if self.reports.fetch_add(1, Ordering::Relaxed) < MAX_REPORTS {
-                journal::say(format_args!("{reason}"));
+            if on_error == OnError::Report {
+                self.report(&reason);
+                return Err(Refusal::Failed);
             }
+            let open = ids.iter().filter(|&&id| flights.hold(id)).count();
+            let goes_on = open > 0 && self.stalls.wait(stop, reason);
+            // A flush that succeeds later would say that nothing was lost.
+            if !goes_on || matches!(error, IoError::Lost(_)) {
+                return Err(Refusal::Failed);
+            }
+            ids.iter().for_each(|&id| flights.go_on(id));
+        }
+    }
+
+    /// Logs what went wrong, if it is not too much.
+    fn report(&self, reason: &str) {
+        if self.reports.fetch_add(1, Ordering::Relaxed) < MAX_REPORTS {
+            journal::say(format_args!("{reason}"));
+        }
+    }
+}
+
+impl Work<'_> {
+    /// Carries out a request. Returns the number of bytes written to the guest.
+    fn attempt_operation(&self, id: Id, operation: &Operation) -> Result<usize, Refusal> {
+        // Root may still write older data to the same place, or lose it.
+        let changes = operation.is_write() || matches!(operation, Operation::Flush);
+        if changes && self.disk.lost_writes.load(Ordering::SeqCst) > 0 {
             return Err(Refusal::Failed);
         }
+        match operation {
+            Operation::Read { offset, buffers } if self.may_give_up() => {
+                let mut bytes = vec![0; buffers.len()];
+                let into = RefCell::new(&mut bytes[..]);
+                self.attempt(&[id], |image| {
+                    image.read(*offset, &mut [IoSliceMut::new(&mut into.borrow_mut())])
+                })?;
+                return match self.flights.hold(id) {
+                    true => Ok(buffers.write(self.memory, &bytes)),
+                    false => Err(Refusal::Failed),
+                };
+            }
+            Operation::Read { offset, buffers } => {
+                let slices = buffers.slices(self.memory);
+                self.attempt(&[id], |image| image.read_guest(*offset, &slices))?;
+                return Ok(buffers.len());
+            }
+            Operation::Write { offset, buffers } if self.may_give_up() => {
+                let mut bytes = vec![0; buffers.len()];
+                buffers.read(self.memory, &mut bytes);
+                self.attempt(&[id], |image| image.write(*offset, &[IoSlice::new(&bytes)]))?;
+            }
+            Operation::Write { offset, buffers } => {
+                let slices = buffers.slices(self.memory);
+                self.attempt(&[id], |image| image.write_guest(*offset, &slices))?;
+            }
+            Operation::Flush => self.attempt(&[id], Image::flush)?,
+            Operation::Discard { ranges } => {
+                for range in ranges {
+                    self.attempt(&[id], |image| image.discard(range.offset, range.len))?;
+                }
+            }
+            Operation::WriteZeroes { ranges } => {
+                for range in ranges {
+                    self.attempt(&[id], |image| image.write_zeroes(range.offset, range.len))?;
+                }
+            }
+            // It never waits.
+            Operation::Serial { .. } => return Err(Refusal::Unsupported),
+        }
+        Ok(0)
+    }
+
+    /// Returns whether a request may be answered while root still carries it out. Root then must not
+    /// have the guest's buffers, which the guest uses again.
+    fn may_give_up(&self) -> bool {
+        self.disk.options.on_timeout == OnTimeout::Report
+    }
+
+    /// Makes writes as safe as their answers promise.
+    fn complete_writes(&self, ids: &[Id]) -> Result<(), Refusal> {
+        match self.disk.options.writethrough {
+            true => self.attempt(ids, Image::flush),
+            false => self.attempt(ids, Image::write_back),
+        }
+    }
+
+    fn attempt(
+        &self,
+        ids: &[Id],
+        act: impl Fn(&Image) -> Result<(), IoError>,
+    ) -> Result<(), Refusal> {
+        self.disk.attempt(&self.flights, ids, self.stop, act)
     }
 }

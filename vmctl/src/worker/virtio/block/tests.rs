@@ -15,9 +15,11 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::super::tests::Driver;
+use super::flights::{Flights, Id};
 use super::*;
 use crate::disk::{self, Access, Cache, Format, IoError};
 use crate::worker::event::{Event, wait_any};
+use crate::worker::stall::News;
 
 const SIZE: u64 = 1 << 20;
 /// Where the driver keeps a request's header, data and status.
@@ -51,6 +53,8 @@ fn options(on_enospc: OnError) -> Options {
         writethrough: false,
         on_enospc,
         on_error: OnError::Report,
+        io_timeout: Duration::from_secs(30),
+        on_timeout: OnTimeout::Wait,
     }
 }
 
@@ -194,6 +198,94 @@ fn half_broken() -> (tempfile::TempDir, PathBuf, Image) {
     (dir, path, image)
 }
 
+/// Makes a disk for which root may take a tenth of a second.
+fn impatient(on_timeout: OnTimeout) -> (Guest, Arc<server::Disk>, Arc<Stalls>) {
+    let stalls = Arc::new(Stalls::new(Arc::new(Event::new().unwrap())));
+    let (dir, path, image) = open(Format::Raw, Access::Write);
+    let options = Options {
+        io_timeout: Duration::from_millis(100),
+        on_timeout,
+        ..options(OnError::Pause)
+    };
+    let block = Block::new(image, options, Arc::clone(&stalls));
+    let disk = Arc::clone(&block.disk);
+    let mut driver = Driver::new(Box::new(block));
+    driver.start(0);
+    let guest = Guest {
+        driver,
+        _dir: dir,
+        path,
+    };
+    (guest, disk, stalls)
+}
+
+#[test]
+fn a_late_request_is_named_and_ends_nevertheless() {
+    let (mut guest, disk, stalls) = impatient(OnTimeout::Wait);
+    let held_up = disk.image.hold_up();
+    guest.send(VIRTIO_BLK_T_IN, 3, 512, true);
+    for _ in 0..2 {
+        let mut news = None;
+        guest.driver.wait("news", |_| {
+            news = stalls.take_news();
+            news.is_some()
+        });
+        let name = "disk0: a read of 512 bytes at byte 1536 has had no answer for 0.";
+        let is_late = |news: &News| matches!(news, News::Late(reason) if reason.starts_with(name));
+        assert!(news.as_ref().is_some_and(is_late), "{news:?}");
+    }
+    drop(held_up);
+    guest.driver.answer();
+    assert_eq!(guest.get(STATUS, 1), [OK]);
+    let on_time = |_: &mut Driver| stalls.take_news() == Some(News::OnTime);
+    guest.driver.wait("the end of the news", on_time);
+}
+
+#[test]
+fn a_late_request_stops_or_ends_the_vm() {
+    for on_timeout in [OnTimeout::Pause, OnTimeout::Kill] {
+        let (mut guest, disk, stalls) = impatient(on_timeout);
+        let held_up = disk.image.hold_up();
+        guest.send(VIRTIO_BLK_T_OUT, 0, 512, false);
+        guest.driver.wait("news", |_| match stalls.take_news() {
+            Some(News::Pause(_)) => on_timeout == OnTimeout::Pause,
+            Some(News::Kill(_)) => on_timeout == OnTimeout::Kill,
+            news => news.is_some_and(|news| panic!("{news:?}")),
+        });
+        drop(held_up);
+        guest.driver.answer();
+        assert_eq!(guest.get(STATUS, 1), [OK]);
+    }
+}
+
+#[test]
+fn a_late_request_is_given_up_and_touches_the_guest_no_more() {
+    let (mut guest, disk, _) = impatient(OnTimeout::Report);
+    let held_up = disk.image.hold_up();
+    guest.put(DATA, &[7; 512]);
+    assert_eq!(guest.request(VIRTIO_BLK_T_IN, 3, 512, true), (IOERR, 1));
+    assert_eq!(guest.request(VIRTIO_BLK_T_OUT, 5, 512, false), (IOERR, 1));
+    // Root still has the write: an answer in no time says that it does not get another one.
+    let start = std::time::Instant::now();
+    for kind in [VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_FLUSH] {
+        let len = if kind == VIRTIO_BLK_T_OUT { 512 } else { 0 };
+        assert_eq!(guest.request(kind, 5, len, false), (IOERR, 1));
+    }
+    assert!(start.elapsed() < Duration::from_millis(100));
+    guest.put(DATA, &[9; 512]);
+    drop(held_up);
+    guest.driver.wait("the last write", |_| {
+        fs::read(&guest.path).unwrap()[5 * 512..6 * 512] == [7; 512]
+    });
+    guest.driver.wait("writes again", |driver| {
+        driver.send(&[(HEADER_AT, 16, false), (STATUS, 1, true)]);
+        driver.answer();
+        let memory = driver.memory();
+        memory.read_obj::<u8>(GuestAddress(STATUS)).unwrap() == OK
+    });
+    assert_eq!(guest.get(DATA, 512), [9; 512], "the read came too late");
+}
+
 #[test]
 fn a_request_that_waits_holds_up_no_other_one() {
     const BROKEN: u64 = (600 << 20) / SECTOR;
@@ -216,7 +308,7 @@ fn a_request_that_waits_holds_up_no_other_one() {
         guest.send(kind, BROKEN, 512, kind == VIRTIO_BLK_T_IN);
         guest
             .driver
-            .wait("a stall", |_| stalls.take_reason().is_some());
+            .wait("a stall", |_| stalls.take_news().is_some());
         guest.driver.kept = 3 * waiting;
         for n in 0..3 {
             guest.send(VIRTIO_BLK_T_OUT, n, 512, false);
@@ -335,17 +427,18 @@ fn an_error_is_reported_or_stops_the_vm_until_it_is_resumed() {
         };
         let disk = disk(options, &stalls);
         let tries = std::cell::Cell::new(0);
-        let reason = std::thread::scope(|scope| {
+        let news = std::thread::scope(|scope| {
             let resumer = stalled.map(|_| {
                 scope.spawn(|| {
-                    wait_any(&[wake.as_fd()]);
+                    wait_any(&[wake.as_fd()], None);
                     wake.clear();
-                    let reason = stalls.take_reason();
+                    let news = stalls.take_news();
                     stalls.resume();
-                    reason
+                    news
                 })
             });
-            let done = disk.attempt(&stop, |_| {
+            let flights = Flights::new(Duration::from_secs(30));
+            let done = disk.attempt(&flights, &[Id::default()], &stop, |_| {
                 tries.set(tries.get() + 1);
                 match tries.get() {
                     1 => Err(error()),
@@ -355,14 +448,17 @@ fn an_error_is_reported_or_stops_the_vm_until_it_is_resumed() {
             assert_eq!(done.is_ok(), stalled.is_some());
             resumer.and_then(|resumer| resumer.join().unwrap())
         });
-        assert_eq!(reason.as_deref(), stalled);
+        let stalled = stalled.map(|reason| News::Pause(reason.to_owned()));
+        assert_eq!(news, stalled);
     }
     // The guest's own mistake never stops the VM.
     let options = Options {
         on_error: OnError::Pause,
         ..options(OnError::Pause)
     };
-    let done = disk(options, &stalls).attempt(&stop, |_| Err(IoError::OutOfRange));
+    let flights = Flights::new(Duration::from_secs(30));
+    let act = |_: &Image| Err(IoError::OutOfRange);
+    let done = disk(options, &stalls).attempt(&flights, &[Id::default()], &stop, act);
     assert_eq!(done, Err(Refusal::Failed));
 }
 
