@@ -56,7 +56,7 @@ fn greetings_tell_versions_apart() {
     hello[8] = 9;
     let error = Hello::check(&hello, Role::Worker).unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("has 1") && text.contains("has 9"), "{text}");
+    assert!(text.contains("has 2") && text.contains("has 9"), "{text}");
     hello[0] = 0;
     assert_eq!(
         Hello::check(&hello, Role::Worker),
@@ -68,7 +68,7 @@ fn greetings_tell_versions_apart() {
 fn encodings_are_frozen() {
     assert_eq!(
         Hello::new(Role::Cli).to_bytes(),
-        *b"MVcontrl\x01\0\0\0\x01\0\0\0"
+        *b"MVcontrl\x02\0\0\0\x01\0\0\0"
     );
     assert_eq!(
         bytes(&Request::Stop {
@@ -100,6 +100,14 @@ fn encodings_are_frozen() {
         ]
     );
     assert_eq!(bytes(&WorkerCommand::PowerButton), [1, 0, 0, 0, 4]);
+    assert_eq!(
+        bytes(&WorkerEvent::State {
+            state: VmState::IoStalled,
+            reason: "x".to_string(),
+            is_held: true
+        }),
+        [5, 0, 0, 0, 1, 7, 1, b'x', 1]
+    );
     assert_eq!(
         bytes(&WorkerEvent::Ended {
             cause: EndCause::Failed,
