@@ -397,6 +397,36 @@ pub struct VmInfo {
     pub console_log: String,
     /// Path of the worker's own log.
     pub worker_log: String,
+    /// Its disks, as the worker has them; empty without a worker, or if it does not answer.
+    pub disks: Vec<DiskStatus>,
+}
+
+/// A disk of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Name in messages.
+    pub name: String,
+    /// The image, and behind it its backing files.
+    pub files: Vec<DiskFile>,
+    /// Size of the disk, in bytes.
+    pub size: u64,
+    /// Bytes that the guest has read.
+    pub read: u64,
+    /// Bytes that the guest has written.
+    pub written: u64,
+    /// Requests that have no answer yet.
+    pub in_flight: u32,
+    /// Requests that were answered with an error.
+    pub errors: u64,
+}
+
+/// A file of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFile {
+    /// Its path.
+    pub path: String,
+    /// Its format.
+    pub format: String,
 }
 
 /// Who the daemon is.
@@ -429,6 +459,8 @@ pub enum WorkerCommand {
     Resume,
     /// Presses the ACPI power button → `State(Stopping)`.
     PowerButton,
+    /// Asks for the disks → `Disks`.
+    Disks,
 }
 
 /// What a worker tells the daemon.
@@ -460,6 +492,11 @@ pub enum WorkerEvent {
         cause: EndCause,
         /// Why; never blank: "guest powered off", "triple fault at rip 0x…".
         reason: String,
+    },
+    /// The disks as they are now.
+    Disks {
+        /// In the order of the configuration.
+        disks: Vec<DiskStatus>,
     },
 }
 

@@ -37,6 +37,11 @@ answer demo "read only" 'head -n 1 /dev/vdc'
 answer demo "refused" 'dd if=/tmp/data of=/dev/vdc bs=512 count=1 2>/dev/null || echo refused'
 answer demo "sum kept" 'echo "$sum" >/mnta/sum && echo "$sum" >/mntb/sum && sync && echo sum kept'
 
+# What the disks have done.
+expect "disk0           /root/plain.raw; 64M, read " vmctl info demo
+expect "in flight 0, errors 0" vmctl info demo
+expect "disk2           /root/fixed.raw; 1M, read " vmctl info demo
+
 # The image is this guest's alone.
 refuse "plain.raw: in use by another VM" vmctl disk resize plain.raw 128M
 expect "second: defined" vmctl create disks.toml --name second

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use guest_proto::control::{Request, Response, Role, Until};
+use guest_proto::control::{Request, Response, Role, Until, VmStatus};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, flock};
 
@@ -36,6 +36,8 @@ use vms::Vms;
 
 /// Clients at once; more are turned away.
 const MAX_CLIENTS: usize = 64;
+/// How long a worker may take to tell its disks.
+const DISKS_PATIENCE: Duration = Duration::from_secs(2);
 /// How often CPU time is sampled while a VM is alive.
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 
@@ -91,9 +93,18 @@ struct Daemon {
 struct Client {
     id: u64,
     link: Link,
-    /// The `Wait` it waits in; its further requests stay unread.
-    waiting: Option<(String, Until)>,
+    /// What it waits for; its further requests stay unread.
+    waiting: Option<Waiting>,
     events: bool,
+}
+
+/// What a client waits for.
+#[derive(Debug)]
+enum Waiting {
+    /// A VM's condition.
+    Until(String, Until),
+    /// The disks of a VM. Without them it has its answer at this time.
+    Disks(String, Instant),
 }
 
 /// Who a descriptor in the loop belongs to.
@@ -104,6 +115,15 @@ enum Source {
     WorkerLink(String),
     WorkerExit(String),
     Cleaner,
+}
+
+impl Client {
+    fn deadline(&self) -> Option<Instant> {
+        match &self.waiting {
+            Some(Waiting::Disks(_, deadline)) => Some(*deadline),
+            _ => None,
+        }
+    }
 }
 
 impl Daemon {
@@ -148,6 +168,7 @@ impl Daemon {
             }
             self.vms.tick(Instant::now());
             self.tell_changes();
+            self.answer_without_disks(Instant::now());
         }
     }
 
@@ -175,7 +196,10 @@ impl Daemon {
             sources.push(Source::WorkerExit(name.to_owned()));
             fds.push(PollFd::from_borrowed_fd(worker.pidfd(), PollFlags::IN));
         }
-        let timeout = self.vms.next_tick(Instant::now()).map(timespec);
+        let now = Instant::now();
+        let deadlines = self.clients.iter().filter_map(Client::deadline);
+        let timeouts = deadlines.map(|at| at.saturating_duration_since(now));
+        let timeout = timeouts.chain(self.vms.next_tick(now)).min().map(timespec);
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
@@ -220,13 +244,32 @@ impl Daemon {
         }
     }
 
+    /// Answers those who have waited long enough for a worker's disks.
+    fn answer_without_disks(&mut self, now: Instant) {
+        self.clients.retain_mut(|client| match &client.waiting {
+            Some(Waiting::Disks(name, deadline)) if *deadline <= now => {
+                let answer = request::info(&mut self.vms, name);
+                client.waiting = None;
+                client.link.send(&answer).is_ok()
+            }
+            _ => true,
+        });
+    }
+
     /// Answers those who wait for what has changed.
     fn tell_changes(&mut self) {
         for change in self.vms.take_changes() {
             let status = &change.status;
             self.clients.retain_mut(|client| {
                 let answer = match &client.waiting {
-                    Some((name, until)) if *name == change.name => request::met(*until, &change),
+                    Some(Waiting::Until(name, until)) if *name == change.name => {
+                        request::met(*until, &change)
+                    }
+                    Some(Waiting::Disks(name, _)) if *name == change.name => {
+                        let is_alive = |status: &VmStatus| status.state.is_alive();
+                        let is_over = !status.as_ref().is_some_and(is_alive);
+                        (change.has_disks || is_over).then(|| request::info(&mut self.vms, name))
+                    }
                     None if client.events && change.news => status.clone().map(Response::Event),
                     _ => None,
                 };
@@ -264,7 +307,13 @@ fn serve_client(client: &mut Client, vms: &mut Vms) -> Result<(), LinkError> {
     {
         match request::answer(vms, asked) {
             request::Answer::Now(response) => client.link.send(&*response)?,
-            request::Answer::When(name, until) => client.waiting = Some((name, until)),
+            request::Answer::When(name, until) => {
+                client.waiting = Some(Waiting::Until(name, until));
+            }
+            request::Answer::Info(name) => {
+                let deadline = Instant::now() + DISKS_PATIENCE;
+                client.waiting = Some(Waiting::Disks(name, deadline));
+            }
             request::Answer::Events => client.events = true,
         }
     }

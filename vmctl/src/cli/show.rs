@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use guest_proto::control::{VmInfo, VmState, VmStatus};
+use guest_proto::control::{DiskStatus, VmInfo, VmState, VmStatus};
 use serde::Serialize;
 
 use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table};
@@ -104,6 +104,7 @@ struct InfoJson<'a> {
     console: &'a str,
     console_log: &'a str,
     worker_log: &'a str,
+    disks: &'a [DiskStatus],
 }
 
 pub(super) fn info(args: &InfoArgs, mut client: Client) -> Result<(), Failed> {
@@ -121,6 +122,7 @@ pub(super) fn info(args: &InfoArgs, mut client: Client) -> Result<(), Failed> {
             console: &info.console,
             console_log: &info.console_log,
             worker_log: &info.worker_log,
+            disks: &info.disks,
         }),
         Format::Table => output::text(&describe(&info, &config)),
     }
@@ -157,10 +159,35 @@ fn describe(info: &VmInfo, config: &VmConfig) -> String {
         ("console log", info.console_log.clone()),
         ("worker log", info.worker_log.clone()),
     ];
-    lines
+    let disks = info
+        .disks
         .iter()
-        .map(|(key, value)| format!("{key:<15} {}\n", output::printable(value)))
+        .map(|disk| (&*disk.name, describe_disk(disk)));
+    lines
+        .into_iter()
+        .chain(disks)
+        .map(|(key, value)| {
+            format!(
+                "{:<15} {}\n",
+                output::printable(key),
+                output::printable(&value)
+            )
+        })
         .collect()
+}
+
+fn describe_disk(disk: &DiskStatus) -> String {
+    let files: Vec<_> = disk.files.iter().map(|file| &*file.path).collect();
+    let kib = |bytes: u64| bytes >> 10;
+    format!(
+        "{}; {}, read {} KiB, written {} KiB, in flight {}, errors {}",
+        files.join(" over "),
+        format_size(disk.size),
+        kib(disk.read),
+        kib(disk.written),
+        disk.in_flight,
+        disk.errors
+    )
 }
 
 #[derive(Debug, clap::Args)]

@@ -2,14 +2,14 @@
 
 use std::time::Instant;
 
-use guest_proto::control::{Failure, FailureKind, VmInfo, VmState, VmStatus};
+use guest_proto::control::{Failure, FailureKind, VmInfo, VmState, VmStatus, WorkerCommand};
 use guest_proto::limits::ROOT_PARTITION;
 use rustix::param::clock_ticks_per_second;
 
 use super::SAMPLE_EVERY;
 use super::process::WORKER_LOG;
 use super::usage::Sample;
-use super::vms::{Vms, failure};
+use super::vms::{Vm, Vms, failure};
 use crate::console::log;
 use crate::proc;
 
@@ -50,6 +50,12 @@ impl Vms {
         })
     }
 
+    /// Asks a VM's worker for its disks. Returns false if it has no disks or nobody answers.
+    pub(super) fn ask_disks(&mut self, name: &str) -> bool {
+        let has_disks = |vm: &Vm| vm.worker.is_some() && !vm.record.config.disks.is_empty();
+        self.vm(name).is_ok_and(has_disks) && self.command(name, &WorkerCommand::Disks).is_ok()
+    }
+
     pub(super) fn info(&mut self, name: &str) -> Result<VmInfo, Failure> {
         self.sample();
         let status = self.status(name)?;
@@ -69,6 +75,10 @@ impl Vms {
             console: self.sockets(name).console().display().to_string(),
             console_log: dir.join(log::CURRENT).display().to_string(),
             worker_log: dir.join(WORKER_LOG).display().to_string(),
+            disks: vm
+                .worker
+                .as_ref()
+                .map_or_else(Vec::new, |w| w.disks.clone()),
             status,
         })
     }

@@ -13,6 +13,8 @@ pub(super) enum Answer {
     Now(Box<Response>),
     /// An answer when the VM meets the condition.
     When(String, Until),
+    /// An answer when the VM's worker has told its disks.
+    Info(String),
     /// An answer per change.
     Events,
 }
@@ -33,7 +35,8 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
         Request::Resume { name } => vms.resume(&name).map(Response::Status),
         Request::Delete { name } => vms.delete(&name).map(|()| Response::Done),
         Request::List => Ok(Response::List(vms.list())),
-        Request::Info { name } => vms.info(&name).map(Response::Info),
+        Request::Info { name } if vms.ask_disks(&name) => return Answer::Info(name),
+        Request::Info { name } => Ok(info(vms, &name)),
         Request::Wait { name, until } => match vms.status(&name) {
             Err(e) => Err(e),
             Ok(status) if holds(until, &status) => Ok(Response::Status(status)),
@@ -42,6 +45,11 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
         Request::Events => return Answer::Events,
     };
     Answer::Now(Box::new(result.unwrap_or_else(Response::Error)))
+}
+
+/// The answer to a request for all about a VM.
+pub(super) fn info(vms: &mut Vms, name: &str) -> Response {
+    vms.info(name).map_or_else(Response::Error, Response::Info)
 }
 
 /// The answer to someone who waits, if a change makes one.
@@ -102,6 +110,7 @@ mod tests {
             status: status.cloned(),
             news: true,
             refused: refused.map(str::to_owned),
+            has_disks: false,
         }
     }
 

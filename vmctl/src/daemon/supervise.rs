@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use guest_proto::control::{
-    EndCause, Failure, FailureKind, Role, WireError, WorkerCommand, WorkerEvent,
+    DiskStatus, EndCause, Failure, FailureKind, Role, WireError, WorkerCommand, WorkerEvent,
 };
 
 use super::process::{Identity, Launch, Process, last_words};
@@ -29,6 +29,8 @@ pub(super) struct Worker {
     link: Option<Link>,
     /// When it is killed, if it has not exited by itself.
     doom: Option<Instant>,
+    /// Its disks as it told them last.
+    pub(super) disks: Vec<DiskStatus>,
 }
 
 impl Worker {
@@ -95,6 +97,7 @@ impl Vms {
             process,
             link: Some(link),
             doom: None,
+            disks: Vec::new(),
         });
         entering(&mut vm.record);
         self.changed(name);
@@ -125,6 +128,7 @@ impl Vms {
             process,
             link,
             doom: None,
+            disks: Vec::new(),
         }
     }
 
@@ -142,6 +146,9 @@ impl Vms {
                 lost(&mut vm.record, worker, e);
             }
             let heard = heard.unwrap_or_default();
+            if heard.has_disks {
+                self.tell_disks(name);
+            }
             if !heard.has_state {
                 return self.note_change(name, heard.refused);
             }
@@ -240,6 +247,8 @@ struct Heard {
     refused: Option<String>,
     /// The last message was a state; there may be more messages.
     has_state: bool,
+    /// It has told its disks.
+    has_disks: bool,
 }
 
 /// Reads what a worker sends.
@@ -272,6 +281,10 @@ fn hear(record: &mut Record, worker: &mut Worker) -> Result<Heard, LinkError> {
                 record.reported(state, &reason, is_held, proc::boot_ms());
                 heard.has_state = true;
                 break;
+            }
+            WorkerEvent::Disks { disks } => {
+                worker.disks = disks;
+                heard.has_disks = true;
             }
             WorkerEvent::Refused { reason } => heard.refused = Some(reason),
             WorkerEvent::Ended { cause, reason } => {

@@ -70,6 +70,8 @@ pub(super) struct Change {
     pub(super) news: bool,
     /// What its worker would not do, and why.
     pub(super) refused: Option<String>,
+    /// Its worker has told its disks.
+    pub(super) has_disks: bool,
 }
 
 impl Vms {
@@ -301,6 +303,18 @@ impl Vms {
             status: self.status(name).ok(),
             news,
             refused,
+            has_disks: false,
+        });
+    }
+
+    /// Remembers to tell those who wait of a VM's disks.
+    pub(super) fn tell_disks(&mut self, name: &str) {
+        self.changes.push(Change {
+            name: name.to_owned(),
+            status: self.status(name).ok(),
+            news: false,
+            refused: None,
+            has_disks: true,
         });
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -101,6 +101,7 @@ pub struct Image {
     format: RwLock<FormatAccess<ImageFile>>,
     capacity: u64,
     access: Access,
+    files: Vec<(PathBuf, Format)>,
     /// The image has tables, which are cached in this process.
     has_tables: bool,
     /// Root's page cache is used.
@@ -135,6 +136,9 @@ impl Image {
     /// A table is corrupt; the file system can't do without a cache.
     pub fn new(chain: Chain, cache: Cache) -> Result<Self, DiskError> {
         let (capacity, access) = (chain.capacity(), chain.access);
+        let links = std::iter::once(&chain.image).chain(&chain.backing);
+        let files = links.map(|link| (link.path.clone(), link.format()));
+        let files = files.collect();
         let mut behind = None;
         for link in chain.backing.into_iter().rev() {
             behind = Some(layer(link, behind, Access::Read, cache)?);
@@ -146,6 +150,7 @@ impl Image {
             format: RwLock::new(format),
             capacity,
             access,
+            files,
             has_tables,
             is_cached: cache != Cache::None,
             tells_cached: AtomicBool::new(true),
@@ -158,6 +163,11 @@ impl Image {
     /// Size of the disk, in bytes.
     pub fn capacity(&self) -> u64 {
         self.capacity
+    }
+
+    /// Returns the paths and formats of the image and of all that is behind it.
+    pub fn files(&self) -> &[(PathBuf, Format)] {
+        &self.files
     }
 
     /// Whether it can only be read.

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use guest_proto::ABI_VERSION;
@@ -208,11 +208,14 @@ impl Partition {
 /// Puts the VM's devices onto the PCI bus.
 fn plug(machine: &Machine, config: &VmConfig, disks: Vec<Image>) -> Result<(), End> {
     let mut devices: Vec<Box<dyn Virtio>> = Vec::new();
+    let mut monitors = Vec::new();
     for (index, image) in disks.into_iter().enumerate() {
         let options = disks::options(config, index);
         let block = Block::new(image, options, Arc::clone(&machine.stalls));
+        monitors.push(block.monitor());
         devices.push(Box::new(block));
     }
+    *machine.disks.lock().unwrap_or_else(PoisonError::into_inner) = monitors;
     devices.push(Box::new(Entropy));
     let mut bench = machine.bench();
     for device in devices {

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use guest_proto::control::DiskStatus;
 use guest_proto::limits::RING_ENTRIES;
 
 use super::devices::{Devices, Request};
@@ -19,6 +20,7 @@ use super::journal;
 use super::memory::Ram;
 use super::pci::Effect;
 use super::stall::Stalls;
+use super::virtio::block::Monitor;
 use crate::driver::page::Ring;
 use crate::driver::{DriverError, Vm};
 
@@ -121,6 +123,8 @@ pub(super) struct Machine {
     wake: Arc<Event>,
     /// Device threads that wait until the VM is resumed.
     pub(super) stalls: Arc<Stalls>,
+    /// The disks.
+    pub(super) disks: Mutex<Vec<Monitor>>,
 }
 
 impl Machine {
@@ -141,6 +145,7 @@ impl Machine {
             output_taken: Condvar::new(),
             verdict: Mutex::default(),
             stalls: Arc::new(Stalls::new(Arc::clone(&wake))),
+            disks: Mutex::default(),
             wake,
         }
     }
@@ -148,6 +153,12 @@ impl Machine {
     /// The devices.
     pub(super) fn bench(&self) -> MutexGuard<'_, Bench> {
         self.bench.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what the disks are, and what they have done.
+    pub(super) fn disk_statuses(&self) -> Vec<DiskStatus> {
+        let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
+        disks.iter().map(Monitor::status).collect()
     }
 
     /// Gives the devices back, and lets out what came out of them.

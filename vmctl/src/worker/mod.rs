@@ -174,6 +174,7 @@ fn await_configuration(control: &mut Control) -> Result<VmConfig, End> {
                     reason: "waiting for its configuration".to_owned(),
                     is_held: false,
                 }),
+                WorkerCommand::Disks => control.send(&WorkerEvent::Disks { disks: Vec::new() }),
                 WorkerCommand::Pause | WorkerCommand::Resume | WorkerCommand::PowerButton => {
                     control.send(&WorkerEvent::Refused {
                         reason: "the VM was not started yet".to_owned(),

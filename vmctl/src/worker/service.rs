@@ -227,6 +227,10 @@ impl Service {
             WorkerCommand::Pause => self.pause(control),
             WorkerCommand::Resume => self.resume(control),
             WorkerCommand::PowerButton => self.press_power_button(control),
+            WorkerCommand::Disks => {
+                let disks = self.machine.disk_statuses();
+                control.send(&WorkerEvent::Disks { disks });
+            }
         }
     }
 

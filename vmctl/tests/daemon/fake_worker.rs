@@ -10,8 +10,8 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use guest_proto::control::{
-    EndCause, Role, VmState, WORKER_CONSOLE_FD, WORKER_CONTROL_FD, WORKER_STATE_DIR_FD,
-    WorkerCommand, WorkerEvent,
+    DiskFile, DiskStatus, EndCause, Role, VmState, WORKER_CONSOLE_FD, WORKER_CONTROL_FD,
+    WORKER_STATE_DIR_FD, WorkerCommand, WorkerEvent,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmctl::config::VmConfig;
@@ -180,6 +180,23 @@ impl Worker {
                 if says("still-full", &self.config) {
                     self.enter(VmState::IoStalled, "disk0: no space left");
                 }
+            }
+            WorkerCommand::Disks if says("no-disks", &self.config) => {}
+            WorkerCommand::Disks => {
+                let file = |path: &str, format: &str| DiskFile {
+                    path: path.to_owned(),
+                    format: format.to_owned(),
+                };
+                let disk = DiskStatus {
+                    name: "disk0".to_owned(),
+                    files: vec![file("/top.qcow2", "qcow2"), file("/base.raw", "raw")],
+                    size: 1 << 30,
+                    read: 5 << 10,
+                    written: 6 << 10,
+                    in_flight: 7,
+                    errors: 8,
+                };
+                self.say(&WorkerEvent::Disks { disks: vec![disk] });
             }
             WorkerCommand::PowerButton => {
                 if !says("deaf", &self.config) {

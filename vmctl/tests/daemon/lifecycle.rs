@@ -114,6 +114,43 @@ fn a_state_that_is_over_at_once_is_waited_for_with_success() {
     }
 }
 
+/// Defines a disk for a VM.
+fn with_disk(machine: &Machine, more: &str) -> String {
+    let image = machine.path("disk.raw");
+    std::fs::write(&image, [0; 512]).unwrap();
+    format!("{more}\n[[disk]]\npath = '{}'", image.display())
+}
+
+#[test]
+fn info_shows_disks() {
+    let machine = Machine::on();
+    machine.running("demo", &with_disk(&machine, ""));
+    let info = machine.vmctl(&["info", "demo"]).ok();
+    let disk = "disk0           /top.qcow2 over /base.raw; 1G, read 5 KiB, written 6 KiB, in flight 7, \
+                errors 8\n";
+    assert!(info.contains(disk), "{info}");
+    let info = machine.vmctl(&["info", "demo", "--format", "json"]).ok();
+    let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+    assert_eq!(info["disks"][0]["files"][1]["format"], "raw");
+    machine.vmctl(&["kill", "demo"]).ok();
+    let info = machine.vmctl(&["info", "demo"]).ok();
+    assert!(!info.contains("disk0"), "{info}");
+}
+
+#[test]
+fn a_worker_that_does_not_tell_its_disks_holds_up_nobody() {
+    let machine = Machine::on();
+    let more = with_disk(&machine, "cmdline = 'no-disks'");
+    machine.running("demo", &more);
+    std::thread::scope(|scope| {
+        let info = scope.spawn(|| machine.vmctl(&["info", "demo"]).ok());
+        machine.vmctl(&["list"]).ok();
+        let info = info.join().unwrap();
+        assert!(info.contains("state           running\n"), "{info}");
+        assert!(!info.contains("disk0"), "{info}");
+    });
+}
+
 #[test]
 fn waiting() {
     let machine = Machine::on();

@@ -19,6 +19,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use guest_proto::control::DiskStatus;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -81,6 +82,22 @@ impl Block {
             queues,
             threads: Count::default(),
         }
+    }
+
+    /// Returns the view of the disk that `vmctl info` shows.
+    pub fn monitor(&self) -> Monitor {
+        Monitor(Arc::clone(&self.disk))
+    }
+}
+
+/// What a disk has done so far, also while its queues are served.
+#[derive(Clone, Debug)]
+pub struct Monitor(Arc<Disk>);
+
+impl Monitor {
+    /// Returns the disk's status.
+    pub fn status(&self) -> DiskStatus {
+        self.0.status()
     }
 }
 

@@ -3,11 +3,12 @@
 use std::cell::RefCell;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, Builder, Scope};
 use std::time::Instant;
 
+use guest_proto::control::{DiskFile, DiskStatus};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 
 use super::crew::{Count, Crew};
@@ -36,8 +37,18 @@ pub(super) struct Disk {
     pub(super) options: Options,
     stalls: Arc<Stalls>,
     reports: AtomicU32,
-    /// Writes that the driver has an error for, and that root may still carry out.
-    lost_writes: AtomicU32,
+    /// Writes that the driver has an error for, and that root may still carry out. Negative for a
+    /// moment if root carries one out while it is given up.
+    lost_writes: AtomicI32,
+    counters: Counters,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    read: AtomicU64,
+    written: AtomicU64,
+    in_flight: AtomicU32,
+    errors: AtomicU64,
 }
 
 /// How an attempt to carry out a request without waiting went.
@@ -149,13 +160,36 @@ impl<W: Fn(Job) + Sync> Post<'_, '_, W> {
     /// are known to wait. Returns whether the caller still leads.
     fn take_some(&self) -> Result<bool, Malformed> {
         let work = self.work;
-        let mut leads = true;
         let mut carried_out = Vec::new();
+        let taken = self.take_into(&mut carried_out);
+        let mut leads = taken.unwrap_or(false);
+        if !carried_out.is_empty() {
+            let mut answered = Ok(());
+            let mut complete = || answered = work.complete(&mut carried_out);
+            match leads {
+                true => leads = self.work_as_leader(complete),
+                false => complete(),
+            }
+            answered?;
+        }
+        taken?;
+        if let Some(malformed) = work.malformed.get() {
+            return Err(*malformed);
+        }
+        work.vring.notify(work.memory)?;
+        Ok(leads)
+    }
+
+    /// Does the same, and leaves requests in `carried_out` that it does not answer.
+    fn take_into(&self, carried_out: &mut Vec<CarriedOut>) -> Result<bool, Malformed> {
+        let work = self.work;
+        let mut leads = true;
         for _ in 0..QUEUE_SIZE {
             let Some(chain) = work.vring.pop(work.memory)? else {
                 break;
             };
             let request = Request::of(work.memory, chain)?;
+            work.disk.counters.in_flight.fetch_add(1, Ordering::Relaxed);
             let attempt = work.disk.try_at_once(work.memory, &request.operation);
             if let Attempt::Done(outcome) = attempt {
                 work.answer(&request, outcome)?;
@@ -171,26 +205,13 @@ impl<W: Fn(Job) + Sync> Post<'_, '_, W> {
                 leads = self.work_as_leader(|| carried_out.push(work.carry_out(job)));
                 // Requests share the write of the tables, if there are any.
                 if leads && !work.disk.image.has_tables() {
-                    work.answer_all(&mut carried_out)?;
+                    work.answer_all(carried_out)?;
                 }
             }
             if !leads {
                 break;
             }
         }
-        if !carried_out.is_empty() {
-            let mut answered = Ok(());
-            let mut complete = || answered = work.complete(&mut carried_out);
-            match leads {
-                true => leads = self.work_as_leader(complete),
-                false => complete(),
-            }
-            answered?;
-        }
-        if let Some(malformed) = work.malformed.get() {
-            return Err(*malformed);
-        }
-        work.vring.notify(work.memory)?;
         Ok(leads)
     }
 
@@ -296,18 +317,19 @@ impl Work<'_> {
     }
 
     fn answer_all(&self, carried_out: &mut Vec<CarriedOut>) -> Result<(), Malformed> {
+        let mut answered = Ok(());
         for CarriedOut { job, outcome } in carried_out.drain(..) {
             let ended = self.flights.end(job.id);
             if ended.was_late && self.disk.options.on_timeout == OnTimeout::Wait {
                 self.disk.stalls.ended();
             }
             if !ended.is_given_up {
-                self.answer(&job.request, outcome)?;
+                answered = answered.and(self.answer(&job.request, outcome));
             } else if job.request.is_write() {
                 self.disk.lost_writes.fetch_sub(1, Ordering::SeqCst);
             }
         }
-        Ok(())
+        answered
     }
 
     /// Returns a request to the driver. Does not interrupt the driver.
@@ -317,6 +339,7 @@ impl Work<'_> {
             Err(Refusal::Failed) => (VIRTIO_BLK_S_IOERR, 0),
             Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
         };
+        self.disk.count(&request.operation, outcome.is_ok());
         request.status.write(self.memory, &[status as u8]);
         // With the status.
         let written = written as u32 + 1;
@@ -331,7 +354,8 @@ impl Disk {
             options,
             stalls,
             reports: AtomicU32::new(0),
-            lost_writes: AtomicU32::new(0),
+            lost_writes: AtomicI32::new(0),
+            counters: Counters::default(),
         }
     }
 
@@ -394,6 +418,36 @@ impl Disk {
                 return Err(Refusal::Failed);
             }
             ids.iter().for_each(|&id| flights.go_on(id));
+        }
+    }
+
+    /// Counts an answer.
+    fn count(&self, operation: &Result<Operation, Refusal>, is_ok: bool) {
+        let counters = &self.counters;
+        let (counter, bytes) = match operation {
+            _ if !is_ok => (&counters.errors, 1),
+            Ok(Operation::Read { buffers, .. }) => (&counters.read, buffers.len()),
+            Ok(Operation::Write { buffers, .. }) => (&counters.written, buffers.len()),
+            _ => (&counters.read, 0),
+        };
+        counter.fetch_add(bytes as u64, Ordering::Relaxed);
+        counters.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Returns what the disk is, and what it has done.
+    pub(super) fn status(&self) -> DiskStatus {
+        let files = self.image.files().iter().map(|(path, format)| DiskFile {
+            path: path.display().to_string(),
+            format: format.name().to_owned(),
+        });
+        DiskStatus {
+            name: self.options.name.clone(),
+            files: files.collect(),
+            size: self.image.capacity(),
+            read: self.counters.read.load(Ordering::Relaxed),
+            written: self.counters.written.load(Ordering::Relaxed),
+            in_flight: self.counters.in_flight.load(Ordering::Relaxed),
+            errors: self.counters.errors.load(Ordering::Relaxed),
         }
     }
 

@@ -284,6 +284,9 @@ fn a_late_request_is_given_up_and_touches_the_guest_no_more() {
         memory.read_obj::<u8>(GuestAddress(STATUS)).unwrap() == OK
     });
     assert_eq!(guest.get(DATA, 512), [9; 512], "the read came too late");
+    let status = disk.status();
+    assert!(status.errors >= 4 && status.in_flight == 0, "{status:?}");
+    assert_eq!((status.read, status.written), (0, 0));
 }
 
 #[test]
