@@ -7,8 +7,7 @@ use guest_proto::control::{Request, Until, VmState, VmStatus};
 
 use super::{console, output};
 use crate::client::Client;
-use crate::config::Loaded;
-use crate::config::parse_duration;
+use crate::config::{Loaded, parse_duration};
 use crate::exit::{Exit, Failed};
 use crate::worker::loader::{Initrd, Kernel};
 

@@ -243,8 +243,7 @@ impl Service {
             return refuse(control, "the virtual CPUs did not come to a halt");
         }
         self.hold = Some((VmState::Paused, "paused by user".to_owned()));
-        self.say_state();
-        self.tell(control);
+        self.show(control);
     }
 
     /// Does what a request needs that root does not carry out. Returns the end of the VM, if it is
@@ -268,8 +267,7 @@ impl Service {
             }
             News::Kill(reason) => return Some(End::crashed(reason)),
         }
-        self.say_state();
-        self.tell(control);
+        self.show(control);
         None
     }
 
@@ -288,8 +286,7 @@ impl Service {
             self.tell(control);
             self.late = Some(late);
         }
-        self.say_state();
-        self.tell(control);
+        self.show(control);
     }
 
     fn press_power_button(&mut self, control: &mut Control) {
@@ -305,8 +302,7 @@ impl Service {
     fn enter(&mut self, control: &mut Control, state: VmState, reason: &str) {
         self.state = state;
         reason.clone_into(&mut self.reason);
-        self.say_state();
-        self.tell(control);
+        self.show(control);
     }
 
     /// Returns the state and its reason.
@@ -319,9 +315,11 @@ impl Service {
         }
     }
 
-    fn say_state(&self) {
+    /// Logs the state and tells it to the daemon.
+    fn show(&self, control: &mut Control) {
         let (state, reason) = self.shown();
         journal::say(format_args!("{state}: {reason}"));
+        self.tell(control);
     }
 
     fn tell(&self, control: &mut Control) {

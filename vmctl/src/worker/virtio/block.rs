@@ -25,7 +25,6 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-use self::crew::Count;
 use self::server::{Disk, Server};
 use super::{Device, Kind, Serve, read_bytes};
 use crate::config::{OnError, OnTimeout};
@@ -69,7 +68,6 @@ pub struct Block {
     disk: Arc<Disk>,
     queues: Vec<u16>,
     config: [u8; 60],
-    threads: Count,
 }
 
 impl Block {
@@ -80,7 +78,6 @@ impl Block {
             config: config(image.capacity() / SECTOR, queues.len() as u16),
             disk: Arc::new(Disk::new(image, options, stalls)),
             queues,
-            threads: Count::default(),
         }
     }
 
@@ -160,7 +157,7 @@ impl Device for Block {
     }
 
     fn server(&mut self, _index: u16, _features: u64) -> Box<dyn Serve> {
-        Box::new(Server::new(Arc::clone(&self.disk), self.threads.clone()))
+        Box::new(Server(Arc::clone(&self.disk)))
     }
 
     fn close(&mut self) {

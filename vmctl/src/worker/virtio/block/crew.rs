@@ -98,18 +98,15 @@ impl<J: Send> Crew<J> {
         if state.idle > 0 {
             state.is_coming = true;
             self.wake.notify_one();
-        } else if self.count.take(state.threads == 0) {
-            let thread = Builder::new().name(self.name.clone());
+        } else if self
+            .count
+            .spawn(state.threads == 0, &self.name, scope, move || {
+                self.run(scope, work);
+            })
+        {
             // If there can't be one more, those that there are have more to do.
-            if thread
-                .spawn_scoped(scope, move || self.run(scope, work))
-                .is_ok()
-            {
-                state.threads += 1;
-                state.is_coming = true;
-            } else {
-                self.count.put_back();
-            }
+            state.threads += 1;
+            state.is_coming = true;
         }
     }
 
@@ -143,7 +140,6 @@ impl<J: Send> Crew<J> {
             }
         }
         state.threads -= 1;
-        self.count.put_back();
     }
 
     fn state(&self) -> MutexGuard<'_, State<J>> {
@@ -152,8 +148,31 @@ impl<J: Send> Crew<J> {
 }
 
 impl Count {
+    /// Starts a thread if there may be one more or `anyway`. Returns whether it did.
+    pub(super) fn spawn<'scope>(
+        &self,
+        anyway: bool,
+        name: &str,
+        scope: &'scope Scope<'scope, '_>,
+        body: impl FnOnce() + Send + 'scope,
+    ) -> bool {
+        if !self.take(anyway) {
+            return false;
+        }
+        let count = self.clone();
+        let thread = Builder::new().name(name.to_owned());
+        let started = thread.spawn_scoped(scope, move || {
+            body();
+            count.put_back();
+        });
+        if started.is_err() {
+            self.put_back();
+        }
+        started.is_ok()
+    }
+
     /// Counts one more thread, if there may be one or `anyway`.
-    pub(super) fn take(&self, anyway: bool) -> bool {
+    fn take(&self, anyway: bool) -> bool {
         let one_more = |count| (anyway || count < MAX_THREADS).then_some(count + 1);
         let updated = self
             .0
@@ -162,7 +181,7 @@ impl Count {
     }
 
     /// Counts one thread less.
-    pub(super) fn put_back(&self) {
+    fn put_back(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

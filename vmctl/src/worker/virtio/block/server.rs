@@ -5,7 +5,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread::{self, Builder, Scope};
+use std::thread::{self, Scope};
 use std::time::Instant;
 
 use guest_proto::control::{DiskFile, DiskStatus};
@@ -36,6 +36,8 @@ pub(super) struct Disk {
     pub(super) image: Image,
     pub(super) options: Options,
     stalls: Arc<Stalls>,
+    /// The threads of all queues.
+    threads: Count,
     reports: AtomicU32,
     /// Writes that the driver has an error for, and that root may still carry out. Negative for a
     /// moment if root carries one out while it is given up.
@@ -62,10 +64,7 @@ enum Attempt {
 }
 
 /// The server of one queue.
-pub(super) struct Server {
-    disk: Arc<Disk>,
-    threads: Count,
-}
+pub(super) struct Server(pub(super) Arc<Disk>);
 
 /// What all threads of a queue share.
 struct Work<'a> {
@@ -75,7 +74,6 @@ struct Work<'a> {
     stop: &'a Event,
     lead: Lead,
     flights: Flights,
-    threads: Count,
     /// What a thread has found wrong with the queue.
     malformed: OnceLock<Malformed>,
 }
@@ -94,25 +92,18 @@ struct Post<'scope, 'env, W> {
     finish: &'scope W,
 }
 
-impl Server {
-    pub(super) fn new(disk: Arc<Disk>, threads: Count) -> Self {
-        Self { disk, threads }
-    }
-}
-
 impl Serve for Server {
     fn run(&mut self, memory: &Memory, vring: &Vring, stop: &Event) -> Result<(), Malformed> {
         let work = Work {
-            disk: &self.disk,
+            disk: &self.0,
             memory,
             vring,
             stop,
             lead: Lead::default(),
-            flights: Flights::new(self.disk.options.io_timeout),
-            threads: self.threads.clone(),
+            flights: Flights::new(self.0.options.io_timeout),
             malformed: OnceLock::new(),
         };
-        let crew = Crew::new(work.thread_name(), self.threads.clone());
+        let crew = Crew::new(work.thread_name(), self.0.threads.clone());
         let finish = |job| work.finish(job);
         thread::scope(|scope| {
             let post = Post {
@@ -217,20 +208,13 @@ impl<W: Fn(Job) + Sync> Post<'_, '_, W> {
 
     fn work_as_leader(&self, act: impl FnOnce()) -> bool {
         let start_deputy = || {
-            let (post, count) = (*self, &self.work.threads);
-            let thread = Builder::new().name(self.work.thread_name());
-            count.take(false) && {
-                let started = thread.spawn_scoped(self.scope, move || {
-                    if post.work.lead.watch() {
-                        post.lead();
-                    }
-                    post.work.threads.put_back();
-                });
-                if started.is_err() {
-                    count.put_back();
+            let (post, work) = (*self, self.work);
+            let name = work.thread_name();
+            work.disk.threads.spawn(false, &name, self.scope, move || {
+                if post.work.lead.watch() {
+                    post.lead();
                 }
-                started.is_ok()
-            }
+            })
         };
         self.work.lead.work(start_deputy, act)
     }
@@ -353,6 +337,7 @@ impl Disk {
             image,
             options,
             stalls,
+            threads: Count::default(),
             reports: AtomicU32::new(0),
             lost_writes: AtomicI32::new(0),
             counters: Counters::default(),
@@ -424,13 +409,15 @@ impl Disk {
     /// Counts an answer.
     fn count(&self, operation: &Result<Operation, Refusal>, is_ok: bool) {
         let counters = &self.counters;
-        let (counter, bytes) = match operation {
-            _ if !is_ok => (&counters.errors, 1),
-            Ok(Operation::Read { buffers, .. }) => (&counters.read, buffers.len()),
-            Ok(Operation::Write { buffers, .. }) => (&counters.written, buffers.len()),
-            _ => (&counters.read, 0),
+        let add = |counter: &AtomicU64, n: usize| {
+            counter.fetch_add(n as u64, Ordering::Relaxed);
         };
-        counter.fetch_add(bytes as u64, Ordering::Relaxed);
+        match operation {
+            _ if !is_ok => add(&counters.errors, 1),
+            Ok(Operation::Read { buffers, .. }) => add(&counters.read, buffers.len()),
+            Ok(Operation::Write { buffers, .. }) => add(&counters.written, buffers.len()),
+            _ => {}
+        }
         counters.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
