@@ -46,6 +46,8 @@ pub(super) struct Vm {
     pub(super) exit: Option<WorkerExit>,
     /// State and reason of the last change.
     told: Option<(VmState, String)>,
+    /// What its file of the state holds.
+    saved: Option<Saved>,
 }
 
 impl Vm {
@@ -55,6 +57,7 @@ impl Vm {
             worker: None,
             exit: None,
             told: None,
+            saved: None,
         }
     }
 }
@@ -272,7 +275,7 @@ impl Vms {
 
     /// Saves a VM's state and remembers to tell those who wait.
     pub(super) fn note_change(&mut self, name: &str, refused: Option<String>) {
-        if let Some(vm) = self.vms.get(name) {
+        if let Some(vm) = self.vms.get_mut(name) {
             let record = &vm.record;
             let saved = Saved {
                 state: record.state(),
@@ -283,8 +286,14 @@ impl Vms {
                 reboots: record.reboots,
                 worker: vm.worker.as_ref().map(Worker::identity),
             };
-            if let Err(e) = self.store.save(name, &saved) {
-                eprintln!("vmctl daemon: {name}: its state could not be saved: {e}");
+            // A worker that says something else writes no file.
+            if vm.saved.as_ref() != Some(&saved) {
+                match self.store.save(name, &saved) {
+                    Ok(()) => vm.saved = Some(saved),
+                    Err(e) => {
+                        eprintln!("vmctl daemon: {name}: its state could not be saved: {e}");
+                    }
+                }
             }
         }
         self.tell_change(name, refused);
