@@ -5,6 +5,7 @@
 //! the worker parse that again with [`VmConfig::parse`]. Nobody trusts another's check.
 
 use std::fmt;
+use std::iter;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -127,8 +128,9 @@ impl Loaded {
         let mut loaded = Self::parse(&path.display().to_string(), text, overrides)?;
         let base = path.parent().unwrap_or(Path::new(""));
         let config = &mut loaded.config;
-        let disks = config.disks.iter_mut().map(|disk| &mut disk.path);
-        let boot = std::iter::once(&mut config.kernel).chain(&mut config.initrd);
+        let disks = config.disks.iter_mut();
+        let disks = disks.flat_map(|disk| iter::once(&mut disk.path).chain(&mut disk.backing_dirs));
+        let boot = iter::once(&mut config.kernel).chain(&mut config.initrd);
         for file in boot.chain(disks) {
             *file = std::path::absolute(base.join(&*file))
                 .map_err(|e| ConfigError(format!("{}: {}", file.display(), describe(&e))))?;
@@ -173,7 +175,9 @@ impl VmConfig {
     /// As [`Loaded::parse`].
     pub fn parse(origin: &str, text: &str) -> Result<Self, ConfigError> {
         let config = Loaded::parse(origin, text.to_owned(), &[])?.config;
-        for (key, path) in config.files() {
+        let dirs = config.disks.iter().flat_map(|disk| &disk.backing_dirs);
+        let dirs = dirs.map(|dir| ("backing_dirs", dir.as_path()));
+        for (key, path) in config.files().chain(dirs) {
             if !path.is_absolute() {
                 return Err(ConfigError(format!(
                     "{origin}: {key}: {} is not an absolute path",
@@ -213,7 +217,7 @@ impl VmConfig {
     }
 
     fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
-        std::iter::once(("kernel", self.kernel.as_path()))
+        iter::once(("kernel", self.kernel.as_path()))
             .chain(self.initrd.iter().map(|p| ("initrd", p.as_path())))
             .chain(self.disks.iter().map(|d| ("disk", d.path.as_path())))
     }

@@ -11,7 +11,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,8 @@ mod storage;
 mod tests;
 
 pub use chain::Chain;
-pub use create::{Backing, create, resize, snapshot};
+pub(crate) use chain::folder;
+pub use create::{Backing, clone_full, create, resize, snapshot};
 pub use image::{CachedRead, Image, IoError};
 pub use info::{Layer, info};
 pub use lock::Usage;
@@ -118,6 +119,16 @@ pub enum Access {
     Write,
 }
 
+/// The directories in which the backing files of an image may lie.
+#[derive(Clone, Copy, Debug)]
+pub enum BackingDirs<'a> {
+    /// Any directory: for commands that show none of the backing files' data.
+    Any,
+    /// The directory of the image and these directories, each with all that is below it. An image
+    /// on a block device has no directory of its own.
+    Only(&'a [PathBuf]),
+}
+
 /// Why an image can't be opened or made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
@@ -159,6 +170,15 @@ impl DiskError {
             io::ErrorKind::StorageFull => Self::new(Problem::Io, path, "no space left"),
             io::ErrorKind::InvalidData => Self::wrong(path, error),
             _ => Self::new(Problem::Io, path, error),
+        }
+    }
+
+    /// The failed I/O of an image.
+    fn of(path: &Path, error: IoError) -> Self {
+        match error {
+            IoError::NoSpace => Self::new(Problem::Io, path, error),
+            IoError::Other(e) => Self::io(path, &e),
+            e => Self::wrong(path, e),
         }
     }
 

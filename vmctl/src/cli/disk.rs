@@ -1,12 +1,13 @@
 //! `vmctl disk`: disk images, without the daemon.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
 use super::output::{self, Colour, Column, FormatArgs, Style, Table};
 use crate::config::{format_size, parse_size};
-use crate::disk::{self, Backing, DiskError, Format, Layer, Problem, Usage};
+use crate::disk::{self, Backing, BackingDirs, DiskError, Format, Layer, Problem, Usage};
 use crate::exit::{Exit, Failed};
 
 #[derive(Debug, clap::Args)]
@@ -17,6 +18,9 @@ pub(super) struct DiskArgs {
 
 #[derive(Debug, Subcommand)]
 enum DiskCommand {
+    /// Create an image for another VM: qcow2 over the image, or with --full a copy of its data
+    #[command(after_help = "Example:\n  vmctl disk clone debian.qcow2 web.qcow2")]
+    Clone(CloneArgs),
     /// Create an image that reads as zeroes, or as its backing file
     #[command(after_help = "Example:\n  vmctl disk create web.qcow2 20G --backing debian.qcow2")]
     Create(CreateArgs),
@@ -29,6 +33,23 @@ enum DiskCommand {
     /// Create a qcow2 image over another, which nobody must write from then on
     #[command(after_help = "Example:\n  vmctl disk snapshot web.qcow2 web-new.qcow2")]
     Snapshot(SnapshotArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct CloneArgs {
+    /// The image. Without --full it becomes a backing file, which nobody must write from then on
+    file: PathBuf,
+    /// The image to create
+    clone: PathBuf,
+    /// Copy the data, so that the new image needs no backing file
+    #[arg(long)]
+    full: bool,
+    /// Directory in which backing files of the image may lie, besides the image's own
+    #[arg(long, value_name = "DIR", requires = "full")]
+    backing_dir: Vec<PathBuf>,
+    /// The format of the image, instead of the one that its name says
+    #[arg(long, value_enum)]
+    format: Option<Format>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -85,6 +106,7 @@ struct SnapshotArgs {
 
 pub(super) fn run(args: &DiskArgs) -> Result<(), Failed> {
     match &args.command {
+        DiskCommand::Clone(args) => clone(args),
         DiskCommand::Create(args) => create(args),
         DiskCommand::Info(args) => info(args),
         DiskCommand::Resize(args) => resize(args),
@@ -103,6 +125,20 @@ impl From<DiskError> for Failed {
     }
 }
 
+fn clone(args: &CloneArgs) -> Result<(), Failed> {
+    let format = format_of(&args.file, args.format)?;
+    if !args.full {
+        return overlay(&args.file, format, &args.clone);
+    }
+    let dirs = BackingDirs::Only(&args.backing_dir);
+    let new = Format::of_name(&args.clone);
+    disk::clone_full(&args.file, format, &args.clone, new, dirs)?;
+    say(
+        &args.clone,
+        &format!("created, a copy of {}", args.file.display()),
+    )
+}
+
 fn create(args: &CreateArgs) -> Result<(), Failed> {
     let format = args.format.unwrap_or_else(|| Format::of_name(&args.file));
     let backing = match &args.backing {
@@ -114,7 +150,11 @@ fn create(args: &CreateArgs) -> Result<(), Failed> {
     };
     disk::create(&args.file, format, args.size, backing)?;
     let size = format_size(args.size);
-    say(&args.file, &format!("created, {} of {size}", format.name()))
+    say(&args.file, &format!("created, {} of {size}", format.name()))?;
+    match &args.backing {
+        Some(backing) => explain_place(backing, &args.file),
+        None => Ok(()),
+    }
 }
 
 fn info(args: &InfoArgs) -> Result<(), Failed> {
@@ -134,10 +174,28 @@ fn resize(args: &ResizeArgs) -> Result<(), Failed> {
 
 fn snapshot(args: &SnapshotArgs) -> Result<(), Failed> {
     let format = format_of(&args.file, args.format)?;
-    disk::snapshot(&args.file, format, &args.overlay)?;
+    overlay(&args.file, format, &args.overlay)
+}
+
+/// Creates the qcow2 image `new` over `base`.
+fn overlay(base: &Path, format: Format, new: &Path) -> Result<(), Failed> {
+    disk::snapshot(base, format, new)?;
+    say(new, &format!("created over {}", base.display()))?;
+    explain_place(base, new)
+}
+
+/// Says what a VM needs to use the image `new`, if its backing file `base` lies elsewhere.
+fn explain_place(base: &Path, new: &Path) -> Result<(), Failed> {
+    let (Ok(base), Ok(dir)) = (fs::canonicalize(base), fs::canonicalize(disk::folder(new))) else {
+        return Ok(());
+    };
+    if base.starts_with(dir) {
+        return Ok(());
+    }
+    let dirs = [disk::folder(&base)];
     say(
-        &args.overlay,
-        &format!("created over {}", args.file.display()),
+        new,
+        &format!("a VM needs backing_dirs = {dirs:?} in the [[disk]] table to use this image"),
     )
 }
 
@@ -196,10 +254,13 @@ mod tests {
     #[test]
     fn every_command_works_without_a_daemon() {
         let folder = tempfile::tempdir().unwrap();
-        let [a, b] = ["a.qcow2", "b.qcow2"].map(|name| folder.path().join(name));
+        let [a, b, c, d] =
+            ["a.qcow2", "b.qcow2", "c.qcow2", "d.raw"].map(|name| folder.path().join(name));
         let say = Path::new;
         run_line(&[say("create"), &a, say("1M")]).unwrap();
         run_line(&[say("snapshot"), &a, &b]).unwrap();
+        run_line(&[say("clone"), &b, &c]).unwrap();
+        run_line(&[say("clone"), &c, &d, say("--full")]).unwrap();
         run_line(&[say("resize"), &b, say("2M")]).unwrap();
         run_line(&[say("info"), &b, say("--format"), say("json")]).unwrap();
         let exit = |line: &[&Path]| run_line(line).unwrap_err().exit;
@@ -208,6 +269,8 @@ mod tests {
         let layers = disk::info(&b, Format::Qcow2).unwrap();
         assert_eq!(layers[0].virtual_size, 2 << 20);
         assert_eq!(layers[1].file, a);
+        assert_eq!(disk::info(&c, Format::Qcow2).unwrap().len(), 3);
+        assert_eq!(disk::info(&d, Format::Raw).unwrap().len(), 1);
     }
 
     #[test]

@@ -25,6 +25,9 @@ pub struct DiskConfig {
     /// Format of the image; by default the one that its name and its contents agree on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
+    /// Directories in which backing files may lie, besides the directory of the image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backing_dirs: Vec<PathBuf>,
     /// The guest can't write the disk.
     #[serde(default)]
     pub readonly: bool,

@@ -211,7 +211,7 @@ fn with_disks(disks: &str) -> Result<VmConfig, String> {
 fn disks_have_defaults_and_survive_the_wire() {
     let disks = "[[disk]]\npath = '/a.qcow2'\n[[disk]]\npath = '/b'\nserial = 'B'\nreadonly = true\n\
                  cache = 'writethrough'\nqueues = 2\non_enospc = 'report'\non_error = 'pause'\n\
-                 io_timeout = '1.5s'\non_timeout = 'kill'";
+                 io_timeout = '1.5s'\non_timeout = 'kill'\nbacking_dirs = ['/srv/bases']";
     let config = with_disks(disks).unwrap();
     let [first, second] = &config.disks[..] else {
         panic!("{config:?}");
@@ -228,8 +228,12 @@ fn disks_have_defaults_and_survive_the_wire() {
     let timeouts = |disk: &DiskConfig| (disk.io_timeout.as_millis(), disk.on_timeout);
     assert_eq!(timeouts(first), (30_000, OnTimeout::Wait));
     assert_eq!(timeouts(second), (1_500, OnTimeout::Kill));
+    assert_eq!(second.backing_dirs, [Path::new("/srv/bases")]);
     let text = config.to_toml().unwrap();
     assert_eq!(VmConfig::parse("wire", &text).unwrap(), config);
+    let error = VmConfig::parse("wire", &text.replace("/srv", "srv")).unwrap_err();
+    let what = "wire: backing_dirs: srv/bases is not an absolute path";
+    assert_eq!(error.to_string(), what);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! An image and its backing files, opened and locked.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::fs::OFlags;
 
 use super::header::{self, Header};
-use super::{Access, DiskError, Format, Problem, SECTOR, length, lock};
+use super::{Access, BackingDirs, DiskError, Format, Problem, SECTOR, length, lock};
 
 /// Files that an image consists of at most.
 const MAX_DEPTH: usize = 16;
@@ -50,7 +50,12 @@ impl Link {
         })
     }
 
-    /// The file behind it.
+    /// Returns the directory of the file.
+    fn folder(&self) -> &Path {
+        folder(&self.path)
+    }
+
+    /// Returns the path and the format of the backing file.
     pub(super) fn backing(&self) -> Result<Option<(PathBuf, Format)>, DiskError> {
         let Some(backing) = self
             .header
@@ -59,8 +64,7 @@ impl Link {
         else {
             return Ok(None);
         };
-        let folder = self.path.parent().unwrap_or(Path::new(""));
-        let path = folder.join(&backing.name);
+        let path = self.folder().join(&backing.name);
         let wrong = |what: String| {
             let backing = format_args!("backing file {}: {what}", path.display());
             DiskError::wrong(&self.path, backing)
@@ -120,14 +124,19 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Opens and locks `path` and all that is behind it.
+    /// Opens and locks the image `path` and all its backing files.
     ///
     /// # Errors
     ///
-    /// A file is missing, is no image or is used by another VM; backing files form a loop or are
-    /// too many.
-    pub fn open(path: &Path, format: Format, access: Access) -> Result<Self, DiskError> {
-        let (image, backing) = walk(path, format, access)?;
+    /// Fails if a file is missing, is no image or is used by another VM, if a backing file lies
+    /// outside of `dirs`, and if the backing files form a loop or are too many.
+    pub fn open(
+        path: &Path,
+        format: Format,
+        access: Access,
+        dirs: BackingDirs<'_>,
+    ) -> Result<Self, DiskError> {
+        let (image, backing) = walk(path, format, access, dirs)?;
         image.lock(access)?;
         for link in &backing {
             link.lock(Access::Read).map_err(|e| e.behind(path))?;
@@ -174,11 +183,12 @@ fn check_writable(image: &Link, header: &Header) -> Result<(), DiskError> {
     wrong("its reference counts are corrupt: mend them with `qemu-img check -r all`")
 }
 
-/// Opens an image and the files behind it, without locks.
+/// Opens an image and its backing files, without locks.
 pub(super) fn walk(
     path: &Path,
     format: Format,
     access: Access,
+    dirs: BackingDirs<'_>,
 ) -> Result<(Link, Vec<Link>), DiskError> {
     let image = Link::open(path, format, access)?;
     let mut seen = vec![image.identity()?];
@@ -186,6 +196,7 @@ pub(super) fn walk(
     while let Some((file, format)) = backing.last().unwrap_or(&image).backing()? {
         check_depth(path, backing.len() + 2)?;
         let behind = |e: DiskError| e.behind(path);
+        check_place(&image, &file, dirs).map_err(behind)?;
         let link = Link::open(&file, format, Access::Read).map_err(behind)?;
         let identity = link.identity().map_err(behind)?;
         if seen.contains(&identity) {
@@ -196,6 +207,37 @@ pub(super) fn walk(
         backing.push(link);
     }
     Ok((image, backing))
+}
+
+/// Refuses the backing file `file` of `image` if it lies outside of `dirs`. The file is not opened
+/// before: to open a device can have effects.
+fn check_place(image: &Link, file: &Path, dirs: BackingDirs<'_>) -> Result<(), DiskError> {
+    let BackingDirs::Only(listed) = dirs else {
+        return Ok(());
+    };
+    let canonical = |path: &Path| fs::canonicalize(path).map_err(|e| DiskError::io(path, &e));
+    let place = canonical(file)?;
+    // The directory of a block device holds all disks of the machine.
+    let is_device = image.file.metadata();
+    let is_device = is_device.map_err(|e| DiskError::io(&image.path, &e))?;
+    if !is_device.file_type().is_block_device() && place.starts_with(canonical(image.folder())?) {
+        return Ok(());
+    }
+    for dir in listed {
+        if place.starts_with(canonical(dir)?) {
+            return Ok(());
+        }
+    }
+    let what = "lies neither below the image's directory nor in one of backing_dirs";
+    Err(DiskError::wrong(file, what))
+}
+
+/// Returns the directory of a file.
+pub(crate) fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
 }
 
 /// Refuses a chain that would be too long.

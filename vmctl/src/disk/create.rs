@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf, absolute};
 
@@ -12,8 +12,11 @@ use imago::{FormatAccess, FormatCreateBuilder};
 
 use crate::config::format_size;
 
-use super::chain::{check_depth, check_size};
-use super::{Access, Cache, Chain, DiskError, Format, Image, IoError, Problem, SECTOR};
+use super::chain::{check_depth, check_size, folder};
+use super::{Access, BackingDirs, Cache, Chain, DiskError, Format, Image, Problem, SECTOR};
+
+/// Bytes that are copied at a time.
+const COPY_BLOCK: usize = 1 << 20;
 
 /// What a new image lies over.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +47,12 @@ pub fn create(
             let what = "a raw image has no backing file";
             return Err(DiskError::wrong(path, what));
         }
-        Some(backing) => Some(Chain::open(backing.path, backing.format, Access::Read)?),
+        Some(backing) => Some(Chain::open(
+            backing.path,
+            backing.format,
+            Access::Read,
+            BackingDirs::Any,
+        )?),
     };
     if let Some(chain) = &chain {
         check_depth(path, chain.depth() + 1)?;
@@ -63,10 +71,49 @@ pub fn create(
 ///
 /// As [`create`].
 pub fn snapshot(base: &Path, format: Format, overlay: &Path) -> Result<u64, DiskError> {
-    let chain = Chain::open(base, format, Access::Read)?;
+    let chain = Chain::open(base, format, Access::Read, BackingDirs::Any)?;
     let backing = Backing { path: base, format };
     create(overlay, Format::Qcow2, chain.capacity(), Some(backing))?;
     Ok(chain.capacity())
+}
+
+/// Makes `copy`, an image of format `new` without a backing file, from the data of `image`. Where
+/// the data is zero, `copy` takes no space.
+///
+/// # Errors
+///
+/// As [`create`]; also fails if the data can't be read or written.
+pub fn clone_full(
+    image: &Path,
+    format: Format,
+    copy: &Path,
+    new: Format,
+    dirs: BackingDirs<'_>,
+) -> Result<(), DiskError> {
+    let chain = Chain::open(image, format, Access::Read, dirs)?;
+    let size = chain.capacity();
+    let draft = Draft::new(copy)?;
+    let failed = |e| DiskError::io(copy, &e);
+    write(&draft.file, new, size, None).map_err(failed)?;
+    let from = Image::new(chain, Cache::Writeback)?;
+    let to = Chain::open(&draft.draft, new, Access::Write, BackingDirs::Any)?;
+    let to = Image::new(to, Cache::Writeback)?;
+    let mut bytes = vec![0; COPY_BLOCK];
+    let mut at = 0;
+    while at < size {
+        let len = (size - at).min(COPY_BLOCK as u64) as usize;
+        let block = &mut bytes[..len];
+        let read = from.read(at, &mut [IoSliceMut::new(block)]);
+        read.map_err(|e| DiskError::of(image, e))?;
+        if block.iter().any(|&byte| byte != 0) {
+            let written = to.write(at, &[IoSlice::new(block)]);
+            written.map_err(|e| DiskError::of(copy, e))?;
+        }
+        at += len as u64;
+    }
+    to.flush().map_err(|e| DiskError::of(copy, e))?;
+    drop(to);
+    draft.publish().map_err(failed)
 }
 
 /// Changes an image's size; answers what it was.
@@ -76,7 +123,7 @@ pub fn snapshot(base: &Path, format: Format, overlay: &Path) -> Result<u64, Disk
 /// It can't be opened or is in use; it would lose data and `shrink` is not set.
 pub fn resize(path: &Path, format: Format, size: u64, shrink: bool) -> Result<u64, DiskError> {
     check_size(path, size)?;
-    let chain = Chain::open(path, format, Access::Write)?;
+    let chain = Chain::open(path, format, Access::Write, BackingDirs::Any)?;
     let old = chain.capacity();
     if size < old && !shrink {
         let (old, size) = (format_size(old), format_size(size));
@@ -92,11 +139,8 @@ pub fn resize(path: &Path, format: Format, size: u64, shrink: bool) -> Result<u6
     let backing = chain.backing.first().map_or(0, |link| link.size);
     let cluster = first.header.as_ref().map_or(SECTOR, |h| h.cluster);
     let mut image = Image::new(chain, Cache::Writeback)?;
-    image.resize(size, backing, cluster).map_err(|e| match e {
-        IoError::NoSpace => DiskError::new(Problem::Io, path, e),
-        IoError::Other(e) => DiskError::io(path, &e),
-        e => DiskError::wrong(path, e),
-    })?;
+    let resized = image.resize(size, backing, cluster);
+    resized.map_err(|e| DiskError::of(path, e))?;
     Ok(old)
 }
 
@@ -141,13 +185,6 @@ impl Drop for Draft<'_> {
     fn drop(&mut self) {
         // Whoever removed it did what is wanted here.
         let _ = fs::remove_file(&self.draft);
-    }
-}
-
-fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
     }
 }
 

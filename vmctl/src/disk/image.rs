@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -115,20 +115,6 @@ pub struct Image {
 }
 
 impl Image {
-    /// Opens and locks `path` and all that is behind it. Nothing is looked up later.
-    ///
-    /// # Errors
-    ///
-    /// As [`Chain::open`]; a table is corrupt; the file system can't do without a cache.
-    pub fn open(
-        path: &Path,
-        format: Format,
-        access: Access,
-        cache: Cache,
-    ) -> Result<Self, DiskError> {
-        Self::new(Chain::open(path, format, access)?, cache)
-    }
-
     /// The disk of a chain.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Access, DiskError, Format, Usage, chain, lock};
+use super::{Access, BackingDirs, DiskError, Format, Usage, chain, lock};
 
 /// `st_blocks` counts in these.
 const BLOCK: u64 = 512;
@@ -31,7 +31,7 @@ pub struct Layer {
 ///
 /// As [`super::Chain::open`], but for the locks.
 pub fn info(path: &Path, format: Format) -> Result<Vec<Layer>, DiskError> {
-    let (image, backing) = chain::walk(path, format, Access::Read)?;
+    let (image, backing) = chain::walk(path, format, Access::Read, BackingDirs::Any)?;
     let layers = std::iter::once(image).chain(backing).map(|link| {
         let io = |e| DiskError::io(&link.path, &e);
         Ok(Layer {

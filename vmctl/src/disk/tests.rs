@@ -45,8 +45,13 @@ impl Folder {
     }
 }
 
+fn open_as(path: &Path, access: Access, cache: Cache) -> Result<Image, DiskError> {
+    let chain = Chain::open(path, Format::of_name(path), access, BackingDirs::Any)?;
+    Image::new(chain, cache)
+}
+
 fn open(path: &Path, access: Access) -> Result<Image, DiskError> {
-    Image::open(path, Format::of_name(path), access, Cache::Writeback)
+    open_as(path, access, Cache::Writeback)
 }
 
 fn writer(path: &Path) -> Image {

@@ -3,7 +3,7 @@
 use super::end::End;
 use super::virtio::block::Options;
 use crate::config::{DiskConfig, VmConfig};
-use crate::disk::{Access, Cache, Format, Image};
+use crate::disk::{Access, BackingDirs, Cache, Chain, Format, Image};
 
 /// Largest default number of queues.
 const DEFAULT_QUEUES: u32 = 4;
@@ -26,7 +26,9 @@ fn open_one(disk: &DiskConfig) -> Result<Image, End> {
         true => Access::Read,
         false => Access::Write,
     };
-    Image::open(&disk.path, format, access, disk.cache).map_err(End::start_failed)
+    let dirs = BackingDirs::Only(&disk.backing_dirs);
+    let chain = Chain::open(&disk.path, format, access, dirs).map_err(End::start_failed)?;
+    Image::new(chain, disk.cache).map_err(End::start_failed)
 }
 
 /// Returns the options of disk `index`.

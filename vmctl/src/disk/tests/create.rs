@@ -82,3 +82,36 @@ fn a_disk_shrinks_only_if_told_to() {
         }
     }
 }
+
+#[test]
+fn a_full_clone_has_the_data_of_the_chain_and_no_backing_file() {
+    let folder = Folder::new();
+    let size = 5 * MIB + 512;
+    let base = folder.image("base.img", size);
+    write(&writer(&base), 0, &pattern(0, 70_000));
+    let top = folder.overlay("top.qcow2", size, &base);
+    write(&writer(&top), 65_000, b"on top");
+    write(&writer(&top), size - 4, b"last");
+    let data = read(&reader(&top), 0, size as usize);
+    for name in ["copy.qcow2", "copy.img"] {
+        let copy = folder.path(name);
+        let new = Format::of_name(&copy);
+        let dirs = BackingDirs::Only(&[]);
+        clone_full(&top, Format::Qcow2, &copy, new, dirs).unwrap();
+        let layers = info(&copy, new).unwrap();
+        assert_eq!((layers.len(), layers[0].virtual_size), (1, size));
+        assert!(layers[0].size_on_disk < 2 * MIB, "{layers:?}");
+        assert_eq!(read(&reader(&copy), 0, size as usize), data);
+        let error = clone_full(&top, Format::Qcow2, &copy, new, dirs).unwrap_err();
+        assert_eq!(error.problem, Problem::Exists);
+    }
+    assert_sound(&folder.path("copy.qcow2"));
+    // The data of a file that only the header names does not get into a copy.
+    fs::create_dir(folder.path("other")).unwrap();
+    let far = folder.overlay("other/far.qcow2", size, &base);
+    let copy = folder.path("other/copy.img");
+    let dirs = BackingDirs::Only(&[]);
+    let error = clone_full(&far, Format::Qcow2, &copy, Format::Raw, dirs).unwrap_err();
+    assert_eq!(error.problem, Problem::Wrong);
+    assert!(!copy.exists());
+}

@@ -116,7 +116,7 @@ fn an_open_image_needs_no_paths() {
     let base = folder.image("base.qcow2", MIB);
     write(&writer(&base), 0, &pattern(0, 70_000));
     let top = folder.overlay("top.qcow2", MIB, &base);
-    let chain = Chain::open(&top, Format::Qcow2, Access::Write).unwrap();
+    let chain = Chain::open(&top, Format::Qcow2, Access::Write, BackingDirs::Any).unwrap();
     fs::remove_file(&base).unwrap();
     fs::remove_file(&top).unwrap();
     let image = Image::new(chain, Cache::Writeback).unwrap();
@@ -124,4 +124,48 @@ fn an_open_image_needs_no_paths() {
     write(&image, 65_000, b"still here");
     image.flush().unwrap();
     assert_eq!(read(&image, 65_000, 10), b"still here");
+}
+
+/// A guest can write a qcow2 header to its raw disk, and a header can name any file.
+#[test]
+fn backing_files_lie_in_the_directory_of_the_image_or_in_one_that_is_listed() {
+    let folder = Folder::new();
+    for dir in ["images", "images/bases", "elsewhere", "images-2"] {
+        fs::create_dir(folder.path(dir)).unwrap();
+    }
+    let open_in = |path: &Path, dirs: &[PathBuf]| {
+        Chain::open(path, Format::Qcow2, Access::Read, BackingDirs::Only(dirs))
+            .map_err(|e| e.to_string())
+    };
+    let inner = folder.image("images/bases/inner.img", MIB);
+    open_in(&folder.overlay("images/good.qcow2", MIB, &inner), &[]).unwrap();
+
+    let near = folder.image("images-2/near.img", MIB);
+    let outer = folder.image("elsewhere/outer.img", MIB);
+    for (name, base) in [("near.qcow2", &near), ("outer.qcow2", &outer)] {
+        let path = folder.overlay(&format!("images/{name}"), MIB, base);
+        let error = open_in(&path, &[]).unwrap_err();
+        let what = "lies neither below the image's directory nor in one of backing_dirs";
+        assert!(error.ends_with(what), "{error}");
+        assert!(error.contains(base.to_str().unwrap()), "{error}");
+        let other = folder.path("images/bases");
+        assert_eq!(
+            open_in(&path, std::slice::from_ref(&other)).unwrap_err(),
+            error
+        );
+        open_in(
+            &path,
+            &[other, folder.path("elsewhere"), folder.path("images-2")],
+        )
+        .unwrap();
+    }
+
+    // A second file of the chain, a name with "..", and a symbolic link lead outside.
+    let deep = folder.overlay("images/deep.qcow2", MIB, &folder.path("images/outer.qcow2"));
+    open_in(&deep, &[]).unwrap_err();
+    open_in(&deep, &[folder.path("elsewhere")]).unwrap();
+    std::os::unix::fs::symlink(&outer, folder.path("images/link.img")).unwrap();
+    let link = folder.overlay("images/linked.qcow2", MIB, &folder.path("images/link.img"));
+    open_in(&link, &[]).unwrap_err();
+    open_in(&link, &[folder.path("elsewhere")]).unwrap();
 }

@@ -10,8 +10,7 @@ fn what_is_written_is_read_again() {
     for name in ["disk.img", "disk.qcow2"] {
         for cache in [Cache::Writeback, Cache::None] {
             let path = folder.image(&format!("{cache:?}-{name}"), 4 * MIB);
-            let format = Format::of_name(&path);
-            let open = |access| Image::open(&path, format, access, cache);
+            let open = |access| open_as(&path, access, cache);
             let image = match open(Access::Write) {
                 Err(e) if cache == Cache::None => {
                     println!("{e}: not tried");
@@ -41,7 +40,7 @@ fn what_is_written_is_read_again() {
             drop(image);
             check(&open(Access::Read).unwrap());
             assert_eq!(open(Access::Read).unwrap().capacity(), 4 * MIB);
-            if format == Format::Qcow2 {
+            if Format::of_name(&path) == Format::Qcow2 {
                 assert_sound(&path);
             }
         }
@@ -176,7 +175,7 @@ fn threads_share_an_image() {
     let folder = Folder::new();
     for cache in [Cache::Writeback, Cache::None] {
         let path = folder.image(&format!("{cache:?}.qcow2"), 8 * MIB);
-        let Ok(image) = Image::open(&path, Format::Qcow2, Access::Write, cache) else {
+        let Ok(image) = open_as(&path, Access::Write, cache) else {
             println!("no direct I/O here: not tried");
             continue;
         };

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -17,7 +17,7 @@ use virtio_bindings::virtio_blk::{
 use super::super::tests::Driver;
 use super::flights::{Flights, Id};
 use super::*;
-use crate::disk::{self, Access, Cache, Format, IoError};
+use crate::disk::{self, Access, BackingDirs, Cache, Chain, Format, IoError};
 use crate::worker::event::{Event, wait_any};
 use crate::worker::stall::News;
 
@@ -36,12 +36,17 @@ struct Guest {
     path: PathBuf,
 }
 
+fn open_image(path: &Path, format: Format, access: Access) -> Image {
+    let chain = Chain::open(path, format, access, BackingDirs::Only(&[])).unwrap();
+    Image::new(chain, Cache::Writeback).unwrap()
+}
+
 /// Makes a disk image in a new directory and opens it.
 fn open(format: Format, access: Access) -> (tempfile::TempDir, PathBuf, Image) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
     disk::create(&path, format, SIZE, None).unwrap();
-    let image = Image::open(&path, format, access, Cache::Writeback).unwrap();
+    let image = open_image(&path, format, access);
     (dir, path, image)
 }
 
@@ -140,7 +145,7 @@ fn what_was_acknowledged_is_in_the_file_without_a_flush() {
     assert_eq!(guest.request(VIRTIO_BLK_T_OUT, 100, 512, false), (OK, 1));
     let copy = guest.path.with_extension("copy");
     fs::copy(&guest.path, &copy).unwrap();
-    let image = Image::open(&copy, Format::Qcow2, Access::Read, Cache::Writeback).unwrap();
+    let image = open_image(&copy, Format::Qcow2, Access::Read);
     let mut bytes = [0; 512];
     let mut buffers = [io::IoSliceMut::new(&mut bytes)];
     image.read(100 * SECTOR, &mut buffers).unwrap();
@@ -194,7 +199,7 @@ fn half_broken() -> (tempfile::TempDir, PathBuf, Image) {
     let entry = u64::from_be_bytes(l1_table) + 8;
     file.write_all_at(&(1u64 << 63 | table).to_be_bytes(), entry)
         .unwrap();
-    let image = Image::open(&path, Format::Qcow2, Access::Write, Cache::Writeback).unwrap();
+    let image = open_image(&path, Format::Qcow2, Access::Write);
     (dir, path, image)
 }
 
