@@ -307,23 +307,21 @@ impl Vms {
             news = vm.told != now;
             vm.told = now;
         }
+        self.push_change(name, news, refused, false);
+    }
+
+    /// Remembers to tell those who wait of a VM's disks.
+    pub(super) fn tell_disks(&mut self, name: &str) {
+        self.push_change(name, false, None, true);
+    }
+
+    fn push_change(&mut self, name: &str, news: bool, refused: Option<String>, has_disks: bool) {
         self.changes.push(Change {
             name: name.to_owned(),
             status: self.status(name).ok(),
             news,
             refused,
-            has_disks: false,
-        });
-    }
-
-    /// Remembers to tell those who wait of a VM's disks.
-    pub(super) fn tell_disks(&mut self, name: &str) {
-        self.changes.push(Change {
-            name: name.to_owned(),
-            status: self.status(name).ok(),
-            news: false,
-            refused: None,
-            has_disks: true,
+            has_disks,
         });
     }
 }
