@@ -2,12 +2,13 @@
 //!
 //! Every command is a function that answers `Ok` or a [`Failed`] with its exit code. Those about a
 //! VM ask the daemon; `doctor`, `top` and `hv-log` ask the driver and `net` the kernel, and work
-//! without one; `disk` asks nobody.
+//! without one; `disk` and `image` ask nobody.
 
 mod console;
 mod disk;
 mod doctor;
 mod hv_log;
+mod image;
 mod lifecycle;
 mod net;
 mod output;
@@ -93,6 +94,9 @@ enum Command {
     /// Create disk images, look at them, change their size
     #[command(after_help = "Example:\n  vmctl disk create disk.qcow2 20G")]
     Disk(disk::DiskArgs),
+    /// Create images of whole systems
+    #[command(after_help = "Example:\n  vmctl image build debian web.qcow2")]
+    Image(image::ImageArgs),
     /// Show CPU time and exits per second by kind, of every VM and of root's CPUs
     #[command(after_help = "Example:\n  vmctl top -b -i 5s")]
     Top(top::TopArgs),
@@ -180,6 +184,7 @@ impl Cli {
             Command::Logs(args) => show::logs(&args, connect()?)?,
             Command::Wait(args) => lifecycle::wait(&args, connect()?)?,
             Command::Disk(args) => disk::run(&args)?,
+            Command::Image(args) => image::run(&args)?,
             Command::Top(args) => top::run(&args)?,
             Command::HvLog(args) => hv_log::run(&args)?,
             Command::Net(command) => net::run(command)?,

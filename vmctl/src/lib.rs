@@ -5,7 +5,7 @@
 //! itself where no VM's state is asked for (`doctor`, `top`, `hv-log`), so that those work without
 //! a daemon. Imports run `cli → client, daemon, worker → config, disk, wire`; the daemon knows of a
 //! worker only its process, its socket and its messages. [`disk`] opens, locks and makes disk images,
-//! [`net`] makes host networks; neither knows a VM.
+//! [`image`] makes whole systems, [`net`] makes host networks; none of them knows a VM that runs.
 
 pub mod cli;
 pub mod client;
@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod disk;
 pub mod driver;
 pub mod exit;
+pub mod image;
 pub mod net;
 pub mod platform;
 mod proc;

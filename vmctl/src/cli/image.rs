@@ -1,0 +1,83 @@
+//! `vmctl image`: disk images of whole systems, without the daemon.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use super::output;
+use crate::config::{format_size, parse_size};
+use crate::exit::{Exit, Failed};
+use crate::image::{self, Debian, ImageError};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ImageArgs {
+    #[command(subcommand)]
+    command: ImageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// Create the image of a new system, with its kernel and a configuration beside it
+    #[command(
+        subcommand,
+        after_help = "Example:\n  vmctl image build debian web.qcow2"
+    )]
+    Build(System),
+}
+
+#[derive(Debug, Subcommand)]
+enum System {
+    /// Debian 12 or another release, from Debian's packages
+    #[command(after_help = "Example:\n  vmctl image build debian web.qcow2 --include nginx")]
+    Debian(DebianArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct DebianArgs {
+    /// The image to create: *.qcow2 is qcow2, all else is raw
+    image: PathBuf,
+    /// Size of the disk
+    #[arg(long, value_parser = parse_size, default_value = "8G")]
+    size: u64,
+    /// Name of the release
+    #[arg(long, default_value = "bookworm")]
+    release: String,
+    /// Where the packages come from, instead of Debian's own servers
+    #[arg(long, value_name = "URL")]
+    mirror: Option<String>,
+    /// More packages, with commas between their names
+    #[arg(long, value_name = "PACKAGES")]
+    include: Vec<String>,
+}
+
+pub(super) fn run(args: &ImageArgs) -> Result<(), Failed> {
+    let ImageCommand::Build(System::Debian(args)) = &args.command;
+    let debian = Debian {
+        image: &args.image,
+        size: args.size,
+        release: &args.release,
+        mirror: args.mirror.as_deref(),
+        include: &args.include,
+    };
+    let files = image::build_debian(&debian, &mut |step| eprintln!("vmctl: {step}"))?;
+    let show = |path: &PathBuf| output::printable(&path.display().to_string());
+    let [image, kernel, initrd, config] =
+        [&files.image, &files.kernel, &files.initrd, &files.config].map(show);
+    let size = format_size(args.size);
+    output::text(&format!(
+        "{image}: created, {size}, with {kernel}, {initrd} and {config}\n\
+         start it by: vmctl run {config}\n"
+    ))
+}
+
+impl From<ImageError> for Failed {
+    fn from(error: ImageError) -> Self {
+        let exit = match error {
+            ImageError::Wrong(_) => Exit::Config,
+            ImageError::Exists(_) => Exit::State,
+            ImageError::Disk(error) => return error.into(),
+            ImageError::Missing(_) | ImageError::Program(..) | ImageError::Io(..) => Exit::Failed,
+        };
+        Self::new(exit, error.to_string())
+    }
+}
