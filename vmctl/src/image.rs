@@ -31,11 +31,12 @@ const PROGRAMS: [(&str, &str); 3] = [
 /// Lets users other than root keep the owners of the files.
 const FAKEROOT: (&str, &str) = ("fakeroot", "fakeroot");
 
-/// Unpacks archive `$1` into folder `$2` and makes image `$3` of it. File system label: `root`.
+/// Unpacks archive `$1` into folder `$2`, with the options `$4` and so on, and makes image `$3` of it.
 const MAKE_FILE_SYSTEM: &str = r#"
-    tar --numeric-owner --xattrs --xattrs-include='*' --exclude='./dev/*' -C "$2" -xpf "$1" &&
-    rm "$1" &&
-    mke2fs -q -F -t ext4 -L root -d "$2" "$3"
+    archive=$1 tree=$2 image=$3 && shift 3 &&
+    tar --numeric-owner --exclude='./dev/*' "$@" -C "$tree" -xpf "$archive" &&
+    rm "$archive" &&
+    mke2fs -q -F -t ext4 -L root -d "$tree" "$image"
 "#;
 
 /// A Debian system to make an image of.
@@ -210,6 +211,10 @@ fn make(
     shell
         .args(["-c", MAKE_FILE_SYSTEM, "sh"])
         .args([&archive, &tree, &raw]);
+    if root {
+        // With them, fakeroot 1.31 answers wrong modes of files.
+        shell.args(["--xattrs", "--xattrs-include=*"]);
+    }
     run("mke2fs", &mut shell)?;
 
     progress("writing the image");

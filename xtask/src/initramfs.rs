@@ -32,8 +32,11 @@ const MODULES: &[&str] = &[
     "drivers/net/virtio_net",
 ];
 
-/// What host networks are made of; loaded when the first one is.
-const NETWORKS: &[&str] = &[
+/// Modules that VM 0 loads when it first needs them: those of the ext4 file system, which some kernels
+/// have built in, and of host networks.
+const ON_DEMAND: &[&str] = &[
+    "fs/ext4/ext4",
+    "crypto/crc32c_generic",
     "net/bridge/bridge",
     "drivers/net/tun",
     "net/netfilter/nf_tables",
@@ -51,9 +54,11 @@ pub(crate) fn build(kernel: &Kernel, guest: &Kernel, vmctl: &Path) -> Result<Pat
     archive.file(vmctl, "bin/vmctl", 0o755);
     let sources = root().join("root-partition/initramfs");
     archive.file(&sources.join("init"), "init", 0o755);
-    archive.file(&sources.join("testing.sh"), "lib/testing.sh", 0o644);
+    for library in ["testing.sh", "debian.sh"] {
+        archive.file(&sources.join(library), &format!("lib/{library}"), 0o644);
+    }
     modules::add(&mut archive, kernel, MODULES)?;
-    modules::add_on_demand(&mut archive, kernel, NETWORKS)?;
+    modules::add_on_demand(&mut archive, kernel, ON_DEMAND)?;
     // A bare kernel image tells no release to build the driver for.
     if let Some(release) = kernel.release() {
         let driver = driver::build(release)?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::Result;
 use crate::files::context;
+use crate::image;
 use crate::initramfs::{self, Addition};
 use crate::iso;
 use crate::packages::QEMU;
@@ -52,6 +53,9 @@ pub(crate) struct Machine {
     pub(crate) reboots: bool,
     /// What the run puts into VM 0.
     pub(crate) add: Vec<Addition>,
+    /// More disks of VM 0: raw images, or folders whose files are put into a file system. What VM 0
+    /// writes to them is gone when the machine ends.
+    pub(crate) disks: Vec<PathBuf>,
     /// How long it may run when nobody sits in front of it.
     pub(crate) timeout: Duration,
 }
@@ -68,6 +72,7 @@ impl Default for Machine {
             icount: false,
             reboots: false,
             add: Vec::new(),
+            disks: Vec::new(),
             timeout: Duration::from_secs(300),
         }
     }
@@ -182,6 +187,21 @@ impl Machine {
             "if=none,id=disk,format=raw,cache=unsafe,file={}",
             disk.display()
         ));
+        for (index, disk) in self.disks.iter().enumerate() {
+            let made = folder.join(&format!("disk{index}"));
+            let disk = if disk.is_dir() {
+                image::file_system(disk, &made)?;
+                &made
+            } else {
+                disk
+            };
+            qemu.args(["-device", &format!("virtio-blk-pci,drive=disk{index}")])
+                .arg("-drive")
+                .arg(format!(
+                    "if=none,id=disk{index},format=raw,cache=unsafe,snapshot=on,file={}",
+                    disk.display()
+                ));
+        }
         let mut options = "console=ttyS0 panic=-1 quiet".to_owned();
         if self.icount {
             qemu.args(["-seed", "1", "-icount", "shift=0,sleep=off"])

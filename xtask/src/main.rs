@@ -8,6 +8,7 @@ mod demo;
 mod driver;
 mod files;
 mod freestanding;
+mod image;
 mod initramfs;
 mod iso;
 mod kernel;
@@ -45,6 +46,8 @@ enum Cli {
         /// The kernel's release, as `uname -r` prints it there
         kernel: String,
     },
+    /// Create the disk image of a system for guests
+    Image(image::Options),
     /// Write a GRUB ISO that boots it on BIOS and UEFI; print the ISO's path
     Iso,
     /// Boot it in QEMU with a stock Linux as VM 0: to a shell, or to run a script
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Cli::Driver { kernel } => {
             driver::build(&kernel).map(|module| println!("{}", module.display()))
         }
+        Cli::Image(options) => image::run(&options),
         Cli::Iso => iso::build().map(|iso| println!("{}", iso.display())),
         Cli::Run(options) => return run::run(&options),
         Cli::Test(options) => tests::run(&options),

@@ -45,7 +45,7 @@ impl Parts {
 }
 
 /// A `vmctl` that needs no library.
-fn vmctl() -> Result<PathBuf> {
+pub(crate) fn vmctl() -> Result<PathBuf> {
     checked(&mut without_libraries("build"))?;
     Ok(static_folder().join(HOST).join("release/vmctl"))
 }

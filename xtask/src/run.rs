@@ -23,6 +23,10 @@ pub(crate) struct Options {
     /// Put a file or a folder into VM 0; a relative ROOTPATH is relative to the script's folder
     #[arg(long, value_name = "HOSTPATH:ROOTPATH")]
     add: Vec<Addition>,
+    /// Give VM 0 another disk (/dev/vdb, then /dev/vdc): a raw image, or an ext4 file system of the
+    /// files of a folder; nothing that VM 0 writes to the disk is kept
+    #[arg(long, value_name = "FILE_OR_FOLDER")]
+    disk: Vec<PathBuf>,
     /// CPUs of the machine
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=255))]
     cpus: u32,
@@ -57,6 +61,7 @@ fn boot(options: &Options) -> Result<u8> {
         memory: options.mem.clone(),
         icount: options.icount,
         add: options.add.clone(),
+        disks: options.disk.clone(),
         timeout: Duration::from_secs(options.timeout),
         ..Machine::default()
     };

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::LazyParts;
 use super::report::Report;
 use super::script::Script;
+use crate::image;
 use crate::machine::Machine;
 use crate::parts::Parts;
 use crate::{Result, root};
@@ -42,6 +43,9 @@ fn machine(script: &Script, parts: &Parts) -> Result<Machine> {
     let mut machine = script.machine();
     for (file, name) in &script.wants.files {
         machine.add_file(&file.path(parts)?, name)?;
+    }
+    if script.wants.debian {
+        machine.disks.extend(image::debian_disks()?);
     }
     Ok(machine)
 }

@@ -37,6 +37,8 @@ pub(super) struct Wants {
     bare: bool,
     /// `boot: iso` or `boot: uefi`: GRUB loads the microvisor, on BIOS or UEFI; otherwise QEMU does.
     boot: Boot,
+    /// `debian: yes`: the disks `/dev/vdb` and `/dev/vdc` hold a Debian image and its root file system.
+    pub(super) debian: bool,
     /// Files in the script's folder, for guests.
     pub(super) files: Vec<(GuestFile, String)>,
 }
@@ -120,10 +122,11 @@ impl Wants {
                 "boot" if value == "iso" => wants.boot = Boot::Iso,
                 "boot" if value == "uefi" => wants.boot = Boot::Uefi,
                 "boot" => return Err(wrong()),
-                "reboots" | "long" | "bare" if value != "yes" => return Err(wrong()),
+                "reboots" | "long" | "bare" | "debian" if value != "yes" => return Err(wrong()),
                 "reboots" => wants.reboots = true,
                 "long" => wants.long = true,
                 "bare" => wants.bare = true,
+                "debian" => wants.debian = true,
                 "kernel" => {
                     let (package, name) = value.split_once(' ').ok_or_else(wrong)?;
                     let file = GuestFile::Kernel(package.to_owned());
