@@ -91,12 +91,22 @@ pub enum OnTimeout {
     Kill,
 }
 
+/// The most disks of a VM: each takes a slot of the bus, where the host bridge and the source of random
+/// numbers have one as well.
+const MAX_DISKS: usize = 30;
+
 /// Reads the list of disks. Two disks can't share a serial number, by which a guest tells them
 /// apart, or an image that one of them writes.
 pub(super) fn list<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<DiskConfig>, D::Error> {
     let disks = Vec::<DiskConfig>::deserialize(deserializer)?;
+    if disks.len() > MAX_DISKS {
+        return Err(serde::de::Error::custom(format!(
+            "{}: a VM has at most {MAX_DISKS} disks",
+            disks.len()
+        )));
+    }
     for (index, disk) in disks.iter().enumerate() {
         for other in &disks[..index] {
             if disk.serial.is_some() && disk.serial == other.serial {

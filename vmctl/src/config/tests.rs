@@ -243,6 +243,15 @@ fn wrong_disks_are_named() {
     };
     let error = two("path = '/a'", "path = '/a'\nreadonly = true");
     assert!(error.contains("two disks use /a"), "{error}");
+    let many = |count: u32| {
+        let disks: String = (0..count)
+            .map(|n| format!("[[disk]]\npath = '/{n}'\n"))
+            .collect();
+        with_disks(&disks)
+    };
+    many(30).unwrap();
+    let error = many(31).unwrap_err();
+    assert!(error.contains("31: a VM has at most 30 disks"), "{error}");
     let error = two("path = '/a'\nserial = 'S'", "path = '/b'\nserial = 'S'");
     assert!(error.contains("the serial number \"S\""), "{error}");
     for (line, what) in [

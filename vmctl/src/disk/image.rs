@@ -465,7 +465,12 @@ fn layer(
         }
     }
     let (format, write) = (link.format(), access == Access::Write);
-    let storage = ImageFile::new(link.file).map_err(io)?;
+    // A qcow2 file may end before its last cluster does.
+    let present = match format {
+        Format::Raw => link.size,
+        Format::Qcow2 => 0,
+    };
+    let storage = ImageFile::new(link.file, present).map_err(io)?;
     let opened = match format {
         Format::Raw => Raw::open_image(storage, write).map(FormatAccess::new),
         Format::Qcow2 => Qcow2::<ImageFile>::builder(storage)

@@ -37,13 +37,18 @@ pub(super) struct ImageFile {
     file: fs::File,
     /// The same file. It knows the length and what has to be aligned, and writes.
     writer: File,
+    /// Length in bytes of the part of the file that must be there.
+    present: u64,
 }
 
 impl ImageFile {
-    pub(super) fn new(file: fs::File) -> io::Result<Self> {
+    /// Reads of the first `present` bytes fail if the file has become shorter. What lies behind them
+    /// and behind the end of the file reads as zeroes.
+    pub(super) fn new(file: fs::File, present: u64) -> io::Result<Self> {
         Ok(Self {
             writer: File::try_from(file.try_clone()?)?,
             file,
+            present,
         })
     }
 
@@ -55,8 +60,11 @@ impl ImageFile {
     ) -> io::Result<()> {
         while !slices.is_empty() {
             match preadv2(&self.file, slices, offset, flags) {
+                Ok(0) if offset < self.present => {
+                    let what = "the file has become shorter";
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+                }
                 Ok(0) => {
-                    // The rest lies behind the end of the file.
                     slices.iter_mut().for_each(|slice| slice.fill(0));
                     return Ok(());
                 }

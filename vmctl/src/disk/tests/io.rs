@@ -247,3 +247,19 @@ fn images_that_qemu_made_are_written() {
         }
     }
 }
+
+#[test]
+fn what_a_raw_image_has_lost_does_not_read_as_zeroes() {
+    let folder = Folder::new();
+    let path = folder.image("short.raw", MIB);
+    let base = folder.image("base.raw", MIB);
+    let over = folder.overlay("over.qcow2", MIB, &base);
+    for (image, short) in [(reader(&path), &path), (reader(&over), &base)] {
+        let cut = OpenOptions::new().write(true).open(short).unwrap();
+        cut.set_len(MIB / 2).unwrap();
+        assert_eq!(read(&image, 0, 512), vec![0; 512]);
+        let mut bytes = [0xee; 1024];
+        let lost = image.read(MIB / 2 - 512, &mut [IoSliceMut::new(&mut bytes)]);
+        assert!(matches!(lost, Err(IoError::Other(_))), "{lost:?}");
+    }
+}
