@@ -41,7 +41,8 @@ pub struct DiskConfig {
     /// How root's page cache is used.
     #[serde(default)]
     pub cache: Cache,
-    /// Number of queues, 1 to 16; by default one for each virtual CPU, but at most 4.
+    /// Number of queues, 1 to 16; by default one for each virtual CPU, but at most 4, and fewer
+    /// if there are more than 15 disks.
     #[serde(
         default,
         deserialize_with = "queues",

@@ -1,5 +1,7 @@
 //! Opens the disk images of a configuration, before the worker loses the file system.
 
+use guest_proto::limits::MAX_DOORBELLS;
+
 use super::end::End;
 use super::virtio::block::Options;
 use crate::config::{DiskConfig, VmConfig};
@@ -7,6 +9,8 @@ use crate::disk::{Access, BackingDirs, Cache, Chain, Format, Image};
 
 /// Largest default number of queues.
 const DEFAULT_QUEUES: u32 = 4;
+/// Doorbells that the disks of a VM share by default, one for each queue. The other devices have the rest.
+const DOORBELLS: u32 = MAX_DOORBELLS as u32 - 4;
 
 /// Opens and locks all images.
 ///
@@ -31,18 +35,45 @@ fn open_one(disk: &DiskConfig) -> Result<Image, End> {
     Image::new(chain, disk.cache).map_err(End::start_failed)
 }
 
+/// Returns how many queues a disk has unless its configuration says.
+fn default_queues(config: &VmConfig) -> u16 {
+    let share = DOORBELLS / config.disks.len().max(1) as u32;
+    config.vcpus.min(DEFAULT_QUEUES).min(share) as u16
+}
+
 /// Returns the options of disk `index`.
 pub(super) fn options(config: &VmConfig, index: usize) -> Options {
     let disk = &config.disks[index];
-    let queues = config.vcpus.min(DEFAULT_QUEUES) as u16;
     Options {
         name: format!("disk{index}"),
         writethrough: disk.cache == Cache::Writethrough,
         serial: disk.serial.clone().unwrap_or_default(),
-        queues: disk.queues.unwrap_or(queues),
+        queues: disk.queues.unwrap_or_else(|| default_queues(config)),
         on_enospc: disk.on_enospc,
         on_error: disk.on_error,
         io_timeout: disk.io_timeout,
         on_timeout: disk.on_timeout,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_queue_has_a_doorbell() {
+        for (vcpus, disks, queues) in [(1, 1, 1), (2, 15, 2), (64, 15, 4), (4, 16, 3), (4, 30, 2)] {
+            let mut text = format!("name = 'a'\nkernel = '/k'\nmemory = '64M'\nvcpus = {vcpus}\n");
+            for disk in 0..disks {
+                text.push_str(&format!("[[disk]]\npath = '/{disk}'\n"));
+            }
+            let config = VmConfig::parse("a.toml", &text).unwrap();
+            assert_eq!(
+                default_queues(&config),
+                queues,
+                "{vcpus} CPUs, {disks} disks"
+            );
+            assert!(u32::from(queues) * disks <= DOORBELLS);
+        }
     }
 }

@@ -41,6 +41,7 @@ const MAX_RANGES: u32 = 32;
 const MAX_RANGE: u32 = (1 << 30) / SECTOR as u32;
 /// Sectors of a physical block, as a power of two. Smaller writes make root read the block first.
 const PHYSICAL_BLOCK_EXPONENT: u8 = 3;
+
 /// A disk's settings.
 #[derive(Clone, Debug)]
 pub struct Options {
