@@ -20,7 +20,7 @@ use crate::disk::{self, BackingDirs, DiskError, Format, SECTOR};
 /// The packages of an image besides those of Debian's priority "important".
 const PACKAGES: &str = "linux-image-cloud-amd64,initramfs-tools,systemd-sysv,libpam-systemd,dbus";
 /// A file system for Debian's packages does not fit into less.
-pub const MIN_SIZE: u64 = 1 << 30;
+const MIN_SIZE: u64 = 1 << 30;
 
 /// The programs that do the work, and the Debian package of each.
 const PROGRAMS: [(&str, &str); 3] = [
@@ -139,7 +139,7 @@ pub fn build_debian(
     progress: &mut dyn FnMut(&str),
 ) -> Result<Files, ImageError> {
     let files = Files::beside(debian.image);
-    let name = name_of(debian.image)?;
+    let name = name_of(&files)?;
     check_size(debian.size)?;
     for path in files.all() {
         if path.symlink_metadata().is_ok() {
@@ -257,17 +257,15 @@ fn publish(made: &Files, files: &Files) -> Result<(), ImageError> {
 }
 
 /// The name of the VM: the image's, without its extension.
-fn name_of(image: &Path) -> Result<&str, ImageError> {
+fn name_of(files: &Files) -> Result<&str, ImageError> {
+    let [image, beside @ ..] = files.all();
     let wrong = |why: &str| {
         let image = image.display();
         ImageError::Wrong(format!(
             "{image}: the name without its extension becomes the name of a VM: {why}"
         ))
     };
-    if matches!(
-        image.extension().and_then(OsStr::to_str),
-        Some("vmlinuz" | "initrd" | "toml")
-    ) {
+    if beside.contains(&image) {
         return Err(wrong("the files beside the image have this extension"));
     }
     let stem = image.file_stem().and_then(OsStr::to_str);

@@ -29,8 +29,8 @@ const MKE2FS: Need = Need {
     why: "makes the file systems of disks",
 };
 
-/// Space that a disk made of a folder has left, in MiB.
-const SPARE: u64 = 16 << 10;
+/// Bytes that a disk made of a folder has left.
+const SPARE: u64 = 16 << 30;
 
 /// Options of `cargo xtask image`.
 #[derive(clap::Args)]
@@ -95,9 +95,8 @@ pub(crate) fn debian_disks() -> Result<[PathBuf; 2]> {
 /// Makes a disk with an ext4 file system that holds the files of a folder.
 pub(crate) fn file_system(from: &Path, disk: &Path) -> Result<()> {
     packages::install(&[MKE2FS])?;
-    let bytes = size(from)?;
+    let size = size(from)? + SPARE;
     let file = File::create(disk).map_err(context(disk))?;
-    let size = bytes + (SPARE << 20);
     file.set_len(size).map_err(context(disk))?;
     checked(
         Command::new(MKE2FS.file)
