@@ -24,7 +24,7 @@ clone() {
 
 # debian NAME: starts a Debian guest and logs in on its console, for `tell` and `answer`.
 debian() {
-    before=$(vmctl logs "$1" | grep -c 'login: ')
+    before=$(count "$1" 'login: ')
     expect "$1: running" vmctl start "$1" --wait --timeout 60s
     log_in "$1" $((before + 1))
 }
@@ -32,20 +32,12 @@ debian() {
 # log_in NAME COUNT: logs in on a guest's console when it prompts for the COUNTth time since it was defined.
 log_in() {
     hold "$1"
-    eventually 600 login_prompts "$1" "$2"
+    eventually 600 printed_often "$1" "$2" 'login: '
     # There is no prompt for a password: root has none.
     tell "$1" root
-    eventually 120 shells "$1" "$2"
+    eventually 120 printed_often "$1" "$2" 'root@.*# '
     # Answers are to be lines of their own: bash would put its prompt and marks for pasted text before
     # them. The last mark is on the line that the empty one ends.
     tell "$1" 'exec env TERM=dumb PS1= sh'
     tell "$1" 'stty -echo; echo'
-}
-
-shells() {
-    [ "$(vmctl logs "$1" | grep -c 'root@.*# ')" -ge "$2" ]
-}
-
-login_prompts() {
-    [ "$(vmctl logs "$1" | grep -c 'login: ')" -ge "$2" ]
 }

@@ -51,6 +51,21 @@ printed() {
     vmctl logs "$1" | grep -q -- "$2"
 }
 
+# count NAME WORD: how many lines with that a guest has written to its console.
+count() {
+    vmctl logs "$1" | grep -c -- "$2"
+}
+
+# printed_often NAME COUNT WORD: a guest has written that in as many lines, or in more.
+printed_often() {
+    [ "$(count "$1" "$3")" -ge "$2" ]
+}
+
+# worker NAME: the process ID of a VM's worker.
+worker() {
+    vmctl info "$1" --format json | grep -o '"worker_pid": *[0-9]*' | grep -o '[0-9]*'
+}
+
 # is NAME WORD...: `vmctl list` has this line about a VM, with the state and the reason.
 is() {
     name=$1
@@ -72,7 +87,7 @@ up() {
 
 # start NAME: starts a guest, waits until its shell is there, and holds its console for `tell`.
 start() {
-    before=$(vmctl logs "$1" | grep -c 'demo guest: up')
+    before=$(count "$1" 'demo guest: up')
     expect "$1: running" vmctl start "$1" --wait --timeout 60s
     hold "$1"
     eventually 240 boots "$1" $((before + 1))
@@ -90,7 +105,7 @@ hold() {
 
 # boots NAME COUNT: a guest's shell has come up that often.
 boots() {
-    [ "$(vmctl logs "$1" | grep -c 'demo guest: up')" -ge "$2" ]
+    printed_often "$1" "$2" 'demo guest: up'
 }
 
 # tell NAME COMMAND: types a command at a guest's shell.

@@ -15,7 +15,7 @@ tell web 'seq 100000 >/root/synced && sync && echo all""synced'
 eventually 60 printed web '^allsynced.$'
 tell web 'seq 200000 >/root/not-synced; echo writ""ten'
 eventually 60 printed web '^written.$'
-worker=$(vmctl info web --format json | grep -o '"worker_pid": *[0-9]*' | grep -o '[0-9]*')
+worker=$(worker web)
 kill -KILL "$worker"
 refuse "web: crashed (worker died: signal 9)" vmctl wait web --timeout 30s
 debian web

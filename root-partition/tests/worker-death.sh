@@ -3,7 +3,7 @@
 . /lib/testing.sh
 up demo --set memory=192M
 up other --set memory=192M
-worker=$(vmctl info demo --format json | grep -o '"worker_pid": *[0-9]*' | grep -o '[0-9]*')
+worker=$(worker demo)
 kill -KILL "$worker"
 refuse "worker died: signal 9" vmctl wait demo --timeout 60s
 is demo "crashed worker died: signal 9"
