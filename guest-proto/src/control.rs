@@ -14,7 +14,7 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 
 /// Version of every message in this module. Both ends must have the same.
-pub const CONTROL_VERSION: u32 = 2;
+pub const CONTROL_VERSION: u32 = 3;
 
 /// Longest frame, in bytes. A longer one is refused before anything is allocated for it.
 pub const MAX_FRAME: usize = 1 << 20;
@@ -238,7 +238,7 @@ impl fmt::Display for VmState {
     }
 }
 
-/// What the CLI asks. Each is answered at once, but for `Wait` and `Events`.
+/// What the CLI asks. Each is answered at once, but for `Wait`, `Events`, `Attach` and `Detach`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// Who the daemon is → `Daemon`.
@@ -294,6 +294,20 @@ pub enum Request {
     },
     /// Answers with one `Event` per change of any VM's state until the CLI hangs up.
     Events,
+    /// Adds a disk to a VM and its configuration. Answers when the VM has it → `Disk`.
+    Attach {
+        /// Name of the VM.
+        name: String,
+        /// A table `[[disk]]`: TOML text, paths absolute.
+        disk: String,
+    },
+    /// Takes a disk from a VM and its configuration. Answers when the guest has given it up → `Disk`.
+    Detach {
+        /// Name of the VM.
+        name: String,
+        /// Name of the disk.
+        disk: String,
+    },
 }
 
 /// What `Request::Wait` waits for.
@@ -324,6 +338,8 @@ pub enum Response {
     Daemon(DaemonInfo),
     /// A state changed.
     Event(VmStatus),
+    /// The disk with this name was attached or detached.
+    Disk(String),
 }
 
 /// Why a request failed; decides the CLI's exit code.
@@ -461,6 +477,21 @@ pub enum WorkerCommand {
     PowerButton,
     /// Asks for the disks → `Disks`.
     Disks,
+    /// Adds a disk. Its image and the backing files, in their order, come along as open, locked
+    /// files → `Attached`, or `DiskRefused`.
+    Attach {
+        /// Name of the disk.
+        name: String,
+        /// Its table `[[disk]]`: TOML text, paths absolute, with the name and the format.
+        disk: String,
+        /// Number of files that come along.
+        files: u32,
+    },
+    /// Asks the guest to give up a disk → `Detached` when it has, or `DiskRefused`.
+    Detach {
+        /// Name of the disk.
+        name: String,
+    },
 }
 
 /// What a worker tells the daemon.
@@ -470,6 +501,8 @@ pub enum WorkerEvent {
     Ready {
         /// Its id.
         partition: u64,
+        /// Names of its disks.
+        disks: Vec<String>,
     },
     /// The state changed, to one that is alive.
     State {
@@ -497,6 +530,23 @@ pub enum WorkerEvent {
     Disks {
         /// In the order of the configuration.
         disks: Vec<DiskStatus>,
+    },
+    /// The VM has a disk more.
+    Attached {
+        /// Name of the disk.
+        name: String,
+    },
+    /// The VM has a disk less; its files are closed.
+    Detached {
+        /// Name of the disk.
+        name: String,
+    },
+    /// A disk can't be attached or detached.
+    DiskRefused {
+        /// Name of the disk.
+        name: String,
+        /// One line.
+        reason: String,
     },
 }
 

@@ -23,7 +23,7 @@ eventually 60 printed demo '^discarded.$'
 tell demo 'yes 0123456 | head -c 1048576 >/tmp/mib; for i in $(seq 16); do cat /tmp/mib; done >/tmp/data'
 tell demo 'dd if=/tmp/data of=/dev/vdb bs=1M conv=fsync 2>/dev/null && echo all""there'
 expect "demo: io-stalled" vmctl wait demo --for io-stalled --timeout 60s
-is demo "io-stalled disk1: no space left"
+is demo "io-stalled waits: no space left"
 refuse "resume demo" vmctl stop demo
 # Still no room.
 expect "demo: running" vmctl resume demo

@@ -38,9 +38,9 @@ answer demo "refused" 'dd if=/tmp/data of=/dev/vdc bs=512 count=1 2>/dev/null ||
 answer demo "sum kept" 'echo "$sum" >/mnta/sum && echo "$sum" >/mntb/sum && sync && echo sum kept'
 
 # What the disks have done.
-expect "disk0           /root/plain.raw; 64M, read " vmctl info demo
-expect "in flight 0, errors 0" vmctl info demo
-expect "disk2           /root/fixed.raw; 1M, read " vmctl info demo
+expect "plain           /root/plain.raw; 64M, read " vmctl info demo
+[ "$(vmctl info demo | grep -c "in flight 0, errors 0\$")" = 3 ] || fail "errors"
+expect "fixed           /root/fixed.raw; 1M, read " vmctl info demo
 
 # The image is this guest's alone.
 refuse "plain.raw: in use by another VM" vmctl disk resize plain.raw 128M

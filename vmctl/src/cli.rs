@@ -12,6 +12,7 @@ mod image;
 mod lifecycle;
 mod net;
 mod output;
+mod plug;
 mod show;
 mod top;
 
@@ -88,6 +89,12 @@ enum Command {
     /// Print what a VM wrote to its console
     #[command(after_help = "Example:\n  vmctl logs demo -n 20 -f")]
     Logs(show::LogsArgs),
+    /// Give a VM a disk, also while it runs
+    #[command(after_help = "Example:\n  vmctl attach demo disk data.qcow2")]
+    Attach(plug::AttachArgs),
+    /// Take a disk from a VM; a guest that runs has to give it up
+    #[command(after_help = "Example:\n  vmctl detach demo data --timeout 10s")]
+    Detach(plug::DetachArgs),
     /// Wait until a VM has ended, or is in a state
     #[command(after_help = "Example:\n  vmctl wait demo --for paused --timeout 5s")]
     Wait(lifecycle::WaitArgs),
@@ -182,6 +189,8 @@ impl Cli {
             Command::Info(args) => show::info(&args, connect()?)?,
             Command::Console(args) => console::open(&args.name, connect()?)?,
             Command::Logs(args) => show::logs(&args, connect()?)?,
+            Command::Attach(args) => plug::attach(&args, connect()?)?,
+            Command::Detach(args) => plug::detach(&args, connect()?)?,
             Command::Wait(args) => lifecycle::wait(&args, connect()?)?,
             Command::Disk(args) => disk::run(&args)?,
             Command::Image(args) => image::run(&args)?,

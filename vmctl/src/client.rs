@@ -175,6 +175,27 @@ impl Client {
         }
     }
 
+    /// Attaches or detaches a disk; answers its name. `late` is the message if it takes longer than
+    /// `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::ask`]; [`Exit::TimedOut`] after `timeout`.
+    pub fn disk(
+        &mut self,
+        request: &Request,
+        timeout: Duration,
+        late: impl FnOnce() -> String,
+    ) -> Result<String, Failed> {
+        self.send(request)?;
+        match self.receive(deadline(timeout)) {
+            Ok(Response::Disk(name)) => Ok(name),
+            Ok(_) => Err(confused()),
+            Err(e) if e.exit == Exit::TimedOut => Err(Failed::new(Exit::TimedOut, late())),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Asks for events; [`Self::event`] takes them.
     ///
     /// # Errors

@@ -2,13 +2,16 @@
 //!
 //! `record` is a VM's state machine, `store` what survives a restart, `process` a worker
 //! process, `vms` all VMs together and what clients ask of them, `supervise` what workers do,
-//! `cleaner` what is left of them; this file has the loop and the clients. Nothing here waits
-//! for a worker or a client: every socket is non-blocking, and the only deferred answers are
-//! `Wait` and `Events`. Ending the daemon, by whatever signal, leaves the VMs running; the next
+//! `cleaner` what is left of them, `disks` the disks that come and go; this file has the loop and the
+//! clients. Nothing here waits for a worker, a client or an image: every socket is non-blocking, threads
+//! open images (`opener`), and some answers come later (`Waiting`). Ending the daemon, by whatever signal, leaves the VMs running; the next
 //! one finds them.
 
 mod cleaner;
+mod disks;
+mod inbox;
 mod listing;
+mod opener;
 mod process;
 mod record;
 mod request;
@@ -105,6 +108,8 @@ enum Waiting {
     Until(String, Until),
     /// The disks of a VM. Without them it has its answer at this time.
     Disks(String, Instant),
+    /// What becomes of a disk of a VM.
+    Disk(String, String),
 }
 
 /// Who a descriptor in the loop belongs to.
@@ -115,6 +120,7 @@ enum Source {
     WorkerLink(String),
     WorkerExit(String),
     Cleaner,
+    Opener,
 }
 
 impl Client {
@@ -163,6 +169,11 @@ impl Daemon {
                             self.vms.cleaned_up(&name);
                         }
                     }
+                    Source::Opener => {
+                        for opened in self.vms.opener.take() {
+                            self.vms.opened(opened);
+                        }
+                    }
                 }
                 self.tell_changes();
             }
@@ -174,10 +185,11 @@ impl Daemon {
 
     /// Sleeps until something is ready.
     fn wait(&self) -> Result<Vec<Source>, String> {
-        let mut sources = vec![Source::Listener, Source::Cleaner];
+        let mut sources = vec![Source::Listener, Source::Cleaner, Source::Opener];
         let mut fds = vec![
             PollFd::new(&self.listener, PollFlags::IN),
             PollFd::new(&self.vms.cleaner, PollFlags::IN),
+            PollFd::new(&self.vms.opener, PollFlags::IN),
         ];
         for client in &self.clients {
             let mut interest = client.link.interest();
@@ -265,6 +277,9 @@ impl Daemon {
                     Some(Waiting::Until(name, until)) if *name == change.name => {
                         request::met(*until, &change)
                     }
+                    Some(Waiting::Disk(name, disk)) if *name == change.name => {
+                        request::disk_met(disk, &change)
+                    }
                     Some(Waiting::Disks(name, _)) if *name == change.name => {
                         let is_alive = |status: &VmStatus| status.state.is_alive();
                         let is_over = !status.as_ref().is_some_and(is_alive);
@@ -313,6 +328,9 @@ fn serve_client(client: &mut Client, vms: &mut Vms) -> Result<(), LinkError> {
             request::Answer::Info(name) => {
                 let deadline = Instant::now() + DISKS_PATIENCE;
                 client.waiting = Some(Waiting::Disks(name, deadline));
+            }
+            request::Answer::Disk(name, disk) => {
+                client.waiting = Some(Waiting::Disk(name, disk));
             }
             request::Answer::Events => client.events = true,
         }

@@ -2,20 +2,32 @@
 //!
 //! [`Link`] serves event loops (non-blocking: [`Link::fill`], [`Link::message`], [`Link::send`],
 //! [`Link::flush`]) and plain callers ([`Link::receive`]). What the peer sends is hostile until
-//! decoded; what it fails to read is bounded.
+//! decoded; what it fails to read is bounded. Open files can go along with a message
+//! ([`Link::send_with_files`]) to a peer that takes files.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use guest_proto::control::{Hello, MAX_FRAME, Role, WireError, decode, encode};
+use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use serde::{Deserialize, Serialize};
 
 /// Bytes that may wait for a peer that doesn't read.
 const MAX_BACKLOG: usize = 4 * MAX_FRAME;
+/// Files that go along with one message at most.
+const MAX_FILES: usize = 32;
+/// Files that were received and not yet taken, at most.
+const MAX_RECEIVED: usize = 4 * MAX_FILES;
 
 /// Why a connection is of no more use.
 #[derive(Debug)]
@@ -61,6 +73,10 @@ pub struct Link {
     open: bool,
     input: Vec<u8>,
     output: Vec<u8>,
+    /// Files to send, and how many bytes of the output come before their message.
+    outgoing: VecDeque<(usize, Vec<OwnedFd>)>,
+    /// Files that came; `None` if the peer is to send none.
+    received: Option<VecDeque<OwnedFd>>,
 }
 
 impl Link {
@@ -78,10 +94,26 @@ impl Link {
             open: true,
             input: Vec::new(),
             output: Hello::new(me).to_bytes().to_vec(),
+            outgoing: VecDeque::new(),
+            received: None,
         };
         // A peer that is gone already shows at the first read.
         let _ = link.flush();
         Ok(link)
+    }
+
+    /// From now on, takes the files that the peer sends along with messages. Without this call the
+    /// kernel closes them.
+    #[must_use]
+    pub fn taking_files(mut self) -> Self {
+        self.received = Some(VecDeque::new());
+        self
+    }
+
+    /// Takes the next `count` files that came, or `None` if there are fewer.
+    pub fn take_files(&mut self, count: usize) -> Option<Vec<OwnedFd>> {
+        let received = self.received.as_mut()?;
+        (count <= received.len()).then(|| received.drain(..count).collect())
     }
 
     /// Reads what is there, up to a bound.
@@ -92,7 +124,7 @@ impl Link {
     pub fn fill(&mut self) -> Result<(), LinkError> {
         let mut chunk = [0; 8192];
         while self.open && self.input.len() <= MAX_FRAME {
-            match (&self.stream).read(&mut chunk) {
+            match self.read(&mut chunk) {
                 Ok(0) => self.open = false,
                 Ok(n) => self.input.extend_from_slice(&chunk[..n]),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
@@ -102,6 +134,30 @@ impl Link {
             }
         }
         Ok(())
+    }
+
+    fn read(&mut self, chunk: &mut [u8]) -> io::Result<usize> {
+        let Some(received) = &mut self.received else {
+            return (&self.stream).read(chunk);
+        };
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FILES))];
+        let mut files = RecvAncillaryBuffer::new(&mut space);
+        let mut chunk = [IoSliceMut::new(chunk)];
+        let got = recvmsg(
+            &self.stream,
+            &mut chunk,
+            &mut files,
+            RecvFlags::CMSG_CLOEXEC,
+        )?;
+        for message in files.drain() {
+            if let RecvAncillaryMessage::ScmRights(files) = message {
+                received.extend(files);
+            }
+        }
+        if received.len() > MAX_RECEIVED {
+            return Err(io::Error::other("the peer sends too many files"));
+        }
+        Ok(got.bytes)
     }
 
     /// The next whole message that was read, if any.
@@ -144,6 +200,28 @@ impl Link {
         self.flush()
     }
 
+    /// As [`Self::send`]. The files go along with the message: the peer has them when it has the
+    /// message.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`].
+    pub fn send_with_files<T: Serialize>(
+        &mut self,
+        message: &T,
+        files: Vec<OwnedFd>,
+    ) -> Result<(), LinkError> {
+        if files.len() > MAX_FILES {
+            return Err(LinkError::Io(io::Error::other("too many files")));
+        }
+        let before = self.output.len();
+        self.queue(message)?;
+        if !files.is_empty() {
+            self.outgoing.push_back((before, files));
+        }
+        self.flush()
+    }
+
     /// Queues a message, for the next [`Self::flush`] to send with others.
     ///
     /// # Errors
@@ -160,7 +238,7 @@ impl Link {
     /// As [`Self::send`].
     pub fn flush(&mut self) -> Result<(), LinkError> {
         while !self.output.is_empty() {
-            match (&self.stream).write(&self.output) {
+            match self.write() {
                 Ok(n) => drop(self.output.drain(..n)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -172,6 +250,34 @@ impl Link {
             return Err(LinkError::Backlog);
         }
         Ok(())
+    }
+
+    /// Sends a part of the output: what comes before the next files, or the files with their
+    /// message.
+    fn write(&mut self) -> io::Result<usize> {
+        let sent = match self.outgoing.front() {
+            None => (&self.stream).write(&self.output)?,
+            Some((before @ 1.., _)) => (&self.stream).write(&self.output[..*before])?,
+            Some((0, files)) => {
+                let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+                let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FILES))];
+                let mut rights = SendAncillaryBuffer::new(&mut space);
+                rights.push(SendAncillaryMessage::ScmRights(&files));
+                // Up to the next files.
+                let next = self
+                    .outgoing
+                    .get(1)
+                    .map_or(self.output.len(), |next| next.0);
+                let bytes = [IoSlice::new(&self.output[..next])];
+                let sent = sendmsg(&self.stream, &bytes, &mut rights, SendFlags::NOSIGNAL)?;
+                self.outgoing.pop_front();
+                sent
+            }
+        };
+        for (before, _) in &mut self.outgoing {
+            *before -= sent;
+        }
+        Ok(sent)
     }
 
     /// What an event loop waits for.
@@ -258,6 +364,71 @@ mod tests {
             daemon.receive::<Request>(soon()),
             Err(LinkError::Closed)
         ));
+    }
+
+    #[test]
+    fn files_come_with_their_message() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let mut daemon = Link::new(a, Role::Daemon, Role::Worker).unwrap();
+        let worker = Link::new(b, Role::Worker, Role::Daemon).unwrap();
+        let mut worker = worker.taking_files();
+        let file = |text: &str| {
+            let (reader, mut writer) = io::pipe().unwrap();
+            writer.write_all(text.as_bytes()).unwrap();
+            OwnedFd::from(reader)
+        };
+        // More than the socket takes at once, so that files wait for their turn.
+        let padding = Request::Define {
+            config: "x".repeat(MAX_FRAME - 8),
+        };
+        daemon.send(&padding).unwrap();
+        daemon
+            .send_with_files(&Request::List, vec![file("a"), file("b")])
+            .unwrap();
+        daemon.send(&padding).unwrap();
+        daemon
+            .send_with_files(&Request::Ping, vec![file("c")])
+            .unwrap();
+        let mut got = Vec::new();
+        while got.len() < 4 {
+            daemon.flush().unwrap();
+            worker.fill().unwrap();
+            while let Some(message) = worker.message::<Request>().unwrap() {
+                let count = match message {
+                    Request::List => 2,
+                    Request::Ping => 1,
+                    _ => 0,
+                };
+                let files = worker.take_files(count).unwrap();
+                let read = |file| io::read_to_string(std::fs::File::from(file)).unwrap();
+                got.push(files.into_iter().map(read).collect::<String>());
+            }
+        }
+        assert_eq!(got, ["", "ab", "", "c"]);
+        assert!(worker.take_files(1).is_none());
+    }
+
+    #[test]
+    fn files_are_bounded_and_not_taken_unasked() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let mut daemon = Link::new(a, Role::Daemon, Role::Worker).unwrap();
+        let mut worker = Link::new(b, Role::Worker, Role::Daemon).unwrap();
+        let files = |count| -> Vec<OwnedFd> {
+            let file = || std::fs::File::open("/dev/null").unwrap().into();
+            (0..count).map(|_| file()).collect()
+        };
+        daemon.send_with_files(&Request::List, files(1)).unwrap();
+        assert_eq!(worker.receive::<Request>(soon()).unwrap(), Request::List);
+        assert!(worker.take_files(1).is_none());
+        let mut worker = worker.taking_files();
+        let too_many = daemon.send_with_files(&Request::List, files(MAX_FILES + 1));
+        assert!(too_many.is_err());
+        for _ in 0..=MAX_RECEIVED / MAX_FILES {
+            daemon
+                .send_with_files(&Request::List, files(MAX_FILES))
+                .unwrap();
+        }
+        assert!(matches!(worker.fill(), Err(LinkError::Io(_))));
     }
 
     #[test]

@@ -159,10 +159,13 @@ fn describe(info: &VmInfo, config: &VmConfig) -> String {
         ("console log", info.console_log.clone()),
         ("worker log", info.worker_log.clone()),
     ];
-    let disks = info
+    let has_told = |name: &str| info.disks.iter().any(|disk| disk.name == name);
+    let told = info
         .disks
         .iter()
         .map(|disk| (&*disk.name, describe_disk(disk)));
+    let others = config.disks.iter().filter(|disk| !has_told(&disk.name));
+    let disks = told.chain(others.map(|disk| (&*disk.name, path(&disk.path))));
     lines
         .into_iter()
         .chain(disks)

@@ -1,12 +1,15 @@
 //! The tables `[[disk]]`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::disk::{Cache, Format};
+use super::{ConfigError, Source};
+use crate::disk::{Access, Cache, Format};
 
+/// Characters of a name.
+const MAX_NAME: usize = 32;
 /// Bytes of a serial number (virtio 1.2 §5.2.6).
 const MAX_SERIAL: usize = 20;
 /// Queues that a disk can have.
@@ -22,6 +25,14 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct DiskConfig {
     /// Path of the image or block device.
     pub path: PathBuf,
+    /// Name in messages, and for `vmctl detach`: by default the name of the file without its
+    /// extension. Empty only in a table that is not yet part of a VM's configuration.
+    #[serde(
+        default,
+        deserialize_with = "name",
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub name: String,
     /// Format of the image; by default the one that its name and its contents agree on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
@@ -96,12 +107,87 @@ pub enum OnTimeout {
 /// numbers have one as well.
 const MAX_DISKS: usize = 30;
 
-/// Reads the list of disks. Two disks can't share a serial number, by which a guest tells them
-/// apart, or an image that one of them writes.
+impl DiskConfig {
+    /// Makes the configuration of the disk `path`, with more settings (`key=value`).
+    ///
+    /// # Errors
+    ///
+    /// A setting is wrong.
+    pub fn new(path: &Path, settings: &[String]) -> Result<Self, ConfigError> {
+        let absolute = std::path::absolute(path)
+            .ok()
+            .and_then(|path| path.into_os_string().into_string().ok())
+            .ok_or_else(|| ConfigError(format!("{}: not a path in UTF-8", path.display())))?;
+        let text = format!("path = {}", toml::Value::String(absolute));
+        Source::new("disk", text, settings)?.deserialize()
+    }
+
+    /// Parses what [`Self::to_toml`] made.
+    ///
+    /// # Errors
+    ///
+    /// `text` is not the table of a disk.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        Source::new("disk", text.to_owned(), &[])?.deserialize()
+    }
+
+    /// Returns its TOML text.
+    ///
+    /// # Errors
+    ///
+    /// A path is not UTF-8.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        toml::to_string(self).map_err(|e| ConfigError(format!("{}: {e}", self.path.display())))
+    }
+
+    /// Returns what the guest does with the image.
+    pub fn access(&self) -> Access {
+        match self.readonly {
+            true => Access::Read,
+            false => Access::Write,
+        }
+    }
+
+    /// Returns the name that the disk has unless it gets another one.
+    fn default_name(&self) -> String {
+        let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
+        let name = stem.replace(|c: char| !is_name_character(c), "-");
+        let name = name.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
+        match name.get(..MAX_NAME).unwrap_or(name) {
+            "" => "disk".to_owned(),
+            name => name.to_owned(),
+        }
+    }
+}
+
+fn is_name_character(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-_.".contains(c)
+}
+
+/// Gives each disk a name that has none. A name that is taken gets a number.
+fn give_names(disks: &mut [DiskConfig]) {
+    for index in 0..disks.len() {
+        if !disks[index].name.is_empty() {
+            continue;
+        }
+        let name = disks[index].default_name();
+        let is_free = |name: &String| disks.iter().all(|disk| disk.name != *name);
+        let numbered = (2..).map(|n| {
+            let end = format!("-{n}");
+            let len = name.len().min(MAX_NAME - end.len());
+            format!("{}{end}", &name[..len])
+        });
+        let free = std::iter::once(name.clone()).chain(numbered).find(is_free);
+        disks[index].name = free.unwrap_or(name);
+    }
+}
+
+/// Reads the list of disks. Two disks can't share a name, a serial number, by which a guest tells
+/// them apart, or an image that one of them writes.
 pub(super) fn list<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<DiskConfig>, D::Error> {
-    let disks = Vec::<DiskConfig>::deserialize(deserializer)?;
+    let mut disks = Vec::<DiskConfig>::deserialize(deserializer)?;
     if disks.len() > MAX_DISKS {
         return Err(serde::de::Error::custom(format!(
             "{}: a VM has at most {MAX_DISKS} disks",
@@ -110,6 +196,10 @@ pub(super) fn list<'de, D: Deserializer<'de>>(
     }
     for (index, disk) in disks.iter().enumerate() {
         for other in &disks[..index] {
+            if !disk.name.is_empty() && disk.name == other.name {
+                let what = format!("two disks have the name \"{}\"", disk.name);
+                return Err(serde::de::Error::custom(what));
+            }
             if disk.serial.is_some() && disk.serial == other.serial {
                 let serial = disk.serial.as_deref().unwrap_or_default();
                 let what = format!("two disks have the serial number \"{serial}\"");
@@ -123,6 +213,7 @@ pub(super) fn list<'de, D: Deserializer<'de>>(
             }
         }
     }
+    give_names(&mut disks);
     Ok(disks)
 }
 
@@ -136,6 +227,21 @@ fn pause() -> OnError {
 
 fn report() -> OnError {
     OnError::Report
+}
+
+fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let is_name = name.len() <= MAX_NAME
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(is_name_character);
+    if !is_name {
+        return Err(serde::de::Error::custom(format!(
+            "\"{}\": expected at most {MAX_NAME} letters, digits, \".\", \"-\" and \"_\", and first a \
+             letter or digit",
+            name.escape_default()
+        )));
+    }
+    Ok(name)
 }
 
 fn serial<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {

@@ -237,6 +237,48 @@ fn disks_have_defaults_and_survive_the_wire() {
 }
 
 #[test]
+fn disks_have_names() {
+    let names = |disks: &[&str]| {
+        let text: String = disks
+            .iter()
+            .map(|disk| format!("[[disk]]\n{disk}\n"))
+            .collect();
+        let config = with_disks(&text).unwrap();
+        let again = VmConfig::parse("wire", &config.to_toml().unwrap()).unwrap();
+        assert_eq!(again, config);
+        let names = config.disks.into_iter().map(|disk| disk.name);
+        names.collect::<Vec<_>>()
+    };
+    let long = format!("path = '/{}.raw'", "x".repeat(40));
+    assert_eq!(
+        names(&[
+            "path = '/srv/web.v2.qcow2'",
+            "path = '/dev/vdb'",
+            "path = '/.-ä b'"
+        ]),
+        ["web.v2", "vdb", "b"]
+    );
+    assert_eq!(
+        names(&[
+            "path = '/a/data'",
+            "path = '/b/data.raw'",
+            "path = '/c'\nname = 'data'"
+        ]),
+        ["data-2", "data-3", "data"]
+    );
+    let second = format!("{long}\nreadonly = true");
+    let first = second.clone();
+    assert_eq!(
+        names(&[&first, &second, "path = '/ä'"]),
+        [
+            "x".repeat(32),
+            format!("{}-2", "x".repeat(30)),
+            "disk".to_owned()
+        ]
+    );
+}
+
+#[test]
 fn wrong_disks_are_named() {
     let two = |first: &str, second: &str| {
         with_disks(&format!("[[disk]]\n{first}\n[[disk]]\n{second}")).unwrap_err()
@@ -254,7 +296,12 @@ fn wrong_disks_are_named() {
     assert!(error.contains("31: a VM has at most 30 disks"), "{error}");
     let error = two("path = '/a'\nserial = 'S'", "path = '/b'\nserial = 'S'");
     assert!(error.contains("the serial number \"S\""), "{error}");
+    let error = two("path = '/a'\nname = 'x'", "path = '/b'\nname = 'x'");
+    assert!(error.contains("the name \"x\""), "{error}");
     for (line, what) in [
+        ("name = ''", "\"\": expected at most 32"),
+        ("name = '-x'", "\"-x\": expected"),
+        ("name = 'a b'", "\"a b\": expected"),
         ("serial = 'twenty-one characters'", "at most 20 ASCII"),
         ("queues = 17", "17: expected a number from 1 to 16"),
         ("cache = 'fast'", "fast"),

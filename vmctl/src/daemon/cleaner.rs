@@ -2,31 +2,25 @@
 //! nobody.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
-use rustix::event::{EventfdFlags, eventfd};
-
+use super::inbox::{Inbox, inbox};
 use super::resources::Partitions;
 
 /// Names of VMs go in, and come out again when nothing is left of their partitions.
 #[derive(Debug)]
 pub(super) struct Cleaner {
     jobs: Sender<String>,
-    finished: Receiver<String>,
-    wake: Arc<OwnedFd>,
+    finished: Inbox<String>,
 }
 
 impl Cleaner {
     /// Starts the thread; it ends with the value.
     pub(super) fn start(partitions: Partitions) -> io::Result<Self> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let wake = Arc::new(eventfd(0, flags)?);
         let (jobs, todo) = channel::<String>();
-        let (done, finished) = channel();
-        let signal = Arc::clone(&wake);
+        let (done, finished) = inbox()?;
         thread::Builder::new()
             .name("cleaner".to_owned())
             .spawn(move || {
@@ -34,17 +28,12 @@ impl Cleaner {
                     if let Err(e) = partitions.destroy_named(&name) {
                         eprintln!("vmctl daemon: {name}: its partition was not destroyed: {e}");
                     }
-                    // An eventfd refuses only at its largest count, which wakes as well.
-                    if done.send(name).is_err() || wake_up(&signal).is_err() {
+                    if !done.send(name) {
                         return;
                     }
                 }
             })?;
-        Ok(Self {
-            jobs,
-            finished,
-            wake,
-        })
+        Ok(Self { jobs, finished })
     }
 
     /// Has the partition of the VM `name` destroyed. The thread lives as long as `self`.
@@ -54,23 +43,14 @@ impl Cleaner {
 
     /// Whose partitions are gone since the last call.
     pub(super) fn finished(&self) -> Vec<String> {
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&*self.wake, &mut count);
-        self.finished.try_iter().collect()
+        self.finished.take()
     }
 }
 
 impl AsFd for Cleaner {
     /// Readable when [`Self::finished`] has something.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
-    }
-}
-
-fn wake_up(eventfd: &OwnedFd) -> rustix::io::Result<()> {
-    match rustix::io::write(eventfd, &1_u64.to_ne_bytes()) {
-        Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
-        Err(e) => Err(e),
+        self.finished.as_fd()
     }
 }
 

@@ -180,6 +180,34 @@ impl Record {
         }
     }
 
+    /// Whether a disk may be attached to it.
+    ///
+    /// # Errors
+    ///
+    /// It is about to begin or to end.
+    pub(super) fn may_attach(&self) -> Result<(), Failure> {
+        match self.state {
+            VmState::Starting => Err(self.wrong_state("wait until it runs")),
+            VmState::Stopping => Err(self.wrong_state("wait until it has ended")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a disk may be detached from it: `Ok(false)` if there is no guest that has to give it
+    /// up.
+    ///
+    /// # Errors
+    ///
+    /// The guest can't give anything up now.
+    pub(super) fn may_detach(&self) -> Result<bool, Failure> {
+        self.may_attach()?;
+        if self.is_held && self.state.is_alive() {
+            let advice = format!("\"vmctl resume {}\" first", self.config.name);
+            return Err(self.wrong_state(&advice));
+        }
+        Ok(self.state.is_alive())
+    }
+
     /// Whether it may be deleted.
     ///
     /// # Errors

@@ -15,6 +15,8 @@ pub(super) enum Answer {
     When(String, Until),
     /// An answer when the VM's worker has told its disks.
     Info(String),
+    /// An answer when the disk of the VM was attached or detached.
+    Disk(String, String),
     /// An answer per change.
     Events,
 }
@@ -43,6 +45,15 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
             Ok(_) => return Answer::When(name, until),
         },
         Request::Events => return Answer::Events,
+        Request::Attach { name, disk } => match vms.attach(&name, &disk) {
+            Ok(disk) => return Answer::Disk(name, disk),
+            Err(e) => Err(e),
+        },
+        Request::Detach { name, disk } => match vms.detach(&name, &disk) {
+            Ok(true) => Ok(Response::Disk(disk)),
+            Ok(false) => return Answer::Disk(name, disk),
+            Err(e) => Err(e),
+        },
     };
     Answer::Now(Box::new(result.unwrap_or_else(Response::Error)))
 }
@@ -67,6 +78,18 @@ pub(super) fn met(until: Until, change: &Change) -> Option<Response> {
         }));
     }
     None
+}
+
+/// The answer to someone who waits for a disk, if a change makes one.
+pub(super) fn disk_met(disk: &str, change: &Change) -> Option<Response> {
+    if change.status.is_none() {
+        return Some(Response::Error(not_found(&change.name)));
+    }
+    let told = change.disk.as_ref().filter(|told| told.name == disk)?;
+    Some(match &told.result {
+        Ok(()) => Response::Disk(disk.to_owned()),
+        Err(e) => Response::Error(e.clone()),
+    })
 }
 
 fn holds(until: Until, status: &VmStatus) -> bool {
@@ -111,6 +134,7 @@ mod tests {
             news: true,
             refused: refused.map(str::to_owned),
             has_disks: false,
+            disk: None,
         }
     }
 

@@ -122,6 +122,15 @@ impl Store {
         result
     }
 
+    /// Replaces a VM's definition, for good once this returns.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses; the former definition stands.
+    pub(super) fn redefine(&self, name: &str, toml: &str) -> io::Result<()> {
+        replace(&self.dir(name), CONFIG, toml, true)
+    }
+
     /// A VM's last state, if it can be read.
     pub(super) fn load(&self, name: &str) -> Option<Saved> {
         let text = fs::read_to_string(self.dir(name).join(STATE)).ok()?;

@@ -4,7 +4,7 @@
 //! worker's process goes ([`Vms::worker_exited`]), then the cleaner gives back what it had
 //! ([`Vms::cleaned_up`]).
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -146,6 +146,9 @@ impl Vms {
                 lost(&mut vm.record, worker, e);
             }
             let heard = heard.unwrap_or_default();
+            for event in heard.about_disks {
+                self.disk_event(name, event);
+            }
             if heard.has_disks {
                 self.tell_disks(name);
             }
@@ -167,10 +170,20 @@ impl Vms {
             return;
         };
         // Its last words may still be in the socket.
+        let mut about_disks = Vec::new();
         if listen(&mut worker).is_ok() {
-            while hear(&mut vm.record, &mut worker).is_ok_and(|heard| heard.has_state) {}
+            while let Ok(heard) = hear(&mut vm.record, &mut worker) {
+                about_disks.extend(heard.about_disks);
+                if !heard.has_state {
+                    break;
+                }
+            }
         }
         vm.exit = Some(worker.process.reap());
+        for event in about_disks {
+            self.disk_event(name, event);
+        }
+        self.disks_ended(name);
         self.sockets(name).remove();
         self.cleaner.begin(name);
         self.changed(name);
@@ -227,9 +240,25 @@ impl Vms {
     ///
     /// It can't be reached.
     pub(super) fn command(&mut self, name: &str, command: &WorkerCommand) -> Result<(), Failure> {
+        self.command_with_files(name, command, Vec::new())
+    }
+
+    /// As [`Self::command`], with open files for the worker.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::command`].
+    pub(super) fn command_with_files(
+        &mut self,
+        name: &str,
+        command: &WorkerCommand,
+        files: Vec<OwnedFd>,
+    ) -> Result<(), Failure> {
         let worker = self.vms.get_mut(name).and_then(|vm| vm.worker.as_mut());
         let sent = match worker.and_then(|w| w.link.as_mut()) {
-            Some(link) => link.send(command).map_err(|e| e.to_string()),
+            Some(link) => link
+                .send_with_files(command, files)
+                .map_err(|e| e.to_string()),
             None => Err("there is no connection".to_owned()),
         };
         sent.map_err(|e| {
@@ -249,6 +278,8 @@ struct Heard {
     has_state: bool,
     /// It has told its disks.
     has_disks: bool,
+    /// What it tells about single disks.
+    about_disks: Vec<WorkerEvent>,
 }
 
 /// Reads what a worker sends.
@@ -272,7 +303,13 @@ fn hear(record: &mut Record, worker: &mut Worker) -> Result<Heard, LinkError> {
     };
     while let Some(event) = link.message::<WorkerEvent>()? {
         match event {
-            WorkerEvent::Ready { partition } => record.partition = Some(partition),
+            WorkerEvent::Ready { partition, .. } => {
+                record.partition = Some(partition);
+                heard.about_disks.push(event);
+            }
+            WorkerEvent::Attached { .. }
+            | WorkerEvent::Detached { .. }
+            | WorkerEvent::DiskRefused { .. } => heard.about_disks.push(event),
             WorkerEvent::State {
                 state,
                 reason,

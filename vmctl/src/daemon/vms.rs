@@ -11,6 +11,8 @@ use guest_proto::control::{EndCause, Failure, FailureKind, VmState, VmStatus, Wo
 
 use super::DaemonArgs;
 use super::cleaner::Cleaner;
+use super::disks::DiskChange;
+use super::opener::Opener;
 use super::process::{Process, Sockets};
 use super::record::{Record, WorkerExit};
 use super::request::not_found;
@@ -18,7 +20,7 @@ use super::resources::{Partitions, check_memory};
 use super::store::{Saved, Store};
 use super::supervise::Worker;
 use super::usage::Usage;
-use crate::config::VmConfig;
+use crate::config::{DiskConfig, VmConfig};
 use crate::proc;
 
 /// Every VM.
@@ -28,6 +30,7 @@ pub(super) struct Vms {
     pub(super) device: PathBuf,
     pub(super) partitions: Partitions,
     pub(super) cleaner: Cleaner,
+    pub(super) opener: Opener,
     pub(super) store: Store,
     pub(super) vms: BTreeMap<String, Vm>,
     pub(super) usage: Usage,
@@ -44,6 +47,10 @@ pub(super) struct Vm {
     pub(super) worker: Option<Worker>,
     /// How its worker went, until all that it had has been given back.
     pub(super) exit: Option<WorkerExit>,
+    /// Disks that are being attached.
+    pub(super) attaching: Vec<DiskConfig>,
+    /// Names of disks that the guest was asked to give up.
+    pub(super) detaching: Vec<String>,
     /// State and reason of the last change.
     told: Option<(VmState, String)>,
     /// What its file of the state holds.
@@ -56,6 +63,8 @@ impl Vm {
             record,
             worker: None,
             exit: None,
+            attaching: Vec::new(),
+            detaching: Vec::new(),
             told: None,
             saved: None,
         }
@@ -75,6 +84,8 @@ pub(super) struct Change {
     pub(super) refused: Option<String>,
     /// Its worker has told its disks.
     pub(super) has_disks: bool,
+    /// What became of a disk that was to be attached or detached.
+    pub(super) disk: Option<DiskChange>,
 }
 
 impl Vms {
@@ -87,11 +98,13 @@ impl Vms {
         let partitions = Partitions::new(device);
         let cleaner =
             Cleaner::start(partitions.clone()).map_err(|e| format!("cleaner thread: {e}"))?;
+        let opener = Opener::new().map_err(|e| format!("event descriptor: {e}"))?;
         let mut vms = Self {
             program: args.worker.clone(),
             device: args.device.clone(),
             partitions,
             cleaner,
+            opener,
             store,
             vms: BTreeMap::new(),
             usage: Usage::default(),
@@ -265,7 +278,7 @@ impl Vms {
         self.vms.get(name).ok_or_else(|| not_found(name))
     }
 
-    fn vm_mut(&mut self, name: &str) -> Result<&mut Vm, Failure> {
+    pub(super) fn vm_mut(&mut self, name: &str) -> Result<&mut Vm, Failure> {
         self.vms.get_mut(name).ok_or_else(|| not_found(name))
     }
 
@@ -307,22 +320,41 @@ impl Vms {
             news = vm.told != now;
             vm.told = now;
         }
-        self.push_change(name, news, refused, false);
+        self.changes.push(Change {
+            news,
+            refused,
+            ..self.no_change(name)
+        });
     }
 
     /// Remembers to tell those who wait of a VM's disks.
     pub(super) fn tell_disks(&mut self, name: &str) {
-        self.push_change(name, false, None, true);
+        self.changes.push(Change {
+            has_disks: true,
+            ..self.no_change(name)
+        });
     }
 
-    fn push_change(&mut self, name: &str, news: bool, refused: Option<String>, has_disks: bool) {
+    /// Remembers to tell those who wait what became of a disk.
+    pub(super) fn tell_disk(&mut self, name: &str, disk: &str, result: Result<(), Failure>) {
         self.changes.push(Change {
+            disk: Some(DiskChange {
+                name: disk.to_owned(),
+                result,
+            }),
+            ..self.no_change(name)
+        });
+    }
+
+    fn no_change(&self, name: &str) -> Change {
+        Change {
             name: name.to_owned(),
             status: self.status(name).ok(),
-            news,
-            refused,
-            has_disks,
-        });
+            news: false,
+            refused: None,
+            has_disks: false,
+            disk: None,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -11,6 +12,7 @@ use rustix::fs::OFlags;
 
 use super::header::{self, Header};
 use super::{Access, BackingDirs, DiskError, Format, Problem, SECTOR, length, lock};
+use crate::config::DiskConfig;
 
 /// Files that an image consists of at most.
 const MAX_DEPTH: usize = 16;
@@ -149,6 +151,74 @@ impl Chain {
             backing,
             access,
         })
+    }
+
+    /// Opens and locks the files of a disk as its configuration says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub fn of_disk(disk: &DiskConfig) -> Result<Self, DiskError> {
+        let format = match disk.format {
+            Some(format) => format,
+            None => Format::detect(&disk.path)?,
+        };
+        let dirs = BackingDirs::Only(&disk.backing_dirs);
+        Self::open(&disk.path, format, disk.access(), dirs)
+    }
+
+    /// Makes a chain of the files of [`Self::into_files`]. They are locked, so that nobody has changed
+    /// them since.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a file can't be read, or if there are more or fewer files than the image has.
+    pub fn of_files(
+        path: &Path,
+        format: Format,
+        access: Access,
+        files: Vec<OwnedFd>,
+    ) -> Result<Self, DiskError> {
+        let wrong = || DiskError::wrong(path, "not as many files as the image has");
+        let mut links: Vec<Link> = Vec::new();
+        for file in files {
+            let next = match links.last() {
+                None => Some((path.to_owned(), format)),
+                Some(link) => link.backing()?,
+            };
+            let (path, format) = next.ok_or_else(wrong)?;
+            let file = File::from(file);
+            let (header, size) = contents(&path, &file, format)?;
+            links.push(Link {
+                path,
+                file,
+                header,
+                size,
+            });
+        }
+        match links.last().map(Link::backing).transpose()? {
+            Some(None) => {}
+            _ => return Err(wrong()),
+        }
+        let backing = links.split_off(1);
+        let image = links.pop().ok_or_else(wrong)?;
+        Ok(Self {
+            image,
+            backing,
+            access,
+        })
+    }
+
+    /// Returns the open files, for another process: the image, and its backing files in order. They
+    /// stay locked until both processes have closed them.
+    pub fn into_files(self) -> Vec<OwnedFd> {
+        let links = std::iter::once(self.image).chain(self.backing);
+        links.map(|link| link.file.into()).collect()
+    }
+
+    /// Returns the format of the image.
+    pub fn format(&self) -> Format {
+        self.image.format()
     }
 
     /// Size of the disk, in bytes.

@@ -2,13 +2,15 @@
 //!
 //! RSDP → XSDT → FADT (→ DSDT), MADT and MCFG, built by the acpi_tables crate. Hardware-reduced means no
 //! PM timer, no 8259, no SCI: power-off and reboot go through the sleep and reset registers, and
-//! the power button is an event of a Generic Event Device (ACPI 6.5 §5.6.9), as in Cloud Hypervisor.
+//! the power button and PCI hot plug are events of a Generic Event Device (ACPI 6.5 §5.6.9), as in
+//! Cloud Hypervisor.
+
+mod pci;
 
 use acpi_tables::aml::{
-    self, AddressSpace as Window, AddressSpaceCacheable, Device as AmlDevice, EISAName, Equal,
-    Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, If, Interrupt,
-    Memory32Fixed, Method, Name, Notify, ONE, OpRegion, OpRegionSpace, Package, Path,
-    ResourceTemplate, Scope, ZERO,
+    self, And, Device as AmlDevice, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule,
+    FieldUpdateRule, If, Interrupt, Local, Method, MethodCall, Name, Notify, ONE, OpRegion,
+    OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -22,7 +24,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml::IO};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::devices::{irq, port};
+use super::devices::{event, irq, port};
 use super::memory::{Ram, layout};
 use super::pci::window;
 
@@ -121,48 +123,6 @@ fn mcfg() -> MCFG {
     mcfg
 }
 
-/// Returns the PCI host bridge with its windows. Devices have message-signalled interrupts alone, so
-/// there is no routing of interrupt pins.
-fn pci() -> Raw {
-    let (express, plain) = (EISAName::new("PNP0A08"), EISAName::new("PNP0A03"));
-    let hid = Name::new("_HID".into(), &express);
-    let cid = Name::new("_CID".into(), &plain);
-    let uid = Name::new("_UID".into(), &ZERO);
-    let segment = Name::new("_SEG".into(), &ZERO);
-    let first = Name::new("_BBN".into(), &ZERO);
-    let buses = Window::new_bus_number(0u16, 0u16);
-    let config = IO::new(window::ADDRESS, window::ADDRESS, 1, 8);
-    let (low, high) = (*window::IO.start(), *window::IO.end());
-    let ports = Window::new_io(low, high, None);
-    let (low, high) = (*window::MEMORY.start(), *window::MEMORY.end());
-    let cache = AddressSpaceCacheable::NotCacheable;
-    let memory = Window::new_memory(cache, true, low, high, None);
-    let template = ResourceTemplate::new(vec![&buses, &config, &ports, &memory]);
-    let crs = Name::new("_CRS".into(), &template);
-    let mut bytes = Vec::new();
-    AmlDevice::new(
-        "PCI0".into(),
-        vec![&hid, &cid, &uid, &segment, &first, &crs],
-    )
-    .to_aml_bytes(&mut bytes);
-    Raw(bytes)
-}
-
-/// Returns the device that reserves configuration space: kernels use MCFG's addresses only if a
-/// device reserves them (PCI Firmware 3.0 §4.1.2).
-fn motherboard() -> Raw {
-    let id = EISAName::new("PNP0C02");
-    let hid = Name::new("_HID".into(), &id);
-    let uid = Name::new("_UID".into(), &ZERO);
-    let (start, end) = (*window::ECAM.start(), *window::ECAM.end());
-    let ecam = Memory32Fixed::new(true, start, end - start + 1);
-    let template = ResourceTemplate::new(vec![&ecam]);
-    let crs = Name::new("_CRS".into(), &template);
-    let mut bytes = Vec::new();
-    AmlDevice::new("MBRD".into(), vec![&hid, &uid, &crs]).to_aml_bytes(&mut bytes);
-    Raw(bytes)
-}
-
 /// `_CRS`: ports, and an interrupt that is edge-triggered and active high.
 fn resources(io: &IO, irq: Option<&Interrupt>) -> Vec<u8> {
     let mut children: Vec<&dyn Aml> = vec![io];
@@ -225,7 +185,7 @@ fn dsdt() -> Sdt {
     let button_uid = Name::new("_UID".into(), &ZERO);
     let button = AmlDevice::new("PWRB".into(), vec![&button_hid, &button_uid]);
     let events = Raw(event_device());
-    let (pci, motherboard) = (pci(), motherboard());
+    let (pci, motherboard) = (pci::host_bridge(), pci::motherboard());
     Scope::new(
         "\\_SB_".into(),
         vec![
@@ -262,15 +222,19 @@ fn event_device() -> Vec<u8> {
         FieldAccessType::Byte,
         FieldLockRule::NoLock,
         FieldUpdateRule::WriteAsZeroes,
-        vec![FieldEntry::Named(*b"EPWR", 1), FieldEntry::Reserved(7)],
+        vec![FieldEntry::Named(*b"EVNT", 8)],
     );
-    // Reading takes the event.
-    let pressed = Path::new("EPWR");
-    let is_pressed = Equal::new(&pressed, &ONE);
+    // Reading takes all events.
+    let (events, register) = (Local(0), Path::new("EVNT"));
+    let take = Store::new(&events, &register);
+    let is_pressed = And::new(&ZERO, &events, &event::POWER_BUTTON);
     let button = Path::new("\\_SB_.PWRB");
-    let notify = Notify::new(&button, &0x80u8);
-    let if_pressed = If::new(&is_pressed, vec![&notify]);
-    let handler = Method::new("_EVT".into(), 1, true, vec![&if_pressed]);
+    let press = Notify::new(&button, &0x80u8);
+    let if_pressed = If::new(&is_pressed, vec![&press]);
+    let are_slots = And::new(&ZERO, &events, &event::SLOTS);
+    let scan = MethodCall::new(pci::SCAN.into(), vec![]);
+    let if_slots = If::new(&are_slots, vec![&scan]);
+    let handler = Method::new("_EVT".into(), 1, true, vec![&take, &if_pressed, &if_slots]);
     let mut bytes = Vec::new();
     aml::Device::new(
         "GED_".into(),
@@ -337,6 +301,10 @@ mod tests {
             "PNP0A08",
             "ACPI0013",
             "Notify (\\_SB.PWRB, 0x80)",
+            "PSCN ()",
+            "Notify (S01F, 0x03)",
+            "OperationRegion (PHIO, SystemIO, 0x0608, 0x0C)",
+            "PHEJ = 0x80000000",
             "_S5",
         ] {
             assert!(text.contains(word), "{word} is not in\n{text}");

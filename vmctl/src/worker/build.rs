@@ -6,22 +6,22 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use guest_proto::ABI_VERSION;
 use guest_proto::hypercall::{DoorbellSpace, Property};
 
+use super::devices::Devices;
 use super::end::End;
 use super::event::Event;
 use super::loader::{Boot, Entry, Initrd, Kernel};
 use super::machine::Machine;
 use super::memory::{self, Ram};
-use super::pci::SLOTS;
 use super::virtio::transport::Transport;
 use super::virtio::{Device as Virtio, block::Block, entropy::Entropy};
 use super::{acpi, devices, disks, firmware, journal};
-use crate::config::VmConfig;
+use crate::config::{DiskConfig, VmConfig};
 use crate::disk::Image;
 use crate::driver::page::Ring;
 use crate::driver::{Device, DriverError, Vcpu, Vm};
@@ -206,30 +206,46 @@ impl Partition {
 }
 
 /// Puts the VM's devices onto the PCI bus.
-fn plug(machine: &Machine, config: &VmConfig, disks: Vec<Image>) -> Result<(), End> {
-    let mut devices: Vec<Box<dyn Virtio>> = Vec::new();
-    let mut monitors = Vec::new();
-    for (index, image) in disks.into_iter().enumerate() {
-        let options = disks::options(config, index);
+fn plug(machine: &Machine, config: &VmConfig, images: Vec<Image>) -> Result<(), End> {
+    let insert = |devices: &mut Devices, slot, device| devices.pci().insert(slot, device);
+    let count = config.disks.len();
+    for (disk, image) in config.disks.iter().zip(images) {
+        let options = disks::options(disk, config.vcpus, count);
         let block = Block::new(image, options, Arc::clone(&machine.stalls));
-        monitors.push(block.monitor());
-        devices.push(Box::new(block));
+        machine.plugs.add(block.monitor());
+        put(machine, Box::new(block), insert).map_err(End::start_failed)?;
     }
-    *machine.disks.lock().unwrap_or_else(PoisonError::into_inner) = monitors;
-    devices.push(Box::new(Entropy));
+    put(machine, Box::new(Entropy), insert).map_err(End::start_failed)
+}
+
+/// Adds a disk while the VM runs.
+///
+/// # Errors
+///
+/// One line.
+pub(super) fn plug_disk(machine: &Machine, disk: &DiskConfig, image: Image) -> Result<(), String> {
+    let count = machine.plugs.names().len() + 1;
+    let options = disks::options(disk, machine.vcpus(), count);
+    let block = Block::new(image, options, Arc::clone(&machine.stalls));
+    let monitor = block.monitor();
+    put(machine, Box::new(block), Devices::plug)?;
+    machine.plugs.add(monitor);
+    Ok(())
+}
+
+/// Puts a device into a free slot by `insert`.
+fn put(
+    machine: &Machine,
+    device: Box<dyn Virtio>,
+    insert: impl FnOnce(&mut Devices, u8, Box<Transport>),
+) -> Result<(), String> {
     let mut bench = machine.bench();
-    for device in devices {
-        let Some(slot) = bench.devices.pci().free_slot() else {
-            return Err(End::start_failed(format_args!(
-                "more devices than the {} that a VM can have",
-                SLOTS - 1
-            )));
-        };
-        let name = device.name().to_owned();
-        let transport = Transport::new(slot, device, machine.ram.mapping().clone());
-        let transport = transport.map_err(|e| End::start_failed(format_args!("{name}: {e}")))?;
-        bench.devices.pci().insert(slot, Box::new(transport));
-    }
+    let slot = bench.devices.pci().free_slot();
+    let slot = slot.ok_or("the PCI bus has no free slot")?;
+    let name = device.name().to_owned();
+    let transport = Transport::new(slot, device, machine.ram.mapping().clone());
+    let transport = transport.map_err(|e| format!("{name}: {e}"))?;
+    insert(&mut bench.devices, slot, Box::new(transport));
     machine.settle(bench);
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! lost is no event for the VM; the daemon may be restarting, and comes back.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ impl Control {
     pub(super) fn service(&mut self) -> Vec<WorkerCommand> {
         while let Ok((stream, _)) = self.listener.accept() {
             match Link::new(stream, Role::Worker, Role::Daemon) {
-                Ok(link) => self.link = Some(link),
+                Ok(link) => self.link = Some(link.taking_files()),
                 Err(e) => journal::say(format_args!("control connection: {e}")),
             }
         }
@@ -62,6 +62,11 @@ impl Control {
         {
             self.lose(&e);
         }
+    }
+
+    /// Takes the next `count` files that came along with commands, or `None` if there are fewer.
+    pub(super) fn take_files(&mut self, count: u32) -> Option<Vec<OwnedFd>> {
+        self.link.as_mut()?.take_files(count as usize)
     }
 
     fn lose(&mut self, error: &LinkError) {
@@ -153,7 +158,10 @@ mod tests {
     }
 
     fn ready(partition: u64) -> WorkerEvent {
-        WorkerEvent::Ready { partition }
+        WorkerEvent::Ready {
+            partition,
+            disks: Vec::new(),
+        }
     }
 
     #[test]

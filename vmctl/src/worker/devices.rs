@@ -20,6 +20,7 @@ use guest_proto::vcpu_page::{PostedKind, PostedWrite};
 use super::acpi::S5;
 use super::memory::layout;
 use super::pci::{Bus, Effect};
+use super::virtio::transport::Transport;
 use ioapic::Ioapic;
 pub use panic_text::PanicText;
 use rtc::Rtc;
@@ -45,12 +46,20 @@ pub mod port {
     pub const RESET: u16 = 0x602;
     /// What it wants.
     pub const RESET_VALUE: u8 = 1;
-    /// Events of the Generic Event Device; reading takes them. Bit 0: power button.
+    /// Events of the Generic Event Device; reading takes them.
     pub const EVENTS: u16 = 0x604;
     /// Keyboard controller's command port, for its reset line alone.
     pub const I8042: u16 = 0x64;
     /// Reset control of PC chip sets.
     pub const RESET_CONTROL: u16 = 0xcf9;
+}
+
+/// Bits of [`port::EVENTS`].
+pub mod event {
+    /// The power button was pressed.
+    pub const POWER_BUTTON: u8 = 1 << 0;
+    /// The registers of PCI hot plug have something.
+    pub const SLOTS: u8 = 1 << 1;
 }
 
 /// Global system interrupts: pins of the I/O APIC.
@@ -221,9 +230,28 @@ impl Devices {
         }
     }
 
+    /// Puts a device onto the PCI bus while the guest runs.
+    pub fn plug(&mut self, slot: u8, device: Box<Transport>) {
+        self.pci.plug(slot, device);
+        self.raise(event::SLOTS);
+    }
+
+    /// Asks the guest to give up the PCI device with this name. Returns false if there is none.
+    pub fn ask_for(&mut self, name: &str) -> bool {
+        let is_there = self.pci.ask_for(name);
+        if is_there {
+            self.raise(event::SLOTS);
+        }
+        is_there
+    }
+
     /// Presses the power button.
     pub fn press_power_button(&mut self) {
-        self.events |= 1;
+        self.raise(event::POWER_BUTTON);
+    }
+
+    fn raise(&mut self, event: u8) {
+        self.events |= event;
         self.ioapic.pulse(irq::EVENTS);
     }
 

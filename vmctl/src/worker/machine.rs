@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use guest_proto::control::DiskStatus;
 use guest_proto::limits::RING_ENTRIES;
 
 use super::devices::{Devices, Request};
@@ -19,8 +18,8 @@ use super::gate::Gate;
 use super::journal;
 use super::memory::Ram;
 use super::pci::Effect;
+use super::plugs::Plugs;
 use super::stall::Stalls;
-use super::virtio::block::Monitor;
 use crate::driver::page::Ring;
 use crate::driver::{DriverError, Vm};
 
@@ -124,7 +123,7 @@ pub(super) struct Machine {
     /// Device threads that wait until the VM is resumed.
     pub(super) stalls: Arc<Stalls>,
     /// The disks.
-    pub(super) disks: Mutex<Vec<Monitor>>,
+    pub(super) plugs: Arc<Plugs>,
 }
 
 impl Machine {
@@ -145,9 +144,14 @@ impl Machine {
             output_taken: Condvar::new(),
             verdict: Mutex::default(),
             stalls: Arc::new(Stalls::new(Arc::clone(&wake))),
-            disks: Mutex::default(),
+            plugs: Arc::new(Plugs::new(Arc::clone(&wake))),
             wake,
         }
+    }
+
+    /// Returns the number of virtual CPUs.
+    pub(super) fn vcpus(&self) -> u32 {
+        self.vcpus as u32
     }
 
     /// The devices.
@@ -155,17 +159,12 @@ impl Machine {
         self.bench.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns what the disks are, and what they have done.
-    pub(super) fn disk_statuses(&self) -> Vec<DiskStatus> {
-        let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
-        disks.iter().map(Monitor::status).collect()
-    }
-
     /// Gives the devices back, and lets out what came out of them.
     pub(super) fn settle(&self, mut bench: MutexGuard<'_, Bench>) {
         let msis = bench.devices.take_msis();
         let request = bench.devices.take_request();
         let effects = bench.devices.take_effects();
+        let removed = bench.devices.pci().take_removed();
         let strays = bench.devices.take_strays();
         let has_output = !bench.devices.serial_output().is_empty();
         let is_wanted = has_output || bench.typing_waits && bench.devices.serial_room() > 0;
@@ -184,6 +183,9 @@ impl Machine {
                 // The guest can put two devices at the same ports.
                 journal::guest(format_args!("{e}: {effect:?}"));
             }
+        }
+        for device in removed {
+            self.plugs.close(device);
         }
         for stray in strays {
             journal::guest(format_args!("{stray}"));

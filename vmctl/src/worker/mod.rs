@@ -30,6 +30,7 @@ pub mod loader;
 mod machine;
 pub mod memory;
 pub mod pci;
+mod plugs;
 mod sandbox;
 mod service;
 pub mod stall;
@@ -108,7 +109,10 @@ fn work(
     let hub = open_console(&config, console, &state_dir)?;
     let partition = Partition::create(&args.device, &config.name)?;
     let id = partition.id();
-    control.send(&WorkerEvent::Ready { partition: id });
+    control.send(&WorkerEvent::Ready {
+        partition: id,
+        disks: config.disks.iter().map(|disk| disk.name.clone()).collect(),
+    });
     let Built {
         device,
         machine,
@@ -146,6 +150,7 @@ fn work(
         for mut device in devices {
             device.close();
         }
+        machine.plugs.finish();
         drop(machine);
         build::destroy(&device, id);
     } else {
@@ -175,7 +180,11 @@ fn await_configuration(control: &mut Control) -> Result<VmConfig, End> {
                     is_held: false,
                 }),
                 WorkerCommand::Disks => control.send(&WorkerEvent::Disks { disks: Vec::new() }),
-                WorkerCommand::Pause | WorkerCommand::Resume | WorkerCommand::PowerButton => {
+                WorkerCommand::Pause
+                | WorkerCommand::Resume
+                | WorkerCommand::PowerButton
+                | WorkerCommand::Attach { .. }
+                | WorkerCommand::Detach { .. } => {
                     control.send(&WorkerEvent::Refused {
                         reason: "the VM was not started yet".to_owned(),
                     });

@@ -4,10 +4,12 @@
 //! [`Bus`] finds the function that an access belongs to. Slot 0 holds the host bridge; each other
 //! slot can hold one virtio device. A BAR is decoded only while it lies in the bus's windows, so a
 //! guest that moves it elsewhere reaches neither RAM nor another device with it. Changes that the
-//! driver has to learn of (interrupts, doorbells) leave the bus as [`Effect`]s.
+//! driver has to learn of (interrupts, doorbells) leave the bus as [`Effect`]s. Devices come and go while
+//! the guest runs, with its consent: [`Bus::plug`] and [`Bus::ask_for`].
 
 pub mod header;
 pub mod msix;
+pub mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +20,7 @@ use guest_proto::driver::Msi;
 use super::event::Event;
 use super::virtio::transport::Transport;
 use header::{Header, Identity, Space};
+use slots::SlotRegisters;
 
 /// Slots of the bus.
 pub const SLOTS: usize = 32;
@@ -32,6 +35,8 @@ pub mod window {
     pub const MEMORY: RangeInclusive<u32> = 0xc000_0000..=0xdfff_ffff;
     /// Memory addresses of configuration space, for one bus (ECAM, PCI Express 5.0 §7.2.2).
     pub const ECAM: RangeInclusive<u32> = 0xe000_0000..=0xe00f_ffff;
+    /// The registers of hot plug.
+    pub const SLOTS: RangeInclusive<u16> = 0x608..=0x608 + super::slots::LENGTH - 1;
     /// The configuration address port (PCI 3.0 §3.2.2.3.2).
     pub const ADDRESS: u16 = 0xcf8;
     /// The configuration data ports.
@@ -80,6 +85,9 @@ pub struct Bus {
     address: u32,
     bridge: Header,
     slots: [Option<Box<Transport>>; SLOTS],
+    slot_registers: SlotRegisters,
+    /// Devices that were taken out of their slots.
+    removed: Vec<Transport>,
     effects: Vec<Effect>,
 }
 
@@ -89,6 +97,8 @@ impl Default for Bus {
             address: 0,
             bridge: Header::new(HOST_BRIDGE),
             slots: [const { None }; SLOTS],
+            slot_registers: SlotRegisters::default(),
+            removed: Vec::new(),
             effects: Vec::new(),
         }
     }
@@ -109,11 +119,34 @@ impl Bus {
         }
     }
 
-    /// Takes a device out of its slot. Its threads end soon.
-    pub fn remove(&mut self, slot: u8) -> Option<Box<Transport>> {
-        let mut device = self.slots.get_mut(usize::from(slot))?.take()?;
-        device.disconnect(&mut self.effects);
-        Some(device)
+    /// As [`Self::insert`], while the guest runs. The registers of hot plug say so.
+    pub fn plug(&mut self, slot: u8, device: Box<Transport>) {
+        self.insert(slot, device);
+        self.slot_registers.came(slot);
+    }
+
+    /// Asks the guest to give up the device with this name. Returns false if there is none.
+    pub fn ask_for(&mut self, name: &str) -> bool {
+        let has_name = |slot: &Option<Box<Transport>>| {
+            slot.as_ref().is_some_and(|device| device.name() == name)
+        };
+        let Some(slot) = self.slots.iter().position(has_name) else {
+            return false;
+        };
+        self.slot_registers.ask(slot as u8);
+        true
+    }
+
+    /// Takes the devices that the guest has given up since the last call. Their threads end soon.
+    pub fn take_removed(&mut self) -> Vec<Transport> {
+        std::mem::take(&mut self.removed)
+    }
+
+    fn remove(&mut self, slot: usize) {
+        if let Some(mut device) = self.slots.get_mut(slot).and_then(Option::take) {
+            device.disconnect(&mut self.effects);
+            self.removed.push(*device);
+        }
     }
 
     /// Takes all devices out of their slots, for the end of the VM.
@@ -135,6 +168,11 @@ impl Bus {
             let (slot, at) = self.selected(port)?;
             return Some(u64::from(self.read_config(slot, at, size)));
         }
+        if window::SLOTS.contains(&port) {
+            let at = port - window::SLOTS.start();
+            let byte = |value, i| value << 8 | u64::from(self.slot_registers.read(at + i));
+            return Some((0..u16::from(size)).rev().fold(0, byte));
+        }
         if !window::IO.contains(&port) {
             return None;
         }
@@ -151,6 +189,13 @@ impl Bus {
                 return false;
             };
             self.write_config(slot, at, size, value as u32);
+        } else if window::SLOTS.contains(&port) {
+            let at = port - window::SLOTS.start();
+            for (i, byte) in (0..u16::from(size)).zip(value.to_le_bytes()) {
+                let given_up = self.slot_registers.write(at + i, byte);
+                let slots = (0..SLOTS).filter(|slot| given_up >> slot & 1 != 0);
+                slots.for_each(|slot| self.remove(slot));
+            }
         } else if window::IO.contains(&port) {
             self.write_space(Space::Io, u64::from(port), size, value);
         } else {

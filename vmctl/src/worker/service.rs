@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,12 +15,15 @@ use guest_proto::control::{EndCause, VmState, WorkerCommand, WorkerEvent};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use super::build;
 use super::control::Control;
 use super::devices::{PanicText, Request};
 use super::end::End;
 use super::journal;
 use super::machine::{Machine, Verdict};
+use super::plugs::Outcome;
 use super::stall::News;
+use crate::config::DiskConfig;
 use crate::console::hub::Hub;
 use crate::wire::timespec;
 
@@ -84,6 +88,9 @@ impl Service {
                 if let Some(end) = self.hear(control, news) {
                     return end;
                 }
+            }
+            for outcome in self.machine.plugs.take_outcomes() {
+                self.tell_outcome(control, outcome);
             }
             if let Err(errno) = self.wait(control) {
                 return End::failed(format_args!("poll: {}", std::io::Error::from(errno)));
@@ -221,6 +228,7 @@ impl Service {
             WorkerCommand::Report => {
                 control.send(&WorkerEvent::Ready {
                     partition: self.partition,
+                    disks: self.machine.plugs.names(),
                 });
                 self.tell(control);
             }
@@ -228,10 +236,54 @@ impl Service {
             WorkerCommand::Resume => self.resume(control),
             WorkerCommand::PowerButton => self.press_power_button(control),
             WorkerCommand::Disks => {
-                let disks = self.machine.disk_statuses();
+                let disks = self.machine.plugs.statuses();
                 control.send(&WorkerEvent::Disks { disks });
             }
+            WorkerCommand::Attach { name, disk, files } => {
+                let files = control.take_files(files);
+                if let Err(reason) = attach(&self.machine, &disk, files) {
+                    control.send(&WorkerEvent::DiskRefused { name, reason });
+                }
+            }
+            WorkerCommand::Detach { name } => self.detach(control, name),
         }
+    }
+
+    fn detach(&mut self, control: &mut Control, name: String) {
+        if self.hold.is_some() {
+            let reason = "the VM is paused: resume it first".to_owned();
+            return control.send(&WorkerEvent::DiskRefused { name, reason });
+        }
+        let is_disk = self.machine.plugs.names().contains(&name);
+        let mut bench = self.machine.bench();
+        let is_asked = is_disk && bench.devices.ask_for(&name);
+        self.machine.settle(bench);
+        if !is_asked {
+            // It may be closing at this moment.
+            let reason = "the VM has no such disk".to_owned();
+            control.send(&WorkerEvent::DiskRefused { name, reason });
+        }
+    }
+
+    /// Tells what a thread has done that opens or closes a disk.
+    fn tell_outcome(&self, control: &mut Control, outcome: Outcome) {
+        let event = match outcome {
+            Outcome::Closed(name) => WorkerEvent::Detached { name },
+            Outcome::Opened(disk, image) => {
+                let plugged = image.and_then(|image| build::plug_disk(&self.machine, &disk, image));
+                let name = disk.name;
+                match plugged {
+                    Ok(()) => WorkerEvent::Attached { name },
+                    Err(reason) => WorkerEvent::DiskRefused { name, reason },
+                }
+            }
+        };
+        match &event {
+            WorkerEvent::Attached { name } => journal::say(format_args!("{name}: attached")),
+            WorkerEvent::Detached { name } => journal::say(format_args!("{name}: detached")),
+            _ => {}
+        }
+        control.send(&event);
     }
 
     fn pause(&mut self, control: &mut Control) {
@@ -360,6 +412,14 @@ impl Service {
             self.hub.service(&mut Vec::new(), 0);
         }
     }
+}
+
+/// Begins to attach a disk. Its files are `None` if they did not come.
+fn attach(machine: &Machine, disk: &str, files: Option<Vec<OwnedFd>>) -> Result<(), String> {
+    let files = files.ok_or("its files did not come")?;
+    let disk = DiskConfig::parse(disk).map_err(|e| e.to_string())?;
+    let opening = machine.plugs.open(disk, files);
+    opening.map_err(|e| e.to_string())
 }
 
 fn refuse(control: &mut Control, why: &str) {

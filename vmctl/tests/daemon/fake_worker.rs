@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use guest_proto::control::{
     WORKER_STATE_DIR_FD, WorkerCommand, WorkerEvent,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmctl::config::VmConfig;
+use vmctl::config::{DiskConfig, VmConfig};
 use vmctl::console::hub::Hub;
 use vmctl::console::log::ConsoleLog;
 use vmctl::wire::{Link, LinkError};
@@ -40,6 +41,7 @@ fn serve() {
         control,
         link: None,
         config: None,
+        files: Vec::new(),
         state: VmState::Starting,
         reason: "being built".to_owned(),
     }
@@ -63,6 +65,8 @@ struct Worker {
     hub: Hub,
     link: Option<Link>,
     config: Option<VmConfig>,
+    /// Files of attached disks, with the disk's name.
+    files: Vec<(String, Vec<OwnedFd>)>,
     state: VmState,
     reason: String,
 }
@@ -74,7 +78,11 @@ impl Worker {
         while Instant::now() < end {
             self.wait();
             if let Ok((stream, _)) = self.control.accept() {
-                self.link = Some(Link::new(stream, Role::Worker, Role::Daemon).unwrap());
+                self.link = Some(
+                    Link::new(stream, Role::Worker, Role::Daemon)
+                        .unwrap()
+                        .taking_files(),
+                );
             }
             let mut typed = Vec::new();
             self.hub.service(&mut typed, 4096);
@@ -144,9 +152,7 @@ impl Worker {
                 if says("no-kernel", &self.config) {
                     return self.finish(EndCause::StartFailed, "kernel: /k: not a kernel");
                 }
-                self.say(&WorkerEvent::Ready {
-                    partition: PARTITION,
-                });
+                self.say_ready();
                 self.hub.output(b"hello from the guest\r\n");
                 if says("babbles", &self.config) {
                     let link = self.link.as_ref().unwrap();
@@ -164,9 +170,7 @@ impl Worker {
                 self.enter(VmState::Running, "guest runs");
             }
             WorkerCommand::Report => {
-                self.say(&WorkerEvent::Ready {
-                    partition: PARTITION,
-                });
+                self.say_ready();
                 let reason = self.reason.clone();
                 self.enter(self.state, &reason);
             }
@@ -188,7 +192,7 @@ impl Worker {
                     format: format.to_owned(),
                 };
                 let disk = DiskStatus {
-                    name: "disk0".to_owned(),
+                    name: self.disks()[0].name.clone(),
                     files: vec![file("/top.qcow2", "qcow2"), file("/base.raw", "raw")],
                     size: 1 << 30,
                     read: 5 << 10,
@@ -198,6 +202,11 @@ impl Worker {
                 };
                 self.say(&WorkerEvent::Disks { disks: vec![disk] });
             }
+            WorkerCommand::Attach { name, disk, files } => self.attach(name, &disk, files),
+            WorkerCommand::Detach { name } if says("keeps", &self.config) => {
+                self.hub.output(name.as_bytes());
+            }
+            WorkerCommand::Detach { name } => self.detach(name),
             WorkerCommand::PowerButton => {
                 if !says("deaf", &self.config) {
                     return self.finish(EndCause::PoweredOff, "guest powered off");
@@ -205,6 +214,42 @@ impl Worker {
             }
         }
         false
+    }
+
+    fn disks(&mut self) -> &mut Vec<DiskConfig> {
+        &mut self.config.as_mut().unwrap().disks
+    }
+
+    fn say_ready(&mut self) {
+        let disks = self.disks().iter().map(|disk| disk.name.clone()).collect();
+        self.say(&WorkerEvent::Ready {
+            partition: PARTITION,
+            disks,
+        });
+    }
+
+    /// Attaches a disk whose image says "good", and no other.
+    fn attach(&mut self, name: String, disk: &str, files: u32) {
+        let link = self.link.as_mut().unwrap();
+        let files = link.take_files(files as usize).unwrap();
+        let disk = DiskConfig::parse(disk).unwrap();
+        assert_eq!(disk.name, name);
+        let mut start = [0; 4];
+        let image = File::from(files[0].try_clone().unwrap());
+        image.read_exact_at(&mut start, 0).unwrap();
+        if start != *b"good" {
+            let reason = "the image is not good".to_owned();
+            return self.say(&WorkerEvent::DiskRefused { name, reason });
+        }
+        self.disks().push(disk);
+        self.files.push((name.clone(), files));
+        self.say(&WorkerEvent::Attached { name });
+    }
+
+    fn detach(&mut self, name: String) {
+        self.disks().retain(|disk| disk.name != name);
+        self.files.retain(|files| files.0 != name);
+        self.say(&WorkerEvent::Detached { name });
     }
 
     fn enter(&mut self, state: VmState, reason: &str) {

@@ -92,9 +92,41 @@ fn doorbells_follow_the_ports() {
     assert_eq!(bus.read_port(0x3f8, 1), None);
     bus.write_port(0xcfc, 4, 0xdf01);
     assert_eq!(doorbells(&mut bus), [(0x140, Some(0xdf00))]);
-    assert!(bus.remove(1).is_some());
+    bus.ask_for("rng");
+    give_up(&mut bus, 1 << 1);
     assert_eq!(doorbells(&mut bus), [(0x140, None)]);
     assert_eq!(bus.free_slot(), Some(1));
+}
+
+/// The guest gives up the devices of these slots.
+fn give_up(bus: &mut Bus, slots: u64) {
+    assert!(bus.write_port(0x610, 4, slots));
+}
+
+#[test]
+fn a_device_goes_when_it_was_asked_for() {
+    let mut bus = bus();
+    give_up(&mut bus, u64::from(u32::MAX));
+    assert_eq!(bus.take_removed().len(), 0);
+    assert!(!bus.ask_for("disk"));
+    assert_eq!(bus.read_port(0x60c, 4), Some(0));
+    assert!(bus.ask_for("rng"));
+    assert_eq!(bus.read_port(0x60c, 4), Some(1 << 1));
+    give_up(&mut bus, 1 << 2);
+    assert_eq!(bus.take_removed().len(), 0);
+    give_up(&mut bus, 1 << 1);
+    let removed = bus.take_removed();
+    assert_eq!(removed[0].name(), "rng");
+    select(&mut bus, 1, 0);
+    assert_eq!(bus.read_port(0xcfc, 4), Some(0xffff_ffff));
+    // It comes back.
+    let device = removed.into_iter().next().unwrap();
+    bus.plug(1, Box::new(device));
+    assert_eq!(bus.read_port(0x608, 4), Some(1 << 1));
+    assert_eq!(bus.read_port(0x608, 4), Some(0));
+    assert_eq!(bus.read_port(0xcfc, 4), Some(0x1044_1af4));
+    give_up(&mut bus, 1 << 1);
+    assert_eq!(bus.take_removed().len(), 0);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use seccompiler::{
     SeccompFilter, SeccompRule, TargetArch,
 };
 
-/// Allowed with any arguments: reading, writing and waiting for open files; allocating, freeing and
-/// flushing disk images; a new console log; locks between threads; memory; the end of a thread.
+/// Allowed with any arguments: reading, writing and waiting for open files; taking files from the
+/// daemon; allocating, freeing and flushing disk images; a new console log; locks between threads; memory; the end of a thread.
 const ALLOWED: &[i64] = &[
     libc::SYS_read,
     libc::SYS_write,
@@ -26,6 +26,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_fdatasync,
     libc::SYS_eventfd2,
     libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
     libc::SYS_sendto,
     libc::SYS_poll,
     libc::SYS_ppoll,
@@ -37,6 +38,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_fstat,
+    libc::SYS_fstatfs,
     libc::SYS_statx,
     libc::SYS_newfstatat,
     libc::SYS_lseek,
@@ -65,6 +67,10 @@ const ALLOWED: &[i64] = &[
 
 /// Allowed, but never to make memory executable; the argument with the protection.
 const NOT_EXECUTABLE: &[(i64, u8)] = &[(libc::SYS_mmap, 2), (libc::SYS_mprotect, 2)];
+
+/// The sizes of a block device and of its sectors (Linux's `include/uapi/linux/fs.h`).
+const BLKGETSIZE64: u64 = 0x8008_1272;
+const BLKSSZGET: u64 = 0x1268;
 
 /// The flag of `clone` that starts a thread, which inherits this filter, and not a process. The
 /// flags of `clone3` lie in memory, where no filter sees them: [`no_clone3`].
@@ -96,10 +102,14 @@ pub(super) fn program() -> Result<BpfProgram, BackendError> {
     // A thread sets its name.
     let name = masked(0, u64::from(u32::MAX), libc::PR_SET_NAME as u64)?;
     rules.insert(libc::SYS_prctl, vec![name]);
-    // The ioctls of the driver, which have a type of their own, and that for non-blocking sockets.
+    // The ioctls of the driver, which have a type of their own, that for non-blocking sockets, and those
+    // for the sizes of a block device.
     let driver = masked(1, 0xff00, u64::from(IOCTL_TYPE) << 8)?;
     let non_blocking = masked(1, u64::from(u32::MAX), libc::FIONBIO)?;
-    rules.insert(libc::SYS_ioctl, vec![driver, non_blocking]);
+    let size = masked(1, u64::from(u32::MAX), BLKGETSIZE64)?;
+    let sector_size = masked(1, u64::from(u32::MAX), BLKSSZGET)?;
+    let calls = vec![driver, non_blocking, size, sector_size];
+    rules.insert(libc::SYS_ioctl, calls);
     SeccompFilter::new(
         rules,
         // SIGSYS, whose handler says which call it was.

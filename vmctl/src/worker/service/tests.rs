@@ -227,7 +227,10 @@ fn a_late_request_is_shown_and_the_vm_runs_on() {
     let turns = || vm.turns.load(Ordering::Relaxed);
     let stalls = &vm.machine.stalls;
     let late = state(VmState::IoStalled, "disk0: late");
-    let ready = WorkerEvent::Ready { partition: 7 };
+    let ready = WorkerEvent::Ready {
+        partition: 7,
+        disks: Vec::new(),
+    };
     assert_eq!(daemon.ask(&WorkerCommand::Report), ready);
     let running = state(VmState::Running, "started");
     assert_eq!(daemon.hear().unwrap(), running);
@@ -270,7 +273,10 @@ fn the_power_button_is_pressed_and_a_new_daemon_is_told() {
     assert_eq!(vm.read_port(port::EVENTS), 1);
     drop(daemon);
     let mut daemon = Daemon::connect(&vm.path("control"));
-    let ready = WorkerEvent::Ready { partition: 7 };
+    let ready = WorkerEvent::Ready {
+        partition: 7,
+        disks: Vec::new(),
+    };
     assert_eq!(daemon.ask(&WorkerCommand::Report), ready);
     assert_eq!(daemon.hear().unwrap(), stopping);
     vm.write_port(port::SLEEP_CONTROL, 0x34);

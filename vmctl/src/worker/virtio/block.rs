@@ -93,6 +93,11 @@ impl Block {
 pub struct Monitor(Arc<Disk>);
 
 impl Monitor {
+    /// Returns the disk's name.
+    pub fn name(&self) -> &str {
+        &self.0.options.name
+    }
+
     /// Returns the disk's status.
     pub fn status(&self) -> DiskStatus {
         self.0.status()

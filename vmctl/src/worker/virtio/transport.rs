@@ -146,6 +146,11 @@ impl Transport {
         })
     }
 
+    /// Returns the device's name.
+    pub fn name(&self) -> &str {
+        self.device.name()
+    }
+
     /// Returns the configuration space.
     pub fn header(&self) -> &Header {
         &self.header

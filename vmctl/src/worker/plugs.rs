@@ -1,0 +1,141 @@
+//! The disks of a VM: those that it starts with, and those that come and go while it runs.
+//!
+//! To open an image and to close one can take long, so each happens on a thread of its own. What the
+//! threads have done waits here for the device thread.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use guest_proto::control::DiskStatus;
+
+use super::event::Event;
+use super::journal;
+use super::virtio::block::Monitor;
+use super::virtio::transport::Transport;
+use crate::config::DiskConfig;
+use crate::disk::{Chain, Image};
+
+/// What a thread has done.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It has opened an image, or failed.
+    Opened(Box<DiskConfig>, Result<Image, String>),
+    /// It has closed the device with this name.
+    Closed(String),
+}
+
+/// The disks, and the threads that open and close them.
+#[derive(Debug)]
+pub(super) struct Plugs {
+    disks: Mutex<Vec<Monitor>>,
+    outcomes: Mutex<Vec<Outcome>>,
+    /// Threads that close devices, and work on guest memory until they end.
+    closing: Mutex<Vec<JoinHandle<()>>>,
+    /// Wakes the device thread.
+    wake: Arc<Event>,
+}
+
+impl Plugs {
+    /// No disks yet. `wake` wakes the device thread.
+    pub(super) fn new(wake: Arc<Event>) -> Self {
+        Self {
+            disks: Mutex::default(),
+            outcomes: Mutex::default(),
+            closing: Mutex::default(),
+            wake,
+        }
+    }
+
+    /// Adds a disk.
+    pub(super) fn add(&self, disk: Monitor) {
+        lock(&self.disks).push(disk);
+    }
+
+    /// Returns what the disks are, and what they have done.
+    pub(super) fn statuses(&self) -> Vec<DiskStatus> {
+        lock(&self.disks).iter().map(Monitor::status).collect()
+    }
+
+    /// Returns the names of the disks.
+    pub(super) fn names(&self) -> Vec<String> {
+        let disks = lock(&self.disks);
+        disks.iter().map(|disk| disk.name().to_owned()).collect()
+    }
+
+    /// Opens the image of a disk, whose files are open and locked.
+    ///
+    /// # Errors
+    ///
+    /// The process can have no more threads.
+    pub(super) fn open(self: &Arc<Self>, disk: DiskConfig, files: Vec<OwnedFd>) -> io::Result<()> {
+        let plugs = Arc::clone(self);
+        let work = move || {
+            let image = open(&disk, files);
+            plugs.report(Outcome::Opened(Box::new(disk), image));
+        };
+        Builder::new().name("open".to_owned()).spawn(work).map(drop)
+    }
+
+    /// Closes a device that was taken off the bus.
+    pub(super) fn close(self: &Arc<Self>, device: Transport) {
+        let name = device.name().to_owned();
+        let plugs = Arc::clone(self);
+        let work = move || plugs.close_now(device);
+        let mut closing = lock(&self.closing);
+        closing.retain(|thread| !thread.is_finished());
+        match Builder::new().name("close".to_owned()).spawn(work) {
+            Ok(thread) => closing.push(thread),
+            // The device went with the thread's work, and its image was not flushed: what the guest
+            // has flushed is durable.
+            Err(e) => {
+                journal::say(format_args!("{name}: no thread to close it: {e}"));
+                self.forget(&name);
+            }
+        }
+    }
+
+    fn close_now(&self, mut device: Transport) {
+        let name = device.name().to_owned();
+        device.close();
+        drop(device);
+        self.forget(&name);
+    }
+
+    /// The device is gone. Its locks go with the monitor.
+    fn forget(&self, name: &str) {
+        lock(&self.disks).retain(|disk| disk.name() != name);
+        self.report(Outcome::Closed(name.to_owned()));
+    }
+
+    fn report(&self, outcome: Outcome) {
+        lock(&self.outcomes).push(outcome);
+        self.wake.signal();
+    }
+
+    /// Takes what the threads have done since the last call.
+    pub(super) fn take_outcomes(&self) -> Vec<Outcome> {
+        std::mem::take(&mut lock(&self.outcomes))
+    }
+
+    /// Waits until all devices that are being closed are closed, for the end of the VM.
+    pub(super) fn finish(&self) {
+        let closing = std::mem::take(&mut *lock(&self.closing));
+        for thread in closing {
+            // Panics abort the process, so there is no other outcome.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn open(disk: &DiskConfig, files: Vec<OwnedFd>) -> Result<Image, String> {
+    let format = disk.format.ok_or("its format was not told")?;
+    let chain = Chain::of_files(&disk.path, format, disk.access(), files);
+    let image = chain.and_then(|chain| Image::new(chain, disk.cache));
+    image.map_err(|e| e.to_string())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
