@@ -308,6 +308,15 @@ pub enum Request {
         /// Name of the disk.
         disk: String,
     },
+    /// Tells the size of the terminal at a VM's console → `Done`, also if its console has no size.
+    Resize {
+        /// Name of the VM.
+        name: String,
+        /// Columns.
+        columns: u16,
+        /// Rows.
+        rows: u16,
+    },
 }
 
 /// What `Request::Wait` waits for.
@@ -491,6 +500,13 @@ pub enum WorkerCommand {
     Detach {
         /// Name of the disk.
         name: String,
+    },
+    /// Tells the size of the terminal at the console. Has no answer.
+    Resize {
+        /// Columns.
+        columns: u16,
+        /// Rows.
+        rows: u16,
     },
 }
 

@@ -11,6 +11,14 @@ answer web state=running 'echo state=$(systemctl is-system-running --wait)'
 answer web failed=0 'echo failed=$(systemctl --failed --no-legend | wc -l)'
 answer web id=virtio-root 'echo id=$(basename $(ls /dev/disk/by-id/virtio-root))'
 
+# udev finds a disk that comes and goes.
+vmctl disk create data.qcow2 1G >/dev/null || fail "no image"
+expect "web: disk data attached" vmctl attach web disk data.qcow2 --set serial=DATA
+tell web 'until [ -e /dev/disk/by-id/virtio-DATA ]; do sleep 0.1; done; mkfs.ext4 -q /dev/disk/by-id/virtio-DATA && mount /dev/disk/by-id/virtio-DATA /mnt && cp /boot/vmlinuz* /mnt && umount /mnt && echo us""ed'
+eventually 60 printed web '^used.$'
+expect "web: disk data detached" vmctl detach web data
+answer web gone 'udevadm settle; [ ! -e /dev/disk/by-id/virtio-DATA ] && echo gone'
+
 tell web 'seq 100000 >/root/synced && sync && echo all""synced'
 eventually 60 printed web '^allsynced.$'
 tell web 'seq 200000 >/root/not-synced; echo writ""ten'

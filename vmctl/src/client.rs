@@ -196,6 +196,15 @@ impl Client {
         }
     }
 
+    /// Asks for something and waits for no answer.
+    ///
+    /// # Errors
+    ///
+    /// The daemon can't be spoken to.
+    pub fn tell(&mut self, request: &Request) -> Result<(), Failed> {
+        self.send(request)
+    }
+
     /// Asks for events; [`Self::event`] takes them.
     ///
     /// # Errors

@@ -43,9 +43,13 @@ pub struct VmConfig {
     /// Initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd: Option<PathBuf>,
-    /// Kernel command line.
-    #[serde(default = "console_on_serial", deserialize_with = "cmdline")]
-    pub cmdline: String,
+    /// Kernel command line; by default the one that puts the kernel's console onto the VM's.
+    #[serde(
+        default,
+        deserialize_with = "cmdline",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub cmdline: Option<String>,
     /// What happens when the guest reboots.
     #[serde(default)]
     pub on_reboot: OnReboot,
@@ -77,6 +81,8 @@ pub enum OnReboot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConsoleConfig {
+    /// The device that users type at.
+    pub device: ConsoleDevice,
     /// Bytes of output that are kept for `vmctl logs`; twice that can lie on disk for a moment.
     #[serde(with = "size")]
     pub log_limit: u64,
@@ -84,8 +90,22 @@ pub struct ConsoleConfig {
 
 impl Default for ConsoleConfig {
     fn default() -> Self {
-        Self { log_limit: 1 << 20 }
+        Self {
+            device: ConsoleDevice::default(),
+            log_limit: 1 << 20,
+        }
     }
+}
+
+/// A device that users type at. The output of the serial port is shown in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleDevice {
+    /// The serial port COM1: `ttyS0`.
+    #[default]
+    Serial,
+    /// A virtio console, which has the size of the user's terminal: `hvc0`.
+    Virtio,
 }
 
 /// RAM that a partition needs at least, in bytes: a bzImage loads at 1 MiB.
@@ -145,7 +165,16 @@ impl Loaded {
     /// What `text` and `overrides` say makes no VM.
     pub fn parse(origin: &str, text: String, overrides: &[String]) -> Result<Self, ConfigError> {
         let source = Source::new(origin, text, overrides)?;
-        let config = source.deserialize()?;
+        let config: VmConfig = source.deserialize()?;
+        // Each device takes a slot of the bus.
+        let disks = config.disks.len();
+        if config.console.device == ConsoleDevice::Virtio && disks >= disk::MAX_DISKS {
+            return Err(ConfigError(format!(
+                "{}: {disks} disks: a VM with a virtio console has at most {}",
+                source.locate("disk"),
+                disk::MAX_DISKS - 1
+            )));
+        }
         Ok(Self { config, source })
     }
 
@@ -186,6 +215,15 @@ impl VmConfig {
             }
         }
         Ok(config)
+    }
+
+    /// Returns its kernel command line.
+    pub fn cmdline(&self) -> &str {
+        match (&self.cmdline, self.console.device) {
+            (Some(cmdline), _) => cmdline,
+            (None, ConsoleDevice::Serial) => "console=ttyS0",
+            (None, ConsoleDevice::Virtio) => "console=hvc0",
+        }
     }
 
     /// Its TOML text.
@@ -260,10 +298,6 @@ fn one() -> u32 {
     1
 }
 
-fn console_on_serial() -> String {
-    "console=ttyS0".to_owned()
-}
-
 fn name<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let name = String::deserialize(deserializer)?;
     check_name(&name).map_err(serde::de::Error::custom)?;
@@ -281,12 +315,12 @@ fn vcpus<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Er
     }
 }
 
-fn cmdline<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+fn cmdline<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let line = String::deserialize(deserializer)?;
     if line.len() > MAX_CMDLINE || line.contains('\0') {
         return Err(serde::de::Error::custom(format!(
             "a kernel command line has at most {MAX_CMDLINE} bytes and no NUL"
         )));
     }
-    Ok(line)
+    Ok(Some(line))
 }

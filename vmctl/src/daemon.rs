@@ -312,7 +312,11 @@ fn lock(dir: &Path) -> Result<File, String> {
 
 /// Reads a client's requests and answers them.
 fn serve_client(client: &mut Client, vms: &mut Vms) -> Result<(), LinkError> {
-    client.link.flush()?;
+    client.link.flush().or_else(|e| match e {
+        // What it asked before it went still counts.
+        LinkError::Closed => Ok(()),
+        e => Err(e),
+    })?;
     client.link.fill()?;
     if client.waiting.is_some() && client.link.is_closed() {
         return Err(LinkError::Closed);

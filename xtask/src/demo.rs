@@ -14,6 +14,7 @@ const MODULES: &[&str] = &[
     "drivers/acpi/button",
     "drivers/input/evdev",
     "drivers/char/hw_random/virtio-rng",
+    "drivers/char/virtio_console",
     "drivers/block/virtio_blk",
 ];
 

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use guest_proto::control::{VmInfo, VmStatus};
+use guest_proto::control::{Request, VmInfo, VmStatus};
 
 use super::lifecycle::{check_end, describe};
 use crate::client::Client;
@@ -66,10 +66,21 @@ pub(super) fn follow(mut session: Session, client: &Client) -> Result<(), Failed
     if io::stdin().is_terminal() {
         eprintln!("[attached to {name}; ^] detaches]");
     }
+    let resized = |columns, rows| {
+        let name = name.clone();
+        // A console without the terminal's size is of use nevertheless.
+        let _ = client.again().and_then(|mut client| {
+            client.tell(&Request::Resize {
+                name,
+                columns,
+                rows,
+            })
+        });
+    };
     loop {
         let left = {
             let _raw = RawTerminal::enter()?;
-            attach(&session.stream)?
+            attach(&session.stream, resized)?
         };
         if left == Left::Detached {
             eprintln!("\n[detached from {name}; \"vmctl console {name}\" attaches again]");

@@ -149,7 +149,7 @@ fn describe(info: &VmInfo, config: &VmConfig) -> String {
         ("reboots", info.reboots.to_string()),
         ("kernel", path(&config.kernel)),
         ("initrd", or_none(config.initrd.as_deref().map(path))),
-        ("cmdline", config.cmdline.clone()),
+        ("cmdline", config.cmdline().to_owned()),
         (
             "worker pid",
             or_none(info.worker.map(|pid| pid.to_string())),

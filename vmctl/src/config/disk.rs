@@ -105,7 +105,7 @@ pub enum OnTimeout {
 
 /// The most disks of a VM: each takes a slot of the bus, where the host bridge and the source of random
 /// numbers have one as well.
-const MAX_DISKS: usize = 30;
+pub(super) const MAX_DISKS: usize = 30;
 
 impl DiskConfig {
     /// Makes the configuration of the disk `path`, with more settings (`key=value`).

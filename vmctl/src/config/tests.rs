@@ -43,10 +43,7 @@ fn the_demo_parses_and_survives_the_wire() {
 fn defaults() {
     let text = "name = 'a'\nmemory = '64M'\nkernel = '/k'";
     let config = parse(text, &[]).unwrap();
-    assert_eq!(
-        (config.vcpus, config.cmdline.as_str()),
-        (1, "console=ttyS0")
-    );
+    assert_eq!((config.vcpus, config.cmdline()), (1, "console=ttyS0"));
     assert_eq!(config.console.log_limit, 1 << 20);
 }
 
@@ -59,7 +56,7 @@ fn errors_name_key_and_line() {
     );
     assert_eq!(
         error("log_limit = \"64K\"", "log_limt = \"64K\""),
-        "demo.toml:9: console: unknown key \"log_limt\", expected \"log_limit\""
+        "demo.toml:9: console: unknown key \"log_limt\", expected \"device\" or \"log_limit\""
     );
     for count in ["0", "1000", "-1", "4294967297"] {
         assert_eq!(
@@ -116,7 +113,7 @@ fn overrides_replace_and_add_and_are_named() {
     assert_eq!((config.vcpus, config.memory), (4, 1 << 30));
     assert_eq!(config.console.log_limit, 128 << 10);
     assert_eq!(config.initrd.as_deref(), Some(Path::new("/x y")));
-    assert_eq!(config.cmdline, "a=b c");
+    assert_eq!(config.cmdline(), "a=b c");
     assert_eq!(
         parse(DEMO, &["memory=1G", "vcpus=0"]).unwrap_err(),
         "--set vcpus=0: vcpus: 0 virtual CPUs; a VM has 1 to 64"

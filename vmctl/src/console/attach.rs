@@ -4,8 +4,10 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// The byte that detaches: Ctrl and `]`, as telnet and virsh have it.
 pub const ESCAPE: u8 = 0x1d;
@@ -53,36 +55,72 @@ impl Drop for RawTerminal {
     }
 }
 
+/// Changes of the terminal's size.
+#[derive(Debug)]
+struct Resizes(SignalFd);
+
+impl Resizes {
+    /// Watches the terminal, if standard output is one.
+    fn watch() -> io::Result<Option<Self>> {
+        if !isatty(io::stdout()) {
+            return Ok(None);
+        }
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGWINCH);
+        signals.thread_block()?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        Ok(Some(Self(SignalFd::with_flags(&signals, flags)?)))
+    }
+
+    /// Takes the signals that came since the last call, and returns the terminal's columns and rows.
+    fn size(&self) -> Option<(u16, u16)> {
+        while let Ok(Some(_)) = self.0.read_signal() {}
+        let size = tcgetwinsize(io::stdout()).ok()?;
+        Some((size.ws_col, size.ws_row))
+    }
+}
+
 /// Connects the terminal with `console` until one side ends it. The end of standard input only
-/// stops the typing, so that a script can pipe commands in and read all that comes.
+/// stops the typing, so that a script can pipe commands in and read all that comes. `resized` is called
+/// with the terminal's columns and rows, now and whenever they change.
 ///
 /// # Errors
 ///
 /// Standard input, standard output or the socket failed.
-pub fn attach(console: &UnixStream) -> io::Result<Left> {
+pub fn attach(console: &UnixStream, resized: impl Fn(u16, u16)) -> io::Result<Left> {
     let stdin = io::stdin();
+    let resizes = Resizes::watch()?;
+    let tell_size = |resizes: &Resizes| {
+        let size = resizes.size();
+        size.inspect(|&(columns, rows)| resized(columns, rows));
+    };
+    resizes.as_ref().inspect(|resizes| tell_size(resizes));
     let mut stdout = io::stdout().lock();
     let mut chunk = [0; 4096];
     let mut typing = true;
     loop {
-        let in_flags = if typing {
-            PollFlags::IN
-        } else {
-            PollFlags::empty()
-        };
-        // The second entry is left out once there is nothing more to type.
-        let mut fds = [
-            PollFd::new(console, PollFlags::IN),
-            PollFd::new(&stdin, in_flags),
-        ];
-        let watched = if typing { &mut fds[..] } else { &mut fds[..1] };
-        match poll(watched, None) {
+        let mut fds = vec![PollFd::new(console, PollFlags::IN)];
+        // Standard input is left out once there is nothing more to type: its end would be told for ever.
+        if typing {
+            fds.push(PollFd::new(&stdin, PollFlags::IN));
+        }
+        let changes = resizes
+            .iter()
+            .map(|resizes| PollFd::new(&resizes.0, PollFlags::IN));
+        fds.extend(changes);
+        match poll(&mut fds, None) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
             Err(e) => return Err(e.into()),
         }
-        let (from_guest, from_user) = (fds[0].revents(), fds[1].revents());
-        if !from_guest.is_empty() {
+        let is_ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        let (from_guest, from_user) = (is_ready(0), typing && is_ready(1));
+        let is_resized = is_ready(1 + usize::from(typing));
+        drop(fds);
+        if is_resized {
+            resizes.as_ref().inspect(|resizes| tell_size(resizes));
+        }
+        if from_guest {
             match rustix::io::read(console.as_fd(), &mut chunk) {
                 Ok(0) | Err(rustix::io::Errno::CONNRESET) => return Ok(Left::Closed),
                 Ok(n) => {
@@ -93,7 +131,7 @@ pub fn attach(console: &UnixStream) -> io::Result<Left> {
                 Err(e) => return Err(e.into()),
             }
         }
-        if typing && !from_user.is_empty() {
+        if from_user {
             match rustix::io::read(stdin.as_fd(), &mut chunk) {
                 Ok(0) => typing = false,
                 Ok(n) => {

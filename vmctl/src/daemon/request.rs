@@ -49,6 +49,14 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
             Ok(disk) => return Answer::Disk(name, disk),
             Err(e) => Err(e),
         },
+        Request::Resize {
+            name,
+            columns,
+            rows,
+        } => {
+            let resized = vms.resize(&name, columns, rows);
+            resized.map(|()| Response::Done)
+        }
         Request::Detach { name, disk } => match vms.detach(&name, &disk) {
             Ok(true) => Ok(Response::Disk(disk)),
             Ok(false) => return Answer::Disk(name, disk),

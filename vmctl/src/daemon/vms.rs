@@ -263,6 +263,13 @@ impl Vms {
         self.status(name)
     }
 
+    pub(super) fn resize(&mut self, name: &str, columns: u16, rows: u16) -> Result<(), Failure> {
+        if !self.vm(name)?.record.state().is_alive() {
+            return Ok(());
+        }
+        self.command(name, &WorkerCommand::Resize { columns, rows })
+    }
+
     pub(super) fn delete(&mut self, name: &str) -> Result<(), Failure> {
         self.vm(name)?.record.may_delete()?;
         self.store.remove(name).map_err(|e| {

@@ -19,9 +19,9 @@ use super::loader::{Boot, Entry, Initrd, Kernel};
 use super::machine::Machine;
 use super::memory::{self, Ram};
 use super::virtio::transport::Transport;
-use super::virtio::{Device as Virtio, block::Block, entropy::Entropy};
+use super::virtio::{Device as Virtio, block::Block, console::Console, entropy::Entropy};
 use super::{acpi, devices, disks, firmware, journal};
-use crate::config::{DiskConfig, VmConfig};
+use crate::config::{ConsoleDevice, DiskConfig, VmConfig};
 use crate::disk::Image;
 use crate::driver::page::Ring;
 use crate::driver::{Device, DriverError, Vcpu, Vm};
@@ -215,7 +215,13 @@ fn plug(machine: &Machine, config: &VmConfig, images: Vec<Image>) -> Result<(), 
         machine.plugs.add(block.monitor());
         put(machine, Box::new(block), insert).map_err(End::start_failed)?;
     }
-    put(machine, Box::new(Entropy), insert).map_err(End::start_failed)
+    put(machine, Box::new(Entropy), insert).map_err(End::start_failed)?;
+    if config.console.device == ConsoleDevice::Virtio {
+        let port = machine.make_port();
+        let port = port.map_err(|e| End::start_failed(format_args!("console: {e}")))?;
+        put(machine, Box::new(Console::new(port)), insert).map_err(End::start_failed)?;
+    }
+    Ok(())
 }
 
 /// Adds a disk while the VM runs.
@@ -264,7 +270,7 @@ fn load(config: &VmConfig, images: Images, ram: &Ram) -> Result<Entry, End> {
         .map_err(|e| End::start_failed(format_args!("firmware tables: {e}")))?;
     let kind = images.kernel.describe();
     let boot = Boot {
-        cmdline: &config.cmdline,
+        cmdline: config.cmdline(),
         initrd: images.initrd,
         rsdp,
     };

@@ -20,6 +20,7 @@ use guest_proto::vcpu_page::{PostedKind, PostedWrite};
 use super::acpi::S5;
 use super::memory::layout;
 use super::pci::{Bus, Effect};
+use super::virtio::Kind;
 use super::virtio::transport::Transport;
 use ioapic::Ioapic;
 pub use panic_text::PanicText;
@@ -236,9 +237,9 @@ impl Devices {
         self.raise(event::SLOTS);
     }
 
-    /// Asks the guest to give up the PCI device with this name. Returns false if there is none.
-    pub fn ask_for(&mut self, name: &str) -> bool {
-        let is_there = self.pci.ask_for(name);
+    /// Asks the guest to give up the disk with this name. Returns false if there is none.
+    pub fn ask_for_disk(&mut self, name: &str) -> bool {
+        let is_there = self.pci.ask_for(Kind::Block, name);
         if is_there {
             self.raise(event::SLOTS);
         }

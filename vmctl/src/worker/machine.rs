@@ -5,8 +5,9 @@
 //! the accesses of one CPU in program order, and those of another CPU that came before. Interrupts
 //! and requests that come out of the devices leave after the lock is released: [`Machine::settle`].
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use guest_proto::limits::RING_ENTRIES;
@@ -20,6 +21,7 @@ use super::memory::Ram;
 use super::pci::Effect;
 use super::plugs::Plugs;
 use super::stall::Stalls;
+use super::virtio::console::Port;
 use crate::driver::page::Ring;
 use crate::driver::{DriverError, Vm};
 
@@ -37,7 +39,7 @@ pub(super) struct Bench {
     /// The device thread sleeps until it is woken.
     asleep: bool,
     /// Users have typed more than the serial port could take.
-    pub(super) typing_waits: bool,
+    typing_waits: bool,
 }
 
 impl Bench {
@@ -73,6 +75,14 @@ impl Bench {
         for ring in &mut self.rings {
             ring.cancel_sleep();
         }
+    }
+
+    /// Returns how many typed bytes the serial port takes. If it takes none, the device thread is woken
+    /// when it takes some again.
+    pub(super) fn room_for_typing(&mut self) -> usize {
+        let room = self.devices.serial_room();
+        self.typing_waits = room == 0;
+        room
     }
 
     /// Whether more console output is kept than should be.
@@ -124,6 +134,8 @@ pub(super) struct Machine {
     pub(super) stalls: Arc<Stalls>,
     /// The disks.
     pub(super) plugs: Arc<Plugs>,
+    /// What users type at, if it is not the serial port.
+    port: OnceLock<Arc<Port>>,
 }
 
 impl Machine {
@@ -144,9 +156,21 @@ impl Machine {
             output_taken: Condvar::new(),
             verdict: Mutex::default(),
             stalls: Arc::new(Stalls::new(Arc::clone(&wake))),
+            port: OnceLock::new(),
             plugs: Arc::new(Plugs::new(Arc::clone(&wake))),
             wake,
         }
+    }
+
+    /// Returns the port of the virtio console, if the VM has one.
+    pub(super) fn port(&self) -> Option<&Port> {
+        self.port.get().map(|port| &**port)
+    }
+
+    /// Makes the port of the virtio console.
+    pub(super) fn make_port(&self) -> io::Result<Arc<Port>> {
+        let port = Arc::new(Port::new(Arc::clone(&self.wake))?);
+        Ok(Arc::clone(self.port.get_or_init(|| port)))
     }
 
     /// Returns the number of virtual CPUs.

@@ -179,6 +179,8 @@ fn await_configuration(control: &mut Control) -> Result<VmConfig, End> {
                     reason: "waiting for its configuration".to_owned(),
                     is_held: false,
                 }),
+                // A later one comes when the user's terminal has another size.
+                WorkerCommand::Resize { .. } => {}
                 WorkerCommand::Disks => control.send(&WorkerEvent::Disks { disks: Vec::new() }),
                 WorkerCommand::Pause
                 | WorkerCommand::Resume

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use guest_proto::driver::Msi;
 
 use super::event::Event;
+use super::virtio::Kind;
 use super::virtio::transport::Transport;
 use header::{Header, Identity, Space};
 use slots::SlotRegisters;
@@ -125,16 +126,31 @@ impl Bus {
         self.slot_registers.came(slot);
     }
 
-    /// Asks the guest to give up the device with this name. Returns false if there is none.
-    pub fn ask_for(&mut self, name: &str) -> bool {
-        let has_name = |slot: &Option<Box<Transport>>| {
-            slot.as_ref().is_some_and(|device| device.name() == name)
-        };
-        let Some(slot) = self.slots.iter().position(has_name) else {
-            return false;
-        };
-        self.slot_registers.ask(slot as u8);
-        true
+    /// Asks the guest to give up the device of this kind with this name. Returns false if there is
+    /// none.
+    pub fn ask_for(&mut self, kind: Kind, name: &str) -> bool {
+        let slot = self.slot_of(|device| device.kind() == kind && device.name() == name);
+        slot.inspect(|&slot| self.slot_registers.ask(slot as u8));
+        slot.is_some()
+    }
+
+    fn slot_of(&self, wanted: impl Fn(&Transport) -> bool) -> Option<usize> {
+        let mut slots = self.slots.iter();
+        slots.position(|slot| slot.as_deref().is_some_and(&wanted))
+    }
+
+    /// Tells the driver of the console that the console's configuration has changed.
+    pub fn console_changed(&mut self) {
+        let slot = self.slot_of(|device| device.kind() == Kind::Console);
+        if let Some(device) = slot.and_then(|slot| self.slots[slot].as_deref()) {
+            device.config_changed();
+        }
+    }
+
+    /// Takes the console out of its slot, for the end of the VM.
+    pub fn take_console(&mut self) -> Option<Box<Transport>> {
+        let slot = self.slot_of(|device| device.kind() == Kind::Console)?;
+        self.slots[slot].take()
     }
 
     /// Takes the devices that the guest has given up since the last call. Their threads end soon.

@@ -23,6 +23,7 @@ use super::journal;
 use super::machine::{Machine, Verdict};
 use super::plugs::Outcome;
 use super::stall::News;
+use super::virtio::console::Port;
 use crate::config::DiskConfig;
 use crate::console::hub::Hub;
 use crate::wire::timespec;
@@ -103,9 +104,8 @@ impl Service {
         let mut bench = self.machine.bench();
         let wrote = bench.drain();
         self.machine.settle(bench);
-        if wrote {
+        if self.hand_out_output() || wrote {
             self.attentive_until = Instant::now() + ATTENTION;
-            self.hand_out_output();
         }
         if let Some(verdict) = self.machine.take_verdict() {
             return Some(self.end_of(verdict));
@@ -114,15 +114,19 @@ impl Service {
         is_dead.then(|| End::crashed(self.panic_reason()))
     }
 
-    fn hand_out_output(&mut self) {
-        let output = self.machine.bench().take_output();
+    /// Hands out what the guest wrote. Returns whether it wrote something.
+    fn hand_out_output(&mut self) -> bool {
+        let mut output = self.machine.bench().take_output();
+        let port = self.machine.port();
+        output.extend(port.map(Port::take_output).unwrap_or_default());
         if output.is_empty() {
-            return;
+            return false;
         }
         self.machine.output_taken();
         self.panic.watch(&output);
         self.dead_at = self.panic.at_end().then(|| Instant::now() + PANIC_SILENCE);
         self.hub.output(&output);
+        true
     }
 
     fn end_of(&self, verdict: Verdict) -> End {
@@ -150,16 +154,18 @@ impl Service {
     /// Sleeps until something happens, and serves sockets.
     fn wait(&mut self, control: &mut Control) -> Result<(), Errno> {
         let mut bench = self.machine.bench();
-        let room = bench.devices.serial_room();
         // With no room for what users type, it stays in their sockets.
-        bench.typing_waits = room == 0;
+        let room = match self.machine.port() {
+            Some(port) => port.room(),
+            None => bench.room_for_typing(),
+        };
         let now = Instant::now();
         let last_words = room > 0 && self.hub.has_last_words();
         let timeout = if last_words {
             Some(Duration::ZERO)
         } else if now < self.attentive_until {
             Some(TICK)
-        } else if bench.prepare_sleep() {
+        } else if bench.prepare_sleep() && self.machine.port().is_none_or(Port::prepare_sleep) {
             self.dead_at.map(|at| at.saturating_duration_since(now))
         } else {
             Some(Duration::ZERO)
@@ -198,6 +204,7 @@ impl Service {
         polled?;
 
         self.machine.bench().cancel_sleep();
+        self.machine.port().inspect(|port| port.cancel_sleep());
         if woken {
             self.machine.clear_wake();
         }
@@ -215,7 +222,12 @@ impl Service {
     fn serve_consoles(&mut self, room: usize) {
         let mut typed = Vec::new();
         self.hub.service(&mut typed, room);
-        if !typed.is_empty() {
+        if typed.is_empty() {
+            return;
+        }
+        if let Some(port) = self.machine.port() {
+            port.type_in(&typed);
+        } else {
             let mut bench = self.machine.bench();
             bench.devices.type_serial(&typed);
             self.machine.settle(bench);
@@ -239,6 +251,7 @@ impl Service {
                 let disks = self.machine.plugs.statuses();
                 control.send(&WorkerEvent::Disks { disks });
             }
+            WorkerCommand::Resize { columns, rows } => self.resize(columns, rows),
             WorkerCommand::Attach { name, disk, files } => {
                 let files = control.take_files(files);
                 if let Err(reason) = attach(&self.machine, &disk, files) {
@@ -249,14 +262,20 @@ impl Service {
         }
     }
 
+    fn resize(&self, columns: u16, rows: u16) {
+        let port = self.machine.port();
+        if port.is_some_and(|port| port.resize(columns, rows)) {
+            self.machine.bench().devices.pci().console_changed();
+        }
+    }
+
     fn detach(&mut self, control: &mut Control, name: String) {
         if self.hold.is_some() {
             let reason = "the VM is paused: resume it first".to_owned();
             return control.send(&WorkerEvent::DiskRefused { name, reason });
         }
-        let is_disk = self.machine.plugs.names().contains(&name);
         let mut bench = self.machine.bench();
-        let is_asked = is_disk && bench.devices.ask_for(&name);
+        let is_asked = bench.devices.ask_for_disk(&name);
         self.machine.settle(bench);
         if !is_asked {
             // It may be closing at this moment.
@@ -387,6 +406,11 @@ impl Service {
     /// not go.
     pub(super) fn finish(mut self) -> bool {
         let gone = self.machine.end(HOLD_PATIENCE);
+        // The console's thread hands on what the guest wrote last.
+        let console = self.machine.bench().devices.pci().take_console();
+        if let Some(mut console) = console {
+            console.close();
+        }
         self.machine.bench().drain();
         self.hand_out_output();
         self.flush_consoles();

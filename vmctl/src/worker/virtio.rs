@@ -11,6 +11,7 @@
 
 pub mod block;
 mod buffers;
+pub mod console;
 pub mod entropy;
 mod registers;
 #[cfg(test)]
@@ -36,6 +37,8 @@ const ISR_CONFIG: u8 = 1 << 1;
 pub enum Kind {
     /// A disk (§5.2).
     Block,
+    /// A console (§5.3).
+    Console,
     /// A source of random numbers (§5.4).
     Entropy,
 }
@@ -45,6 +48,7 @@ impl Kind {
     pub fn id(self) -> u16 {
         match self {
             Self::Block => 2,
+            Self::Console => 3,
             Self::Entropy => 4,
         }
     }
@@ -54,6 +58,8 @@ impl Kind {
         match self {
             // Mass storage, other.
             Self::Block => [0x01, 0x80, 0],
+            // Simple communication controller, other.
+            Self::Console => [0x07, 0x80, 0],
             // Unassigned class.
             Self::Entropy => [0xff, 0, 0],
         }

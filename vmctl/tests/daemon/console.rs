@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::io::{Read, Write};
 
+use rustix::process::{Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, tcgetattr};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::machine::Machine;
 
@@ -93,28 +94,64 @@ fn a_reboot_may_be_the_end() {
     assert_eq!(machine.state("demo"), ("stopped".to_owned(), reason));
 }
 
-#[test]
-fn a_terminal_is_raw_only_while_it_is_attached() {
-    let machine = Machine::on();
-    machine.running("demo", "");
+/// Returns both sides of a terminal.
+fn terminal() -> (File, File) {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
-    let mut ours = File::from(openpt(flags).unwrap());
+    let ours = File::from(openpt(flags).unwrap());
     grantpt(&ours).unwrap();
     unlockpt(&ours).unwrap();
     let name = ptsname(&ours, Vec::new()).unwrap().into_string().unwrap();
     let theirs = File::options().read(true).write(true).open(name).unwrap();
+    (ours, theirs)
+}
+
+/// Reads until `text` has come.
+fn read_until(terminal: &mut File, text: &str) {
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains(text) {
+        let mut chunk = [0; 256];
+        let n = terminal.read(&mut chunk).unwrap();
+        seen.extend_from_slice(&chunk[..n]);
+    }
+}
+
+#[test]
+fn the_guest_learns_the_size_of_the_terminal() {
+    let machine = Machine::on();
+    machine.running("demo", "");
+    let (mut ours, theirs) = terminal();
+    let resize = |columns, rows| {
+        let size = Winsize {
+            ws_col: columns,
+            ws_row: rows,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(&theirs, size).unwrap();
+    };
+    resize(132, 43);
+    let session = machine.spawn_on(&["console", "demo"], &theirs);
+    read_until(&mut ours, "132 by 43");
+    resize(90, 30);
+    // A terminal tells the processes that it controls, and this one controls none.
+    kill_process(session.pid(), Signal::WINCH).unwrap();
+    read_until(&mut ours, "90 by 30");
+    ours.write_all(b"\x1d").unwrap();
+    session.end().ok();
+}
+
+#[test]
+fn a_terminal_is_raw_only_while_it_is_attached() {
+    let machine = Machine::on();
+    machine.running("demo", "");
+    let (mut ours, theirs) = terminal();
     // Either side tells the terminal's settings.
     let line_mode = LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG;
     let settings = |ours: &File| tcgetattr(ours).unwrap().local_modes & line_mode;
     assert_eq!(settings(&ours), line_mode);
 
     let session = machine.spawn_on(&["console", "demo"], &theirs);
-    let mut seen = Vec::new();
-    while !String::from_utf8_lossy(&seen).contains("hello from the guest") {
-        let mut chunk = [0; 256];
-        let n = ours.read(&mut chunk).unwrap();
-        seen.extend_from_slice(&chunk[..n]);
-    }
+    read_until(&mut ours, "hello from the guest");
     assert!(settings(&ours).is_empty());
     // Not an interrupt, but the guest's; then the escape.
     ours.write_all(b"\x03\x1d").unwrap();

@@ -144,7 +144,7 @@ impl Worker {
 
     fn command(&mut self, command: WorkerCommand) -> bool {
         let says = |word: &str, config: &Option<VmConfig>| {
-            config.as_ref().is_some_and(|c| c.cmdline.contains(word))
+            config.as_ref().is_some_and(|c| c.cmdline().contains(word))
         };
         match command {
             WorkerCommand::Start { config } => {
@@ -201,6 +201,10 @@ impl Worker {
                     errors: 8,
                 };
                 self.say(&WorkerEvent::Disks { disks: vec![disk] });
+            }
+            WorkerCommand::Resize { columns, rows } => {
+                let size = format!("{columns} by {rows}\r\n");
+                self.hub.output(size.as_bytes());
             }
             WorkerCommand::Attach { name, disk, files } => self.attach(name, &disk, files),
             WorkerCommand::Detach { name } if says("keeps", &self.config) => {

@@ -237,6 +237,10 @@ impl Session {
         stdin.write_all(text.as_bytes()).unwrap();
     }
 
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.0)
+    }
+
     /// Waits for it.
     pub(crate) fn end(self) -> Ran {
         Ran::of(self.0.wait_with_output().unwrap())

@@ -92,7 +92,7 @@ fn doorbells_follow_the_ports() {
     assert_eq!(bus.read_port(0x3f8, 1), None);
     bus.write_port(0xcfc, 4, 0xdf01);
     assert_eq!(doorbells(&mut bus), [(0x140, Some(0xdf00))]);
-    bus.ask_for("rng");
+    bus.ask_for(Kind::Entropy, "rng");
     give_up(&mut bus, 1 << 1);
     assert_eq!(doorbells(&mut bus), [(0x140, None)]);
     assert_eq!(bus.free_slot(), Some(1));
@@ -108,9 +108,9 @@ fn a_device_goes_when_it_was_asked_for() {
     let mut bus = bus();
     give_up(&mut bus, u64::from(u32::MAX));
     assert_eq!(bus.take_removed().len(), 0);
-    assert!(!bus.ask_for("disk"));
+    assert!(!bus.ask_for(Kind::Block, "rng"));
     assert_eq!(bus.read_port(0x60c, 4), Some(0));
-    assert!(bus.ask_for("rng"));
+    assert!(bus.ask_for(Kind::Entropy, "rng"));
     assert_eq!(bus.read_port(0x60c, 4), Some(1 << 1));
     give_up(&mut bus, 1 << 2);
     assert_eq!(bus.take_removed().len(), 0);

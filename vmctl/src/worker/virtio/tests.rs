@@ -27,6 +27,8 @@ pub(super) struct Driver {
     transport: Transport,
     memory: Memory,
     sent: u16,
+    /// The one queue that it uses.
+    queue: u16,
     /// Descriptors of chains that were not answered, at the start of the table.
     pub(super) kept: u16,
 }
@@ -41,6 +43,7 @@ impl Driver {
             transport,
             memory,
             sent: 0,
+            queue: 0,
             kept: 0,
         }
     }
@@ -88,7 +91,7 @@ impl Driver {
         self.set_status(ACKNOWLEDGE | DRIVER);
         self.accept(features | 1 << 32);
         self.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK);
-        self.put(0x16, 2, 0);
+        self.put(0x16, 2, u64::from(self.queue));
         self.set_up_queue(areas);
         self.set_status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     }
@@ -165,7 +168,8 @@ impl Driver {
         let index = GuestAddress(AVAILABLE + 2);
         self.memory.write_obj(self.sent, index).unwrap();
         // A notification that missed its doorbell.
-        self.transport.write(1, 0, 2, 0, &mut Vec::new());
+        let port = 4 * u32::from(self.queue);
+        self.transport.write(1, port, 2, 0, &mut Vec::new());
     }
 
     fn used(&self) -> u16 {
@@ -188,6 +192,87 @@ impl Driver {
     pub(super) fn wait_until_broken(&mut self) {
         self.wait("broken", |driver| driver.status() & NEEDS_RESET != 0);
     }
+}
+
+#[test]
+fn a_console_writes_and_reads() {
+    let wake = Arc::new(Event::new().unwrap());
+    let port = Arc::new(console::Port::new(Arc::clone(&wake)).unwrap());
+    let mut driver = Driver::new(Box::new(console::Console::new(Arc::clone(&port))));
+    assert_eq!(driver.features() & 1, 1, "it has a size");
+    // The queue by which the guest reads. What was typed before there are buffers waits.
+    port.type_in(b"hello");
+    driver.start(1);
+    driver.send(&[(0x4_0000, 4, true)]);
+    assert_eq!(driver.answer(), 4);
+    driver.send(&[(0x4_0010, 4, true)]);
+    assert_eq!(driver.answer(), 1);
+    driver.send(&[(0x4_0020, 4, true)]);
+    port.type_in(b"x");
+    assert_eq!(driver.answer(), 1);
+    let read = |at| driver.memory.read_obj::<[u8; 4]>(GuestAddress(at)).unwrap();
+    assert_eq!(
+        (&read(0x4_0000), read(0x4_0010)[0], read(0x4_0020)[0]),
+        (b"hell", b'o', b'x')
+    );
+    let room = port.room();
+    port.type_in(&vec![b'y'; room]);
+    assert_eq!(port.room(), 0);
+    wake.clear();
+    driver.send(&[(0x4_0000, 4, true)]);
+    assert_eq!(driver.answer(), 4);
+    assert!(wake.is_signalled(), "there is room again");
+    // Its size.
+    let generation = driver.get(0x15, 1);
+    assert!(port.resize(132, 43));
+    driver.transport.config_changed();
+    assert_eq!(driver.get(0x2000, 4), 43 << 16 | 132);
+    assert_ne!(driver.get(0x15, 1), generation);
+    assert_eq!(driver.get(0x1000, 1), 2, "the configuration has changed");
+    assert!(!port.resize(132, 43));
+}
+
+#[test]
+fn a_console_whose_output_is_not_taken_holds_the_guest_up() {
+    let wake = Arc::new(Event::new().unwrap());
+    let port = Arc::new(console::Port::new(Arc::clone(&wake)).unwrap());
+    let mut driver = Driver::new(Box::new(console::Console::new(Arc::clone(&port))));
+    driver.queue = 1;
+    driver.start(0);
+    let text = [b'a'; 0x1_0000];
+    driver
+        .memory
+        .write_slice(&text, GuestAddress(0x5_0000))
+        .unwrap();
+    assert!(port.prepare_sleep());
+    // A chain of many pieces.
+    driver.send(&[(0x5_0000, 0x1_0000, false), (0x5_0000, 0x1_0000, false)]);
+    driver.answer();
+    assert!(wake.is_signalled());
+    assert!(!port.prepare_sleep());
+    assert_eq!(port.take_output().len(), 0x2_0000);
+    for _ in 0..8 {
+        driver.send(&[(0x5_0000, 0x1_0000, false)]);
+    }
+    driver.wait("an answer", |driver| driver.used() >= 4);
+    assert!(driver.used() < driver.sent, "some output waits");
+    let mut taken = 0;
+    driver.wait("all output", |_| {
+        taken += port.take_output().len();
+        taken == 0x8_0000
+    });
+    driver.answer();
+    // A reset does not wait for users.
+    for _ in 0..8 {
+        driver.send(&[(0x5_0000, 0x1_0000, false)]);
+    }
+    driver.reset();
+    // The last words come although the queue's thread was told to end.
+    port.take_output();
+    driver.start(0);
+    driver.send(&[(0x5_0000, 5, false)]);
+    driver.transport.close();
+    assert_eq!(port.take_output(), b"aaaaa");
 }
 
 fn entropy() -> Driver {

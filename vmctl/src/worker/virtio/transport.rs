@@ -20,7 +20,7 @@ use vm_memory::GuestAddress;
 
 use super::registers::{self, Action, Registers, View};
 use super::thread::{QueueThread, Work};
-use super::{Device, Notifier, Vring};
+use super::{Device, Kind, Notifier, Vring};
 use crate::worker::event::Event;
 use crate::worker::memory::Memory;
 use crate::worker::pci::header::{Header, Identity, Space};
@@ -144,6 +144,16 @@ impl Transport {
             doorbells: None,
             access,
         })
+    }
+
+    /// Returns the device's type.
+    pub fn kind(&self) -> Kind {
+        self.device.kind()
+    }
+
+    /// Tells the driver that the device's configuration has changed.
+    pub fn config_changed(&self) {
+        self.notifier.config_changed();
     }
 
     /// Returns the device's name.

@@ -1,0 +1,34 @@
+# A guest's console is a virtio console: it writes all that it has to say, reads what users type, learns the size of
+# their terminal, and shows its last words when it powers off.
+# timeout: 600
+. /lib/testing.sh
+up demo --set console.device=virtio --set vcpus=2
+expect "cmdline         console=hvc0" vmctl info demo
+answer demo "tty /dev/hvc0" 'echo tty $(tty)'
+answer demo "console hvc0" 'echo console $(cat /sys/class/tty/console/active)'
+
+# Much output, all of it in order.
+tell demo 'seq 3000; echo al""l'
+eventually 60 printed demo '^all.$'
+seq 3000 >/tmp/numbers
+vmctl logs demo | tr -d '\r' | sed -n '/^1$/,/^3000$/p' | cmp - /tmp/numbers || fail "output is lost"
+
+# More typing than the console keeps, while the guest does not read.
+tell demo 'stty -echo; sleep 2; head -n 1000 | md5sum; stty echo; echo re""ad'
+seq 1000 | sed 's/^/a line that is not short: /' >/tmp/lines
+cat /tmp/lines >/tmp/demo.typing
+eventually 60 printed demo '^read.$'
+printed demo "^$(md5sum </tmp/lines | cut -d' ' -f1)" || fail "typing is lost"
+
+# The size of the user's terminal.
+stty -F /dev/tty2 rows 33 columns 101
+(sleep 1; printf '\035') | vmctl console demo >/dev/tty2 2>/dev/null
+answer demo "size 33 101" 'echo size $(stty size)'
+
+# Output of the serial port is shown as well.
+answer demo "serial" 'echo serial >/dev/ttyS0'
+
+# The last words. The kernel's own last message is lost: it resets the device before.
+tell demo 'seq 50; echo last""words; poweroff -f'
+expect "guest powered off" vmctl wait demo --timeout 60s
+vmctl logs demo | grep -q "^lastwords" || fail "the last words are lost: $(vmctl logs demo | tail -n 3)"
