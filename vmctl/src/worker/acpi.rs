@@ -302,6 +302,7 @@ mod tests {
             "ACPI0013",
             "Notify (\\_SB.PWRB, 0x80)",
             "PSCN ()",
+            "0x001FFFFF, \n                    Zero, \n                    Zero, \n                    0x17",
             "Notify (S01F, 0x03)",
             "OperationRegion (PHIO, SystemIO, 0x0608, 0x0C)",
             "PHEJ = 0x80000000",

@@ -249,7 +249,12 @@ fn put(
     let slot = bench.devices.pci().free_slot();
     let slot = slot.ok_or("the PCI bus has no free slot")?;
     let name = device.name().to_owned();
-    let transport = Transport::new(slot, device, machine.ram.mapping().clone());
+    let transport = Transport::new(
+        slot,
+        device,
+        machine.ram.mapping().clone(),
+        machine.wake_event(),
+    );
     let transport = transport.map_err(|e| format!("{name}: {e}"))?;
     insert(&mut bench.devices, slot, Box::new(transport));
     machine.settle(bench);

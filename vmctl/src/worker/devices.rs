@@ -19,7 +19,7 @@ use guest_proto::vcpu_page::{PostedKind, PostedWrite};
 
 use super::acpi::S5;
 use super::memory::layout;
-use super::pci::{Bus, Effect};
+use super::pci::{Bus, Effect, PINS};
 use super::virtio::Kind;
 use super::virtio::transport::Transport;
 use ioapic::Ioapic;
@@ -274,6 +274,10 @@ impl Devices {
 
     /// Interrupts to deliver since the last call.
     pub fn take_msis(&mut self) -> Vec<Msi> {
+        let asserted = self.pci.asserted();
+        for pin in PINS {
+            self.ioapic.set_line(pin, asserted >> pin & 1 != 0);
+        }
         self.ioapic.take_msis()
     }
 

@@ -294,6 +294,11 @@ impl Machine {
         }
     }
 
+    /// Returns the event that wakes the device thread.
+    pub(super) fn wake_event(&self) -> Arc<Event> {
+        Arc::clone(&self.wake)
+    }
+
     fn wake(&self) {
         self.wake.signal();
     }

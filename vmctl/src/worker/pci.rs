@@ -58,6 +58,14 @@ const HOST_BRIDGE: Identity = Identity {
     revision: 0,
 };
 
+/// Pins of the I/O APIC that devices' interrupt pins lead to.
+pub const PINS: std::ops::Range<u32> = 16..24;
+
+/// Returns the pin of the I/O APIC that a slot's interrupt pin leads to.
+pub fn pin(slot: u8) -> u32 {
+    PINS.start + u32::from(slot) % PINS.len() as u32
+}
+
 /// A change that the driver of `/dev/microvisor` has to learn of.
 #[derive(Debug)]
 pub enum Effect {
@@ -168,6 +176,14 @@ impl Bus {
     /// Takes all devices out of their slots, for the end of the VM.
     pub fn take_devices(&mut self) -> Vec<Box<Transport>> {
         self.slots.iter_mut().filter_map(Option::take).collect()
+    }
+
+    /// Returns the interrupt pins that devices assert, as bits: those of [`pin`].
+    pub fn asserted(&self) -> u32 {
+        (0u8..).zip(&self.slots).fold(0, |pins, (slot, device)| {
+            let is_asserted = device.as_ref().is_some_and(|device| device.is_asserted());
+            pins | u32::from(is_asserted) << pin(slot)
+        })
     }
 
     /// Takes the changes since the last call.

@@ -29,7 +29,9 @@ use super::event::Event;
 use super::journal;
 use super::memory::Memory;
 
-/// Bit of the interrupt status register: the configuration has changed (§4.1.4.5).
+/// Bits of the interrupt status register (§4.1.4.5): a queue has something, the configuration has
+/// changed.
+const ISR_QUEUE: u8 = 1 << 0;
 const ISR_CONFIG: u8 = 1 << 1;
 
 /// The device types (§5).
@@ -113,8 +115,10 @@ pub trait Serve: Send {
 }
 
 /// The part of a device's state that its threads change and its registers show.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Notifier {
+    /// Wakes the thread that sets the interrupt pins as the interrupt status says.
+    pins: Arc<Event>,
     broken: AtomicBool,
     isr: AtomicU8,
     generation: AtomicU8,
@@ -122,6 +126,16 @@ pub struct Notifier {
 }
 
 impl Notifier {
+    fn new(pins: Arc<Event>) -> Self {
+        Self {
+            pins,
+            broken: AtomicBool::default(),
+            isr: AtomicU8::default(),
+            generation: AtomicU8::default(),
+            config_event: Mutex::default(),
+        }
+    }
+
     /// Has changes of the configuration signal `event` from now on.
     fn set_config_event(&self, event: Option<Arc<Event>>) {
         *self
@@ -142,9 +156,18 @@ impl Notifier {
             .config_event
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(event) = &*event {
-            event.signal();
-        }
+        event.as_ref().unwrap_or(&self.pins).signal();
+    }
+
+    /// Interrupts the driver by the device's pin, because a queue has something.
+    fn raise_pin(&self) {
+        self.isr.fetch_or(ISR_QUEUE, Ordering::AcqRel);
+        self.pins.signal();
+    }
+
+    /// Returns whether the interrupt status says anything.
+    fn has_isr(&self) -> bool {
+        self.isr.load(Ordering::Acquire) != 0
     }
 
     /// Sets `DEVICE_NEEDS_RESET` (§2.1.2) and logs the first reason.
@@ -182,8 +205,29 @@ pub struct Vring {
     queue: Mutex<Queue>,
     /// The event that the driver's notifications signal.
     pub kick: Arc<Event>,
-    /// The event that interrupts the driver; `None` if the driver gave the queue no vector.
-    pub call: Option<Arc<Event>>,
+    /// How the queue interrupts the driver.
+    pub call: Interrupt,
+}
+
+/// How a queue interrupts the driver.
+#[derive(Debug)]
+pub enum Interrupt {
+    /// Not at all: the driver gave the queue no vector.
+    None,
+    /// By a vector.
+    Vector(Arc<Event>),
+    /// By the device's pin, without MSI-X.
+    Pin(Arc<Notifier>),
+}
+
+impl Interrupt {
+    fn send(&self) {
+        match self {
+            Self::None => {}
+            Self::Vector(event) => event.signal(),
+            Self::Pin(notifier) => notifier.raise_pin(),
+        }
+    }
 }
 
 /// Why the driver's part of a queue is malformed.
@@ -227,10 +271,8 @@ impl Vring {
     /// The ring is not in memory.
     pub fn notify(&self, memory: &Memory) -> Result<(), Malformed> {
         let wanted = self.queue().needs_notification(memory);
-        if wanted.map_err(|_| BAD_RING)?
-            && let Some(call) = &self.call
-        {
-            call.signal();
+        if wanted.map_err(|_| BAD_RING)? {
+            self.call.send();
         }
         Ok(())
     }

@@ -4,11 +4,12 @@ use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace as Window, AddressSpaceCacheable, And, Device as AmlDevice, EISAName, Field,
     FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Local, Memory32Fixed,
-    Method, Name, Notify, OpRegion, OpRegionSpace, Path, ResourceTemplate, Store, ZERO,
+    Method, Name, Notify, OpRegion, OpRegionSpace, Package, PackageBuilder, Path, ResourceTemplate,
+    Store, ZERO,
 };
 
 use super::Raw;
-use crate::worker::pci::{SLOTS, slots, window};
+use crate::worker::pci::{SLOTS, pin, slots, window};
 
 /// The method that looks which slots have something new.
 pub(super) const SCAN: &str = "\\_SB_.PCI0.PSCN";
@@ -17,8 +18,7 @@ pub(super) const SCAN: &str = "\\_SB_.PCI0.PSCN";
 const DEVICE_CHECK: u8 = 1;
 const EJECT_REQUEST: u8 = 3;
 
-/// Returns the PCI host bridge with its windows. Devices have message-signalled interrupts alone, so
-/// there is no routing of interrupt pins.
+/// Returns the PCI host bridge with its windows.
 pub(super) fn host_bridge() -> Raw {
     let (express, plain) = (EISAName::new("PNP0A08"), EISAName::new("PNP0A03"));
     let hid = Name::new("_HID".into(), &express);
@@ -36,10 +36,11 @@ pub(super) fn host_bridge() -> Raw {
     let template = ResourceTemplate::new(vec![&buses, &config, &ports, &memory]);
     let crs = Name::new("_CRS".into(), &template);
     let slots = hot_plug();
+    let routing = routing();
     let mut bytes = Vec::new();
     AmlDevice::new(
         "PCI0".into(),
-        vec![&hid, &cid, &uid, &segment, &first, &crs, &slots],
+        vec![&hid, &cid, &uid, &segment, &first, &crs, &routing, &slots],
     )
     .to_aml_bytes(&mut bytes);
     Raw(bytes)
@@ -57,6 +58,20 @@ pub(super) fn motherboard() -> Raw {
     let crs = Name::new("_CRS".into(), &template);
     let mut bytes = Vec::new();
     AmlDevice::new("MBRD".into(), vec![&hid, &uid, &crs]).to_aml_bytes(&mut bytes);
+    Raw(bytes)
+}
+
+/// Returns `_PRT`: which pin of the I/O APIC the interrupt pin INTA of each slot leads to.
+fn routing() -> Raw {
+    let mut routes = PackageBuilder::new();
+    for slot in 1..SLOTS as u8 {
+        // All functions of the slot.
+        let address = u32::from(slot) << 16 | 0xffff;
+        let pin = pin(slot);
+        routes.add_element(&Package::new(vec![&address, &ZERO, &ZERO, &pin]));
+    }
+    let mut bytes = Vec::new();
+    Name::new("_PRT".into(), &routes).to_aml_bytes(&mut bytes);
     Raw(bytes)
 }
 

@@ -132,17 +132,17 @@ impl Ioapic {
     }
 
     /// Sets the line of a level-triggered device.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the devices so far have edges"))]
     pub(super) fn set_line(&mut self, pin: u32, high: bool) {
         let bit = 1 << pin;
-        let rises = high && self.asserted & bit == 0;
-        self.asserted = if high {
-            self.asserted | bit
-        } else {
-            self.asserted & !bit
-        };
-        if rises {
+        if high == (self.asserted & bit != 0) {
+            return;
+        }
+        self.asserted ^= bit;
+        if high {
             self.latched |= bit;
+        } else if self.entries[pin as usize] & entry::LEVEL != 0 {
+            // Nothing is left of a level that nobody has seen.
+            self.latched &= !bit;
         }
         self.evaluate(pin as usize);
     }

@@ -23,6 +23,7 @@ mod offset {
     pub(super) const SUBSYSTEM: usize = 0x2e;
     pub(super) const CAPABILITIES: usize = 0x34;
     pub(super) const INTERRUPT_LINE: usize = 0x3c;
+    pub(super) const INTERRUPT_PIN: usize = 0x3d;
     pub(super) const END: usize = 0x40;
 }
 
@@ -35,7 +36,8 @@ mod command {
     pub(super) const WRITABLE: u16 = IO | MEMORY | MASTER | INTERRUPT_DISABLE;
 }
 
-/// Bit of the status register: there is a list of capabilities.
+/// Bits of the status register: an interrupt is pending; there is a list of capabilities.
+const INTERRUPT_STATUS: u16 = 1 << 3;
 const HAS_CAPABILITIES: u16 = 1 << 4;
 
 /// IDs and class of a function.
@@ -139,6 +141,23 @@ impl Header {
         let status = self.get16(offset::STATUS);
         self.put16(offset::STATUS, status | HAS_CAPABILITIES);
         at + 2
+    }
+
+    /// Gives the function the interrupt pin INTA.
+    pub fn add_pin(&mut self) {
+        self.bytes[offset::INTERRUPT_PIN] = 1;
+    }
+
+    /// Returns whether the function may assert its interrupt pin.
+    pub fn allows_pin(&self) -> bool {
+        self.get16(offset::COMMAND) & command::INTERRUPT_DISABLE == 0
+    }
+
+    /// Sets the bit that says whether an interrupt is pending.
+    pub fn set_interrupt_status(&mut self, is_pending: bool) {
+        let status = self.get16(offset::STATUS) & !INTERRUPT_STATUS;
+        let bit = if is_pending { INTERRUPT_STATUS } else { 0 };
+        self.put16(offset::STATUS, status | bit);
     }
 
     /// Reads `size` bytes at offset `at`.

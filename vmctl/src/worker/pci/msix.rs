@@ -70,6 +70,11 @@ impl Msix {
         })
     }
 
+    /// Returns whether the function uses MSI-X instead of its pin.
+    pub fn is_enabled(&self, header: &Header) -> bool {
+        header.read(self.control, 2) & ENABLE != 0
+    }
+
     /// Returns the number of vectors.
     pub fn vectors(&self) -> u16 {
         self.events.len() as u16

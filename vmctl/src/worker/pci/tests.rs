@@ -10,7 +10,8 @@ fn bus() -> Bus {
     let mut bus = Bus::default();
     assert_eq!(bus.free_slot(), Some(1));
     let device = Box::new(Entropy);
-    let transport = Transport::new(1, device, ram.mapping().clone()).unwrap();
+    let pins = Arc::new(Event::new().unwrap());
+    let transport = Transport::new(1, device, ram.mapping().clone(), pins).unwrap();
     bus.insert(1, Box::new(transport));
     bus
 }

@@ -26,6 +26,7 @@ const QUEUE: u16 = 16;
 pub(super) struct Driver {
     transport: Transport,
     memory: Memory,
+    pins: Arc<Event>,
     sent: u16,
     /// The one queue that it uses.
     queue: u16,
@@ -37,11 +38,13 @@ impl Driver {
     pub(super) fn new(device: Box<dyn Device>) -> Self {
         let ram = Ram::new(4 << 20).unwrap();
         let memory = ram.mapping().clone();
-        let mut transport = Transport::new(1, device, memory.clone()).unwrap();
+        let pins = Arc::new(Event::new().unwrap());
+        let mut transport = Transport::new(1, device, memory.clone(), Arc::clone(&pins)).unwrap();
         transport.connect(&mut Vec::new());
         Self {
             transport,
             memory,
+            pins,
             sent: 0,
             queue: 0,
             kept: 0,
@@ -228,7 +231,7 @@ fn a_console_writes_and_reads() {
     driver.transport.config_changed();
     assert_eq!(driver.get(0x2000, 4), 43 << 16 | 132);
     assert_ne!(driver.get(0x15, 1), generation);
-    assert_eq!(driver.get(0x1000, 1), 2, "the configuration has changed");
+    assert_eq!(driver.get(0x1000, 1), 3, "both kinds of interrupts");
     assert!(!port.resize(132, 43));
 }
 
@@ -311,6 +314,32 @@ fn a_reset_lets_a_driver_begin_anew() {
         assert_eq!(driver.used(), 0, "nobody looks at the queue");
         driver.reset();
     }
+}
+
+#[test]
+fn without_msix_a_device_interrupts_by_its_pin() {
+    let mut driver = entropy();
+    assert_eq!(driver.transport.header().read(0x3d, 1), 1);
+    driver.start(0);
+    assert!(!driver.transport.is_asserted());
+    driver.send(&[(0x4_0000, 16, true)]);
+    driver.answer();
+    driver.wait("an interrupt", |driver| driver.transport.is_asserted());
+    assert!(driver.pins.is_signalled());
+    assert_ne!(driver.transport.read_config(6, 2) & 1 << 3, 0);
+    // Disabled in the command register.
+    driver.transport.write_config(4, 2, 0x403, &mut Vec::new());
+    assert!(!driver.transport.is_asserted());
+    driver.transport.write_config(4, 2, 3, &mut Vec::new());
+    assert!(driver.transport.is_asserted());
+    assert_eq!(driver.get(0x1000, 1), 1, "a queue has something");
+    assert!(!driver.transport.is_asserted());
+    assert_eq!(driver.transport.read_config(6, 2) & 1 << 3, 0);
+    driver.send(&[(0x4_0000, 16, true)]);
+    driver.answer();
+    driver.wait("an interrupt", |driver| driver.transport.is_asserted());
+    driver.reset();
+    assert!(!driver.transport.is_asserted());
 }
 
 type Misdeed = fn(&mut Driver);

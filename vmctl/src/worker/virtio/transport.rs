@@ -20,7 +20,7 @@ use vm_memory::GuestAddress;
 
 use super::registers::{self, Action, Registers, View};
 use super::thread::{QueueThread, Work};
-use super::{Device, Kind, Notifier, Vring};
+use super::{Device, Interrupt, Kind, Notifier, Vring};
 use crate::worker::event::Event;
 use crate::worker::memory::Memory;
 use crate::worker::pci::header::{Header, Identity, Space};
@@ -90,6 +90,7 @@ pub struct Transport {
     queues: Vec<QueueState>,
     /// Shared with the queues' threads. A reset replaces it.
     notifier: Arc<Notifier>,
+    pins: Arc<Event>,
     /// Doorbell tag of the first queue.
     tag: u16,
     /// First I/O port of the doorbells that the driver knows.
@@ -99,12 +100,18 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Puts registers for slot `slot` in front of `device`.
+    /// Puts registers for slot `slot` in front of `device`. `pins` wakes the thread that looks at
+    /// [`Self::is_asserted`].
     ///
     /// # Errors
     ///
     /// The process has no file descriptors left.
-    pub fn new(slot: u8, device: Box<dyn Device>, memory: Memory) -> io::Result<Self> {
+    pub fn new(
+        slot: u8,
+        device: Box<dyn Device>,
+        memory: Memory,
+        pins: Arc<Event>,
+    ) -> io::Result<Self> {
         let kind = device.kind();
         let id = (VENDOR, FIRST_DEVICE + kind.id());
         let mut header = Header::new(Identity {
@@ -128,6 +135,7 @@ impl Transport {
         let ports_at = u32::from(*window::IO.start()) + slot * window::SLOT_IO;
         header.add_bar(MEMORY_BAR, Space::Memory, region::SIZE, memory_at);
         header.add_bar(NOTIFY_BAR, Space::Io, ports, ports_at);
+        header.add_pin();
         let access = add_capabilities(&mut header, ports.next_power_of_two());
         let vectors = queues.len() as u16 + 1;
         let bar = MEMORY_BAR as u32;
@@ -139,7 +147,8 @@ impl Transport {
             device,
             memory,
             queues,
-            notifier: Arc::default(),
+            notifier: Arc::new(Notifier::new(Arc::clone(&pins))),
+            pins,
             tag: FIRST_TAG + slot as u16 * MAX_QUEUES as u16,
             doorbells: None,
             access,
@@ -189,8 +198,15 @@ impl Transport {
         self.device.close();
     }
 
+    /// Returns whether the device asserts its interrupt pin.
+    pub fn is_asserted(&self) -> bool {
+        self.notifier.has_isr() && !self.msix.is_enabled(&self.header) && self.header.allows_pin()
+    }
+
     /// Reads configuration space.
     pub fn read_config(&mut self, at: usize, size: u8) -> u32 {
+        let has_isr = self.notifier.has_isr() && !self.msix.is_enabled(&self.header);
+        self.header.set_interrupt_status(has_isr);
         match self.access_target(at, size) {
             Some((bar, offset)) => self.read(bar, offset, size) as u32,
             None => self.header.read(at, size),
@@ -347,7 +363,7 @@ impl Transport {
             for queue in &mut self.queues {
                 queue.thread = None;
             }
-            self.notifier = Arc::default();
+            self.notifier = Arc::new(Notifier::new(Arc::clone(&self.pins)));
             self.registers.complete_reset();
         }
         for (setup, queue) in self.registers.queues.iter_mut().zip(&mut self.queues) {
@@ -406,7 +422,14 @@ impl Transport {
             index: index as u16,
             queue: Mutex::new(queue),
             kick: Arc::clone(&state.kick),
-            call: self.msix.event(setup.vector).cloned(),
+            call: match (
+                self.msix.is_enabled(&self.header),
+                self.msix.event(setup.vector),
+            ) {
+                (false, _) => Interrupt::Pin(Arc::clone(&self.notifier)),
+                (true, Some(event)) => Interrupt::Vector(Arc::clone(event)),
+                (true, None) => Interrupt::None,
+            },
         }))
     }
 }
