@@ -24,6 +24,8 @@ pub mod event;
 mod exit;
 mod firmware;
 mod gate;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 mod inherited;
 mod journal;
 pub mod loader;

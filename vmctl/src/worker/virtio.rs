@@ -243,6 +243,16 @@ impl fmt::Display for Malformed {
 const BAD_RING: Malformed = Malformed("the ring's index or address is invalid");
 
 impl Vring {
+    /// Returns a queue whose notifications signal `kick`, and which interrupts by `call`.
+    pub fn new(index: u16, queue: Queue, kick: Arc<Event>, call: Interrupt) -> Self {
+        Self {
+            index,
+            queue: Mutex::new(queue),
+            kick,
+            call,
+        }
+    }
+
     /// Takes the next chain that the driver has made available.
     ///
     /// # Errors

@@ -281,7 +281,7 @@ impl Receive {
     /// Hands on what was typed. Returns true if the guest has no buffers for the rest of it.
     fn receive(&self, memory: &Memory, vring: &Vring, stop: &Event) -> Result<bool, Malformed> {
         let mut needs_buffers = false;
-        while self.0.has_typed() && !stop.is_signalled() {
+        while self.0.has_typed() {
             let Some(chain) = vring.pop(memory)? else {
                 needs_buffers = true;
                 break;
@@ -291,6 +291,10 @@ impl Receive {
             let bytes = self.0.take_typed(writable.len());
             let written = writable.write(memory, &bytes);
             vring.push(memory, head, written as u32)?;
+            // Empty buffers take nothing.
+            if stop.is_signalled() {
+                break;
+            }
         }
         vring.notify(memory)?;
         Ok(needs_buffers)

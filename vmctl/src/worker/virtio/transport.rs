@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -418,19 +418,16 @@ impl Transport {
             .ok_or(QueueError::Address)?;
         // A signal of the time before is void: the thread looks at the ring first.
         state.kick.clear();
-        Ok(Some(Vring {
-            index: index as u16,
-            queue: Mutex::new(queue),
-            kick: Arc::clone(&state.kick),
-            call: match (
-                self.msix.is_enabled(&self.header),
-                self.msix.event(setup.vector),
-            ) {
-                (false, _) => Interrupt::Pin(Arc::clone(&self.notifier)),
-                (true, Some(event)) => Interrupt::Vector(Arc::clone(event)),
-                (true, None) => Interrupt::None,
-            },
-        }))
+        let call = match (
+            self.msix.is_enabled(&self.header),
+            self.msix.event(setup.vector),
+        ) {
+            (false, _) => Interrupt::Pin(Arc::clone(&self.notifier)),
+            (true, Some(event)) => Interrupt::Vector(Arc::clone(event)),
+            (true, None) => Interrupt::None,
+        };
+        let kick = Arc::clone(&state.kick);
+        Ok(Some(Vring::new(index as u16, queue, kick, call)))
     }
 }
 
