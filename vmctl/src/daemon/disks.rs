@@ -142,9 +142,10 @@ impl Vms {
                 let message = format!("{name}: {disk}: {reason}");
                 let refusal = Err(failure(FailureKind::State, message));
                 let Ok(vm) = self.vm(name) else { return };
-                match vm.attaching.iter().any(|attaching| attaching.name == disk) {
-                    true => self.attach_ended(name, &disk, refusal),
-                    false => self.detach_ended(name, &disk, refusal),
+                // If nobody here asked for either, an earlier daemon began to attach the disk.
+                match vm.detaching.contains(&disk) {
+                    true => self.detach_ended(name, &disk, refusal),
+                    false => self.attach_ended(name, &disk, refusal),
                 }
             }
             _ => {}
@@ -173,12 +174,12 @@ impl Vms {
         let Ok(vm) = self.vm_mut(name) else { return };
         let detaching = std::mem::take(&mut vm.detaching);
         // An image that is still being opened is none of the worker's.
-        let attaching: Vec<_> = vm.attaching.iter().map(|disk| disk.name.clone()).collect();
-        let config = &vm.record.config;
-        let sent = attaching
-            .into_iter()
-            .filter(|name| config.disks.iter().any(|disk| disk.name == *name))
-            .collect::<Vec<_>>();
+        let is_sent = |disk: &&DiskConfig| {
+            let mut disks = vm.record.config.disks.iter();
+            disks.any(|other| other.name == disk.name)
+        };
+        let sent = vm.attaching.iter().filter(is_sent);
+        let sent: Vec<_> = sent.map(|disk| disk.name.clone()).collect();
         let ended = |disk: &str, what: &str| {
             let message = format!("{name}: the VM ended before {disk} was {what}");
             Err(failure(FailureKind::Ended, message))
@@ -240,7 +241,8 @@ fn wrong(name: &str, what: &dyn fmt::Display) -> Failure {
 fn refused(name: &str, error: &DiskError) -> Failure {
     let kind = match error.problem {
         Problem::InUse => FailureKind::State,
-        Problem::Wrong | Problem::Exists | Problem::Io => FailureKind::Config,
+        Problem::Wrong | Problem::Exists => FailureKind::Config,
+        Problem::Io => FailureKind::Internal,
     };
     failure(kind, format!("{name}: {error}"))
 }

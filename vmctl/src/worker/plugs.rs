@@ -30,6 +30,8 @@ pub(super) enum Outcome {
 #[derive(Debug)]
 pub(super) struct Plugs {
     disks: Mutex<Vec<Monitor>>,
+    /// Names of disks whose images are being opened.
+    opening: Mutex<Vec<String>>,
     outcomes: Mutex<Vec<Outcome>>,
     /// Threads that close devices, and work on guest memory until they end.
     closing: Mutex<Vec<JoinHandle<()>>>,
@@ -42,6 +44,7 @@ impl Plugs {
     pub(super) fn new(wake: Arc<Event>) -> Self {
         Self {
             disks: Mutex::default(),
+            opening: Mutex::default(),
             outcomes: Mutex::default(),
             closing: Mutex::default(),
             wake,
@@ -58,10 +61,11 @@ impl Plugs {
         lock(&self.disks).iter().map(Monitor::status).collect()
     }
 
-    /// Returns the names of the disks.
+    /// Returns the names of the disks, and of those whose images are being opened.
     pub(super) fn names(&self) -> Vec<String> {
         let disks = lock(&self.disks);
-        disks.iter().map(|disk| disk.name().to_owned()).collect()
+        let names = disks.iter().map(|disk| disk.name().to_owned());
+        names.chain(lock(&self.opening).iter().cloned()).collect()
     }
 
     /// Opens the image of a disk, whose files are open and locked.
@@ -70,12 +74,22 @@ impl Plugs {
     ///
     /// The process can have no more threads.
     pub(super) fn open(self: &Arc<Self>, disk: DiskConfig, files: Vec<OwnedFd>) -> io::Result<()> {
-        let plugs = Arc::clone(self);
+        let (plugs, name) = (Arc::clone(self), disk.name.clone());
+        lock(&self.opening).push(name.clone());
         let work = move || {
             let image = open(&disk, files);
             plugs.report(Outcome::Opened(Box::new(disk), image));
         };
-        Builder::new().name("open".to_owned()).spawn(work).map(drop)
+        let started = Builder::new().name("open".to_owned()).spawn(work);
+        if started.is_err() {
+            self.opened(&name);
+        }
+        started.map(drop)
+    }
+
+    /// Notes that the image of a disk is no longer being opened.
+    pub(super) fn opened(&self, name: &str) {
+        lock(&self.opening).retain(|opening| opening != name);
     }
 
     /// Closes a device that was taken off the bus.

@@ -289,6 +289,7 @@ impl Service {
         let event = match outcome {
             Outcome::Closed(name) => WorkerEvent::Detached { name },
             Outcome::Opened(disk, image) => {
+                self.machine.plugs.opened(&disk.name);
                 let plugged = image.and_then(|image| build::plug_disk(&self.machine, &disk, image));
                 let name = disk.name;
                 match plugged {

@@ -78,6 +78,29 @@ fn a_running_vm_gets_and_loses_disks() {
 }
 
 #[test]
+fn a_disk_that_is_being_opened_when_the_daemon_dies_is_not_forgotten() {
+    let mut machine = Machine::on();
+    machine.running("demo", "cmdline = 'opens-long'");
+    let data = image(&machine, "data.raw");
+    let client = machine.spawn(&["attach", "demo", "disk", &data]);
+    eventually("the worker opens the image", || {
+        defined(&machine, "demo") == ["data"]
+    });
+    machine.kill_daemon();
+    client.end().fails(8);
+    machine.start_daemon(&["--without-driver"]);
+    machine.vmctl(&["info", "demo"]).ok();
+    assert_eq!(defined(&machine, "demo"), ["data"]);
+    let mut console = machine.spawn(&["console", "demo"]);
+    console.say("give up\n");
+    eventually("the disk is refused", || {
+        defined(&machine, "demo").is_empty()
+    });
+    console.say("\x1d");
+    console.end().ok();
+}
+
+#[test]
 fn what_is_refused_leaves_nothing() {
     let machine = Machine::on();
     machine.running("demo", "");
