@@ -3,15 +3,37 @@
 # Ends the script with a line that says what was not as it should be, and what the VMs were at.
 fail() {
     echo "FAILED: $*"
-    if [ -S /run/microvisor/control.sock ]; then
-        vmctl list
-        vmctl list | awk 'NR > 2 { print $2 }' | while read -r vm; do
-            echo "== $vm"
-            vmctl info "$vm"
-            vmctl logs "$vm" | tail -n 5
-        done
-    fi
+    explain_vms
     exit 1
+}
+
+# Says what the VMs are at.
+explain_vms() {
+    [ -S /run/microvisor/control.sock ] || return 0
+    vmctl list
+    vmctl list | awk 'NR > 2 { print $2 }' | while read -r vm; do
+        echo "== $vm"
+        vmctl info "$vm"
+        vmctl logs "$vm" | tail -n 5
+    done
+}
+
+# explain_hang SECONDS: once 9/10 of the script's time is over, says which processes there are, what each of their
+# threads waits for, and what the VMs are at.
+explain_hang() {
+    sleep $(($1 * 9 / 10 - $(cut -d. -f1 /proc/uptime)))
+    echo "The script has not ended after 9/10 of its time."
+    for process in /proc/[0-9]*; do
+        # Kernel threads have no command line.
+        command=$(tr '\0' ' ' <"$process/cmdline") && [ -n "$command" ] || continue
+        echo "== ${process#/proc/} $command"
+        for thread in "$process"/task/*; do
+            echo "$(cat "$thread/comm"): system call $(cat "$thread/syscall")"
+            cat "$thread/stack"
+        done
+    done 2>/dev/null
+    explain_vms
+    vmctl hv-log | tail -n 20
 }
 
 # expect WORD COMMAND...: the command succeeds and prints something that contains WORD.

@@ -94,6 +94,8 @@ impl Ended {
 }
 
 const CONSOLE: &str = "console.log";
+/// What QEMU's monitor answers.
+const MONITOR: &str = "monitor";
 /// A scratch disk, in bytes.
 const DISK_SIZE: u64 = 64 << 20;
 
@@ -136,7 +138,11 @@ impl Machine {
             File::create(file).map_err(context(file))?;
             qemu.arg("-serial").arg(format!("file:{}", file.display()));
         }
-        qemu.args(["-monitor", "none"]).stdin(Stdio::null());
+        let monitor = folder.join(MONITOR);
+        let answers = File::create(&monitor).map_err(context(&monitor))?;
+        qemu.args(["-monitor", "stdio"])
+            .stdin(Stdio::piped())
+            .stdout(answers);
         let name = script.file_stem().unwrap_or_default().to_string_lossy();
         let name = name.into_owned();
         match supervise::script(&mut qemu, &files, self.timeout, output) {
@@ -207,6 +213,8 @@ impl Machine {
             qemu.args(["-seed", "1", "-icount", "shift=0,sleep=off"])
                 .args(["-rtc", "base=2026-01-01,clock=vm"]);
             options.push_str(" nokaslr norandmaps");
+        } else if script.is_some() {
+            options.push_str(&format!(" script_timeout={}", self.timeout.as_secs()));
         }
         // It warns of every feature of the CPU model that TCG lacks.
         let errors = folder.join("qemu.log");
@@ -269,11 +277,20 @@ fn failure(what: &str, folder: &RunFolder, name: &str) -> String {
         .lines()
         .filter(|line| !line.contains("TCG doesn't support requested feature"))
         .collect();
+    let monitor = fs::read_to_string(folder.join(MONITOR)).unwrap_or_default();
+    let registers: Vec<&str> = monitor
+        .lines()
+        .filter(|line| line.starts_with("CPU#") || line.starts_with("RIP="))
+        .collect();
     let kept = match folder.keep(&log, name) {
         Ok(kept) => kept.display().to_string(),
         Err(error) => error,
     };
     let mut message = format!("{what}; the console ({kept}) ends:\n{last}");
+    if !registers.is_empty() {
+        message.push_str("\nThe CPUs are at:\n");
+        message.push_str(&registers.join("\n"));
+    }
     if !errors.is_empty() {
         message.push_str("\nQEMU says:\n");
         message.push_str(&errors.join("\n"));

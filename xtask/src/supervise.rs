@@ -16,6 +16,8 @@ const TICK: Duration = Duration::from_millis(20);
 const POWER_OFF: Duration = Duration::from_secs(30);
 /// How long the microvisor may take to say all about its own failure.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long QEMU's monitor may take for an answer.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// The microvisor's lines after which nothing comes.
 const REFUSAL: &str = "microvisor: cannot start: ";
@@ -63,6 +65,9 @@ pub(crate) fn script(
         }
         std::thread::sleep(TICK);
     };
+    if !off && status(&files.status).is_none() {
+        machine.ask_where();
+    }
     drop(machine);
     // What came between the last look and the end.
     from.copy(output)?;
@@ -206,6 +211,17 @@ impl Running {
 
     fn is_late(&self) -> bool {
         Instant::now() >= self.end
+    }
+
+    /// Asks QEMU's monitor for the CPUs' registers, twice.
+    fn ask_where(&mut self) {
+        if let Some(monitor) = &mut self.child.stdin {
+            for _ in 0..2 {
+                // A monitor that does not answer says enough.
+                let _ = monitor.write_all(b"info registers -a\n");
+                std::thread::sleep(ANSWER);
+            }
+        }
     }
 
     /// Gives it no more than that from now on.

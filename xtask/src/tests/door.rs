@@ -27,7 +27,8 @@ pub(super) fn run(report: &mut Report, parts: &LazyParts) {
         let addition = folder()?.join("added.txt");
         fs::write(&addition, "added").map_err(context(&addition))?;
         let add = format!("{}:added/file", addition.display());
-        let (status, output) = script(parts, HARD_TO_PLEASE, 120, &[add.parse()?])?;
+        let mut output = Vec::new();
+        let status = run_script(parts, HARD_TO_PLEASE, 120, &[add.parse()?], &mut output)?;
         let mut expected: Vec<u8> = (0..=255).collect();
         for number in 1..=100_000 {
             expected.extend(format!("{number}\n").bytes());
@@ -45,27 +46,46 @@ pub(super) fn run(report: &mut Report, parts: &LazyParts) {
             None => Ok(()),
         }
     });
-    for (name, text, timeout, says) in [
-        ("a reset", "reboot -f", 120, "before the script ended"),
-        (
-            "a panic of VM 0",
-            "echo c >/proc/sysrq-trigger",
-            120,
-            "before the script ended",
-        ),
-        ("a hang", "sleep 1000", 20, "hangs"),
+    for (name, text) in [
+        ("a reset", "reboot -f"),
+        ("a panic of VM 0", "echo c >/proc/sysrq-trigger"),
     ] {
         report.test(&format!("door: {name} is an error"), || {
-            match script(parts, text, timeout, &[]) {
-                Err(why) if why.contains(says) => Ok(()),
-                Err(why) => Err(why),
-                Ok((status, _)) => Err(format!("it was status {status}")),
+            let (why, _) = failure(parts, text, 120)?;
+            if why.contains("before the script ended") {
+                Ok(())
+            } else {
+                Err(why)
             }
         });
     }
+    report.test("door: a hang is an error, and says where", || {
+        let (why, output) = failure(parts, "sleep 1000", 40)?;
+        let output = String::from_utf8_lossy(&output);
+        if why.contains("hangs") && why.contains("RIP=") && output.contains("sleep 1000") {
+            Ok(())
+        } else {
+            Err(format!("{why}; it printed: {output}"))
+        }
+    });
 }
 
-fn script(parts: &LazyParts, text: &str, timeout: u64, add: &[Addition]) -> Result<(u8, Vec<u8>)> {
+/// What a script that fails is an error with, and what it printed.
+fn failure(parts: &LazyParts, text: &str, timeout: u64) -> Result<(String, Vec<u8>)> {
+    let mut output = Vec::new();
+    match run_script(parts, text, timeout, &[], &mut output) {
+        Err(why) => Ok((why, output)),
+        Ok(status) => Err(format!("it was status {status}")),
+    }
+}
+
+fn run_script(
+    parts: &LazyParts,
+    text: &str,
+    timeout: u64,
+    add: &[Addition],
+    output: &mut Vec<u8>,
+) -> Result<u8> {
     let path = folder()?.join("door.sh");
     fs::write(&path, text).map_err(context(&path))?;
     let machine = Machine {
@@ -73,7 +93,6 @@ fn script(parts: &LazyParts, text: &str, timeout: u64, add: &[Addition]) -> Resu
         timeout: Duration::from_secs(timeout),
         ..Machine::default()
     };
-    let mut output = Vec::new();
-    let ended = machine.script(parts.get()?, &path, &mut output)?;
-    Ok((ended.status, output))
+    let ended = machine.script(parts.get()?, &path, output)?;
+    Ok(ended.status)
 }
