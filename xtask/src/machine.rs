@@ -208,7 +208,9 @@ impl Machine {
                     disk.display()
                 ));
         }
-        let mut options = "console=ttyS0 panic=-1 quiet".to_owned();
+        // On a busy host the emulated timer is late, and Linux takes that for a broken IO-APIC and panics;
+        // the option is what Linux sets by itself on the hypervisors that it knows.
+        let mut options = "console=ttyS0 panic=-1 quiet no_timer_check".to_owned();
         if self.icount {
             qemu.args(["-seed", "1", "-icount", "shift=0,sleep=off"])
                 .args(["-rtc", "base=2026-01-01,clock=vm"]);
