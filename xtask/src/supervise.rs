@@ -65,7 +65,7 @@ pub(crate) fn script(
         }
         std::thread::sleep(TICK);
     };
-    if !off && status(&files.status).is_none() {
+    if !off && fatal.is_none() {
         machine.ask_where();
     }
     drop(machine);
