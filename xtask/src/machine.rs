@@ -96,6 +96,8 @@ impl Ended {
 const CONSOLE: &str = "console.log";
 /// What QEMU's monitor answers.
 const MONITOR: &str = "monitor";
+/// What QEMU complains of.
+const ERRORS: &str = "qemu.log";
 /// A scratch disk, in bytes.
 const DISK_SIZE: u64 = 64 << 20;
 
@@ -218,8 +220,7 @@ impl Machine {
         } else if script.is_some() {
             options.push_str(&format!(" script_timeout={}", self.timeout.as_secs()));
         }
-        // It warns of every feature of the CPU model that TCG lacks.
-        let errors = folder.join("qemu.log");
+        let errors = folder.join(ERRORS);
         qemu.stderr(File::create(&errors).map_err(context(&errors))?);
         if !self.bare && self.boot == Boot::Direct {
             qemu.arg("-kernel").arg(&parts.image);
@@ -274,28 +275,27 @@ fn failure(what: &str, folder: &RunFolder, name: &str) -> String {
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     let last = lines[lines.len().saturating_sub(20)..].join("\n");
-    let errors = fs::read_to_string(folder.join("qemu.log")).unwrap_or_default();
-    let errors: Vec<&str> = errors
-        .lines()
-        .filter(|line| !line.contains("TCG doesn't support requested feature"))
-        .collect();
-    let monitor = fs::read_to_string(folder.join(MONITOR)).unwrap_or_default();
-    let registers: Vec<&str> = monitor
-        .lines()
-        .filter(|line| line.starts_with("CPU#") || line.starts_with("RIP="))
-        .collect();
     let kept = match folder.keep(&log, name) {
         Ok(kept) => kept.display().to_string(),
         Err(error) => error,
     };
     let mut message = format!("{what}; the console ({kept}) ends:\n{last}");
-    if !registers.is_empty() {
-        message.push_str("\nThe CPUs are at:\n");
-        message.push_str(&registers.join("\n"));
-    }
-    if !errors.is_empty() {
-        message.push_str("\nQEMU says:\n");
-        message.push_str(&errors.join("\n"));
-    }
+    message += &section("The CPUs are at", &folder.join(MONITOR), |line| {
+        line.starts_with("CPU#") || line.starts_with("RIP=")
+    });
+    // QEMU warns of every feature of the CPU model that TCG lacks.
+    message += &section("QEMU says", &folder.join(ERRORS), |line| {
+        !line.contains("TCG doesn't support requested feature")
+    });
     message
+}
+
+/// The lines of a file that are wanted, below a title; nothing if there are none.
+fn section(title: &str, file: &Path, wanted: impl Fn(&str) -> bool) -> String {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().filter(|line| wanted(line)).collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    format!("\n{title}:\n{}", lines.join("\n"))
 }
