@@ -15,8 +15,7 @@ vmctl logs demo | tr -d '\r' | sed -n '/^1$/,/^3000$/p' | cmp - /tmp/numbers || 
 
 # More typing than the console keeps, while the guest does not read. The echo is off before the typing starts: echoed
 # characters would stand before the sum in its line.
-tell demo 'stty -echo; echo si""lent; sleep 2; head -n 1000 | md5sum; stty echo; echo re""ad'
-eventually 60 printed demo '^silent.$'
+answer demo "silent" 'stty -echo; echo silent; sleep 2; head -n 1000 | md5sum; stty echo; echo re""ad'
 seq 1000 | sed 's/^/a line that is not short: /' >/tmp/lines
 cat /tmp/lines >/tmp/demo.typing
 eventually 60 printed demo '^read.$'
