@@ -16,7 +16,10 @@ refuse "31: a VM has at most 30 disks" vmctl create more.toml
     cat demo.toml
     printf '[[disk]]\npath = "disk31.raw"\n'
 } >odd.toml
+refuse "disk31.raw: 1000 bytes are no whole number of 512-byte sectors" vmctl create odd.toml --name odd
+truncate -s 1024 disk31.raw
 expect "odd: defined" vmctl create odd.toml --name odd
+truncate -s 1000 disk31.raw
 refuse "disk31.raw: 1000 bytes are no whole number of 512-byte sectors" vmctl start odd --wait --timeout 60s
 expect "demo: defined" vmctl create many.toml --set vcpus=4
 start demo

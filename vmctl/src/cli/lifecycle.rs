@@ -8,6 +8,7 @@ use guest_proto::control::{Request, Until, VmState, VmStatus};
 use super::{console, output};
 use crate::client::Client;
 use crate::config::{Loaded, parse_duration};
+use crate::disk::Chain;
 use crate::exit::{Exit, Failed};
 use crate::worker::loader::{Initrd, Kernel};
 
@@ -95,13 +96,17 @@ fn define(args: &CreateArgs, client: &mut Client) -> Result<VmStatus, Failed> {
     set.extend(args.name.iter().map(quoted));
     let loaded = Loaded::read(&args.config, &set).map_err(|e| wrong(e.to_string()))?;
     loaded.check_files().map_err(|e| wrong(e.to_string()))?;
-    // The worker looks again; this is to say it early.
+    // The worker checks these contents again; here the user learns of an error before the VM exists.
     let config = &loaded.config;
     Kernel::open(&config.kernel)
         .map_err(|e| wrong(format!("{}: kernel: {e}", loaded.locate("kernel"))))?;
     if let Some(initrd) = &config.initrd {
         Initrd::open(initrd)
             .map_err(|e| wrong(format!("{}: initrd: {e}", loaded.locate("initrd"))))?;
+    }
+    for disk in &config.disks {
+        Chain::check_disk(disk)
+            .map_err(|e| wrong(format!("{}: disk: {e}", loaded.locate("disk"))))?;
     }
     let config = config.to_toml().map_err(|e| wrong(e.to_string()))?;
     client.status(&Request::Define { config })

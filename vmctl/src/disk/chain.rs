@@ -143,9 +143,7 @@ impl Chain {
         for link in &backing {
             link.lock(Access::Read).map_err(|e| e.behind(path))?;
         }
-        if let (Access::Write, Some(header)) = (access, &image.header) {
-            check_writable(&image, header)?;
-        }
+        check_access(&image, access)?;
         Ok(Self {
             image,
             backing,
@@ -159,12 +157,20 @@ impl Chain {
     ///
     /// As [`Self::open`].
     pub fn of_disk(disk: &DiskConfig) -> Result<Self, DiskError> {
-        let format = match disk.format {
-            Some(format) => format,
-            None => Format::detect(&disk.path)?,
-        };
         let dirs = BackingDirs::Only(&disk.backing_dirs);
-        Self::open(&disk.path, format, disk.access(), dirs)
+        Self::open(&disk.path, format_of(disk)?, disk.access(), dirs)
+    }
+
+    /// Checks the files of a disk as [`Self::of_disk`] does, without locks: another VM may be using
+    /// the image now.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`], but for the locks.
+    pub fn check_disk(disk: &DiskConfig) -> Result<(), DiskError> {
+        let dirs = BackingDirs::Only(&disk.backing_dirs);
+        let (image, _) = walk(&disk.path, format_of(disk)?, disk.access(), dirs)?;
+        check_access(&image, disk.access())
     }
 
     /// Makes a chain of the files of [`Self::into_files`]. They are locked, so that nobody has changed
@@ -232,9 +238,21 @@ impl Chain {
     }
 }
 
-/// Refuses what `imago` can't write. Where it finds the header's own cluster to be free it takes
-/// it, and its search for free clusters has no end.
-fn check_writable(image: &Link, header: &Header) -> Result<(), DiskError> {
+/// Returns the format of a disk: the one that its configuration says, or the one that the image's
+/// name and contents agree on.
+fn format_of(disk: &DiskConfig) -> Result<Format, DiskError> {
+    match disk.format {
+        Some(format) => Ok(format),
+        None => Format::detect(&disk.path),
+    }
+}
+
+/// Refuses an image that `imago` can't write, if it is to be written. If the header's own cluster
+/// counts as free, `imago` overwrites the header, and its search for free clusters has no end.
+fn check_access(image: &Link, access: Access) -> Result<(), DiskError> {
+    let (Access::Write, Some(header)) = (access, &image.header) else {
+        return Ok(());
+    };
     let wrong = |what: &str| Err(DiskError::wrong(&image.path, what));
     if header.snapshots != 0 {
         return wrong("has internal snapshots; it can only be read");

@@ -1,6 +1,7 @@
 //! Each mistake has its line and its exit code, and leaves nothing behind.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 
 use crate::machine::{Machine, kernel};
 
@@ -49,6 +50,48 @@ fn configurations() {
         }
     }
     machine.vmctl(&["create", "/no/such.toml"]).fails(3);
+    assert_eq!(fs::read_dir(machine.path("state")).unwrap().count(), 0);
+}
+
+#[test]
+fn disks_whose_images_no_vm_can_use() {
+    let machine = Machine::on();
+    let disk = |arguments: &[&str]| machine.vmctl(&[&["disk"], arguments].concat()).ok();
+    let path = |name: &str| machine.path(name).to_str().unwrap().to_owned();
+    fs::write(machine.path("odd.raw"), [0; 513]).unwrap();
+    fs::write(machine.path("text.qcow2"), "not an image at all").unwrap();
+    for name in ["base.qcow2", "broken.qcow2"] {
+        disk(&["create", &path(name), "1M"]);
+    }
+    let broken = fs::OpenOptions::new()
+        .write(true)
+        .open(path("broken.qcow2"));
+    // The offset of the table of reference counts.
+    broken.unwrap().write_all_at(&[0; 8], 48).unwrap();
+    for name in ["overlay.qcow2", "loop.qcow2"] {
+        disk(&["snapshot", &path("base.qcow2"), &path(name)]);
+    }
+    fs::remove_file(path("base.qcow2")).unwrap();
+    let cases = [
+        ("odd.raw", "513 bytes are no whole number of 512-byte"),
+        ("text.qcow2", "text.qcow2: not a qcow2 image"),
+        ("broken.qcow2", "broken.qcow2: "),
+        ("overlay.qcow2", "base.qcow2: no such file"),
+    ];
+    let refused = |name: &str, expected: &str| {
+        let table = format!("[[disk]]\npath = '{}'", path(name));
+        let config = machine.config("demo", &table);
+        for command in ["create", "run"] {
+            let error = machine.vmctl(&[command, &config]).fails(3);
+            assert!(error.contains("demo.toml:4: disk: "), "{error}");
+            assert!(error.contains(expected), "{error}");
+        }
+    };
+    for (name, expected) in cases {
+        refused(name, expected);
+    }
+    fs::copy(path("loop.qcow2"), path("base.qcow2")).unwrap();
+    refused("loop.qcow2", "the backing files form a loop");
     assert_eq!(fs::read_dir(machine.path("state")).unwrap().count(), 0);
 }
 
