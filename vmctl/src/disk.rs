@@ -80,6 +80,16 @@ impl Format {
         }
     }
 
+    /// Returns the format that the user says, or the one that [`Self::detect`] finds if the user says
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::detect`].
+    pub fn said_or_detected(said: Option<Self>, path: &Path) -> Result<Self, DiskError> {
+        said.map_or_else(|| Self::detect(path), Ok)
+    }
+
     /// What an image looks like. To show it, no more: see [`Self::detect`].
     ///
     /// # Errors

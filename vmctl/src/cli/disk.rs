@@ -126,7 +126,7 @@ impl From<DiskError> for Failed {
 }
 
 fn clone(args: &CloneArgs) -> Result<(), Failed> {
-    let format = format_of(&args.file, args.format)?;
+    let format = Format::said_or_detected(args.format, &args.file)?;
     if !args.full {
         return overlay(&args.file, format, &args.clone);
     }
@@ -145,7 +145,7 @@ fn create(args: &CreateArgs) -> Result<(), Failed> {
         None => None,
         Some(path) => Some(Backing {
             path,
-            format: format_of(path, args.backing_format)?,
+            format: Format::said_or_detected(args.backing_format, path)?,
         }),
     };
     disk::create(&args.file, format, args.size, backing)?;
@@ -166,14 +166,14 @@ fn info(args: &InfoArgs) -> Result<(), Failed> {
 }
 
 fn resize(args: &ResizeArgs) -> Result<(), Failed> {
-    let format = format_of(&args.file, args.format)?;
+    let format = Format::said_or_detected(args.format, &args.file)?;
     let old = disk::resize(&args.file, format, args.size, args.shrink)?;
     let (old, new) = (format_size(old), format_size(args.size));
     say(&args.file, &format!("resized from {old} to {new}"))
 }
 
 fn snapshot(args: &SnapshotArgs) -> Result<(), Failed> {
-    let format = format_of(&args.file, args.format)?;
+    let format = Format::said_or_detected(args.format, &args.file)?;
     overlay(&args.file, format, &args.overlay)
 }
 
@@ -197,10 +197,6 @@ fn explain_place(base: &Path, new: &Path) -> Result<(), Failed> {
         new,
         &format!("a VM needs backing_dirs = {dirs:?} in the [[disk]] table to use this image"),
     )
-}
-
-fn format_of(path: &Path, said: Option<Format>) -> Result<Format, DiskError> {
-    said.map_or_else(|| Format::detect(path), Ok)
 }
 
 fn say(path: &Path, what: &str) -> Result<(), Failed> {

@@ -1,5 +1,6 @@
 //! Commands that change a VM.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -98,15 +99,14 @@ fn define(args: &CreateArgs, client: &mut Client) -> Result<VmStatus, Failed> {
     loaded.check_files().map_err(|e| wrong(e.to_string()))?;
     // The worker checks these contents again; here the user learns of an error before the VM exists.
     let config = &loaded.config;
-    Kernel::open(&config.kernel)
-        .map_err(|e| wrong(format!("{}: kernel: {e}", loaded.locate("kernel"))))?;
+    let wrong_at =
+        |key: &str, e: &dyn Display| wrong(format!("{}: {key}: {e}", loaded.locate(key)));
+    Kernel::open(&config.kernel).map_err(|e| wrong_at("kernel", &e))?;
     if let Some(initrd) = &config.initrd {
-        Initrd::open(initrd)
-            .map_err(|e| wrong(format!("{}: initrd: {e}", loaded.locate("initrd"))))?;
+        Initrd::open(initrd).map_err(|e| wrong_at("initrd", &e))?;
     }
     for disk in &config.disks {
-        Chain::check_disk(disk)
-            .map_err(|e| wrong(format!("{}: disk: {e}", loaded.locate("disk"))))?;
+        Chain::check_disk(disk).map_err(|e| wrong_at("disk", &e))?;
     }
     let config = config.to_toml().map_err(|e| wrong(e.to_string()))?;
     client.status(&Request::Define { config })

@@ -158,7 +158,8 @@ impl Chain {
     /// As [`Self::open`].
     pub fn of_disk(disk: &DiskConfig) -> Result<Self, DiskError> {
         let dirs = BackingDirs::Only(&disk.backing_dirs);
-        Self::open(&disk.path, format_of(disk)?, disk.access(), dirs)
+        let format = Format::said_or_detected(disk.format, &disk.path)?;
+        Self::open(&disk.path, format, disk.access(), dirs)
     }
 
     /// Checks the files of a disk as [`Self::of_disk`] does, without locks: another VM may be using
@@ -169,7 +170,8 @@ impl Chain {
     /// As [`Self::open`], but for the locks.
     pub fn check_disk(disk: &DiskConfig) -> Result<(), DiskError> {
         let dirs = BackingDirs::Only(&disk.backing_dirs);
-        let (image, _) = walk(&disk.path, format_of(disk)?, disk.access(), dirs)?;
+        let format = Format::said_or_detected(disk.format, &disk.path)?;
+        let (image, _) = walk(&disk.path, format, disk.access(), dirs)?;
         check_access(&image, disk.access())
     }
 
@@ -235,15 +237,6 @@ impl Chain {
     /// How many files it has.
     pub(super) fn depth(&self) -> usize {
         1 + self.backing.len()
-    }
-}
-
-/// Returns the format of a disk: the one that its configuration says, or the one that the image's
-/// name and contents agree on.
-fn format_of(disk: &DiskConfig) -> Result<Format, DiskError> {
-    match disk.format {
-        Some(format) => Ok(format),
-        None => Format::detect(&disk.path),
     }
 }
 
