@@ -5,11 +5,12 @@
 )]
 
 use core::arch::global_asm;
+use core::sync::atomic::AtomicU32;
 
 use microvisor::arch::memory::BootMemory;
 use microvisor::arch::paging::{Access, Image};
 use microvisor::arch::stack;
-use microvisor::boot;
+use microvisor::boot::{self, Code};
 
 const CPUS: usize = guest_proto::limits::MAX_CPUS as usize;
 
@@ -139,6 +140,26 @@ trampoline_gdt:
 .global boot_trampoline_end
 boot_trampoline_end:
 
+/* Copied to low memory, which is VM 0's; runs in guest mode. */
+.code64
+.global boot_wait
+boot_wait:
+    iretq                       /* the NMI handler */
+    .org boot_wait + {wait_loop}
+    mov ebx, esi                /* the APIC ID */
+    mov ebp, {mailbox}
+1:  pause
+    cmp word ptr [rbp], 1       /* the upper half of the command's word is reserved */
+    jne 1b
+    cmp [rbp + 4], ebx
+    jne 1b
+    vmmcall                     /* from here on this CPU has all of VM 0's memory */
+    mov rax, [rbp + 8]
+    mov word ptr [rbp], 0       /* tells the waker that the command was taken */
+    jmp rax
+.global boot_wait_end
+boot_wait_end:
+
 .code32
 boot_ap32:
     mov ax, 32
@@ -176,6 +197,8 @@ boot_stack_end:
     top = const stack::TOP,
     stride = const stack::STRIDE,
     aps = const CPUS - 1,
+    wait_loop = const boot::WAIT_LOOP,
+    mailbox = const boot::MAILBOX,
     bsp = sym boot_rust,
     ap = sym boot_rust_ap,
 );
@@ -191,6 +214,9 @@ unsafe extern "C" {
     static image_end_high: u8;
     static boot_trampoline: u8;
     static boot_trampoline_end: u8;
+    static boot_wait: u8;
+    static boot_wait_end: u8;
+    static boot_ap_count: AtomicU32;
 }
 
 extern "C" fn boot_rust(magic: u32, info: u32) -> ! {
@@ -215,13 +241,19 @@ extern "C" fn boot_rust(magic: u32, info: u32) -> ! {
             (bss..end, Access::Write),
         ],
     };
-    let trampoline = &raw const boot_trampoline;
-    let len = (&raw const boot_trampoline_end) as usize - trampoline as usize;
-    // SAFETY: code in the image, which nobody writes.
-    let trampoline = unsafe { core::slice::from_raw_parts(trampoline, len) };
+    let code = |start: *const u8, end: *const u8| {
+        // SAFETY: code in the image, which nobody writes.
+        unsafe { core::slice::from_raw_parts(start, end as usize - start as usize) }
+    };
+    let code = Code {
+        trampoline: code(&raw const boot_trampoline, &raw const boot_trampoline_end),
+        wait: code(&raw const boot_wait, &raw const boot_wait_end),
+        // SAFETY: the other CPUs add to it by a locked instruction.
+        started: unsafe { &boot_ap_count },
+    };
     // SAFETY: this is the boot CPU, first and once.
     let memory = unsafe { BootMemory::new((image.start, image.end)) };
-    boot::start(memory, (magic, info), &image, trampoline)
+    boot::start(memory, (magic, info), &image, &code)
 }
 
 extern "C" fn boot_rust_ap(index: u32) -> ! {

@@ -1,5 +1,7 @@
 //! The root partition on one CPU: runs it, and answers the few exits that it has.
 
+use core::sync::atomic::{AtomicU32, Ordering};
+
 use guest_proto::{ABI_VERSION, cpuid};
 
 use crate::arch::hw::{Event, Exit};
@@ -13,42 +15,87 @@ use crate::{panic, trace};
 
 /// Runs VM 0 on this CPU for good. RSI = `argument`: the Linux boot protocol's parameters.
 pub fn run(machine: &Machine, mut cpu: RootCpu, start: &Start, argument: u64) -> ! {
-    cpu.set_nested_map(machine.memory.root.lock().top());
     cpu.vmcb().start(start);
     cpu.registers.rsi = argument;
+    join(machine, &mut cpu);
+    serve(machine, cpu)
+}
+
+/// The same on a CPU that VM 0 has not started: until the CPU makes a hypercall it reaches only the pages
+/// where it waits. Adds 1 to `held` once neither INIT nor an NMI can reach it outside of guest mode.
+pub fn wait(
+    machine: &Machine,
+    mut cpu: RootCpu,
+    start: &Start,
+    argument: u64,
+    held: &AtomicU32,
+) -> ! {
+    cpu.vmcb().start(start);
+    cpu.registers.rsi = argument;
+    cpu.set_nested_map(machine.memory.waiting);
+    cpu.flush();
+    cpu.hold_events();
+    held.fetch_add(1, Ordering::Release);
+    loop {
+        match next_exit(machine, &mut cpu) {
+            Exit::Hypercall => break,
+            exit => answer(machine, &mut cpu, exit),
+        }
+    }
+    cpu.vmcb().advance(3);
+    join(machine, &mut cpu);
+    serve(machine, cpu)
+}
+
+/// Gives the CPU all that is root's.
+fn join(machine: &Machine, cpu: &mut RootCpu) {
+    cpu.set_nested_map(machine.memory.root.lock().top());
     cpu.flush();
     machine.memory.epochs.online(cpu.index());
+}
+
+fn serve(machine: &Machine, mut cpu: RootCpu) -> ! {
     loop {
-        let exit = cpu.enter();
-        if panic::happened() {
-            arch::halt();
+        let exit = next_exit(machine, &mut cpu);
+        answer(machine, &mut cpu, exit);
+    }
+}
+
+/// Runs VM 0 until it exits.
+fn next_exit(machine: &Machine, cpu: &mut RootCpu) -> Exit {
+    let exit = cpu.enter();
+    if panic::happened() {
+        arch::halt();
+    }
+    trace::exit(cpu.index(), 0, cpu.index() as u8, cpu.vmcb().raw_exit());
+    #[cfg(feature = "fault-injection")]
+    crate::fault::after_exit();
+    if let Some(counters) = machine.root_counters.get(cpu.index()) {
+        counters.exit(exit.kind());
+    }
+    exit
+}
+
+fn answer(machine: &Machine, cpu: &mut RootCpu, exit: Exit) {
+    match exit {
+        Exit::Cpuid => answer_cpuid(cpu),
+        Exit::Msr { is_write } => answer_msr(cpu, is_write),
+        Exit::Hypercall => answer_hypercall(machine, cpu),
+        // What is protected does not exist for root.
+        Exit::NestedFault(_) => cpu.vmcb().inject(Event::GENERAL_PROTECTION),
+        // Held: another CPU of root's cannot reset this one from under the microvisor.
+        Exit::Init => {}
+        Exit::Forbidden => cpu.vmcb().inject(Event::INVALID_OPCODE),
+        // As without the microvisor: Linux resets the machine so, when all else fails.
+        Exit::Shutdown => {
+            console::last_words(format_args!(
+                "microvisor: VM 0: triple fault on CPU {} at rip {:#x}; resetting the machine\n",
+                cpu.index(),
+                cpu.vmcb().rip(),
+            ));
+            arch::shut_down()
         }
-        trace::exit(cpu.index(), 0, cpu.index() as u8, cpu.vmcb().raw_exit());
-        #[cfg(feature = "fault-injection")]
-        crate::fault::after_exit();
-        if let Some(counters) = machine.root_counters.get(cpu.index()) {
-            counters.exit(exit.kind());
-        }
-        match exit {
-            Exit::Cpuid => answer_cpuid(&mut cpu),
-            Exit::Msr { is_write } => answer_msr(&mut cpu, is_write),
-            Exit::Hypercall => answer_hypercall(machine, &mut cpu),
-            // What is protected does not exist for root.
-            Exit::NestedFault(_) => cpu.vmcb().inject(Event::GENERAL_PROTECTION),
-            // Held: another CPU of root's cannot reset this one from under the microvisor.
-            Exit::Init => {}
-            Exit::Forbidden => cpu.vmcb().inject(Event::INVALID_OPCODE),
-            // As without the microvisor: Linux resets the machine so, when all else fails.
-            Exit::Shutdown => {
-                console::last_words(format_args!(
-                    "microvisor: VM 0: triple fault on CPU {} at rip {:#x}; resetting the machine\n",
-                    cpu.index(),
-                    cpu.vmcb().rip(),
-                ));
-                arch::shut_down()
-            }
-            _ => stop(&mut cpu),
-        }
+        _ => stop(cpu),
     }
 }
 

@@ -43,6 +43,8 @@ pub(crate) struct Machine {
     pub(crate) cpu: String,
     /// VM 0's kernel and initramfs are given.
     pub(crate) modules: bool,
+    /// More of VM 0's command line.
+    pub(crate) options: String,
     /// Linux without the microvisor below it.
     pub(crate) bare: bool,
     /// How the microvisor is loaded.
@@ -67,6 +69,7 @@ impl Default for Machine {
             memory: "4G".into(),
             cpu: "EPYC-Milan".into(),
             modules: true,
+            options: String::new(),
             bare: false,
             boot: Boot::Direct,
             icount: false,
@@ -213,6 +216,9 @@ impl Machine {
         // On a busy host the emulated timer is late, and Linux takes that for a broken IO-APIC and panics;
         // the option is what Linux sets by itself on the hypervisors that it knows.
         let mut options = "console=ttyS0 panic=-1 quiet no_timer_check".to_owned();
+        if !self.options.is_empty() {
+            options.push_str(&format!(" {}", self.options));
+        }
         if self.icount {
             qemu.args(["-seed", "1", "-icount", "shift=0,sleep=off"])
                 .args(["-rtc", "base=2026-01-01,clock=vm"]);

@@ -23,8 +23,13 @@ mod multiboot;
 mod own;
 mod processors;
 
+pub use processors::{Code, WAIT_LOOP};
+
+/// The multiprocessor wakeup mailbox.
+pub const MAILBOX: u64 = low::MAILBOX;
+
 /// Low memory that VM 0's boot needs, each a page or more. VM 0 keeps all of it reserved: its CPUs
-/// start on these page tables and wait in this mailbox.
+/// start on these page tables, tables of descriptors and stacks, and wait in this mailbox.
 mod low {
     /// All of it.
     pub(super) const START: u64 = 0x2_0000;
@@ -33,7 +38,14 @@ mod low {
     pub(super) const PAGE_TABLES: u64 = 0x2_2000;
     pub(super) const GDT: u64 = 0x2_4000;
     pub(super) const MAILBOX: u64 = 0x2_5000;
-    pub(super) const ACPI: u64 = 0x2_6000;
+    /// Interrupt descriptors of a CPU that starts: for NMIs only.
+    pub(super) const IDT: u64 = 0x2_6000;
+    /// Code of the CPUs that wait for VM 0.
+    pub(super) const WAIT: u64 = 0x2_6100;
+    /// Stacks of the CPUs that start, each [`STACK`] bytes: room for an NMI's frame.
+    pub(super) const STACKS: u64 = 0x2_7000;
+    pub(super) const STACK: u64 = 64;
+    pub(super) const ACPI: u64 = 0x2_8000;
     pub(super) const END: u64 = 0x3_0000;
     /// Start-up page of other CPUs: free again once they run.
     pub(super) const TRAMPOLINE: u64 = 0x8000;
@@ -55,6 +67,8 @@ enum Error {
     NoRoomForTables,
     NoLowMemory,
     Acpi(acpi::AcpiError),
+    TooManyCpus(u32),
+    MissingCpus { running: u32, listed: u32 },
 }
 
 impl core::fmt::Display for Error {
@@ -85,16 +99,23 @@ impl core::fmt::Display for Error {
                 low::END
             ),
             Self::Acpi(why) => write!(f, "ACPI: {why}"),
+            Self::TooManyCpus(cpus) => {
+                write!(f, "the machine has {cpus} CPUs; {MAX_CPUS} are the most")
+            }
+            Self::MissingCpus { running, listed } => write!(
+                f,
+                "{running} of {listed} CPUs started; a CPU that starts later would be out of control"
+            ),
         }
     }
 }
 
 /// Boots the machine on its first CPU. `loader` is what the loader passes: a magic number, and where
-/// its information is; `trampoline` is the real-mode code that starts another CPU.
-pub fn start(memory: BootMemory, loader: (u32, u32), image: &Image, trampoline: &[u8]) -> ! {
+/// its information is.
+pub fn start(memory: BootMemory, loader: (u32, u32), image: &Image, code: &Code) -> ! {
     descriptors::load();
-    let (machine, cpu, entry) = boot(memory, loader, image, trampoline);
-    root::run(machine, cpu, &vm0_start(entry), low::BOOT_PARAMS)
+    let (machine, cpu, entry) = boot(memory, loader, image, code);
+    root::run(machine, cpu, &vm0_start(entry, 0), low::BOOT_PARAMS)
 }
 
 /// Everything before VM 0: the machine, this CPU, VM 0's first instruction. Its frame is most of the
@@ -104,7 +125,7 @@ fn boot(
     mut memory: BootMemory,
     loader: (u32, u32),
     image: &Image,
-    trampoline: &[u8],
+    code: &Code,
 ) -> (&'static Machine, RootCpu, u64) {
     boot_log!("version {}", env!("CARGO_PKG_VERSION"));
     match arch::svm::supported() {
@@ -124,38 +145,55 @@ fn boot(
         entry,
         own,
         map,
-        cpus: expected,
+        cpus: listed,
     } = prepared;
-    let cpus = processors::start_others(&mut memory, trampoline, expected);
+    let cpus = match processors::start_others(&mut memory, code, listed) {
+        Ok(cpus) => cpus,
+        Err(error) => stop(&error),
+    };
     memory.end();
     let machine = own.machine(&map, image.own(), root::features(), cpus);
-    boot_log!("{cpus} CPUs of {expected}; entering VM 0");
+    if let Err(error) = processors::wait_for_others(cpus) {
+        stop(&error);
+    }
+    boot_log!("{cpus} CPUs; entering VM 0");
     console::leave_serial();
     (machine, cpu, entry)
 }
 
-/// Another CPU: waits in the mailbox until VM 0 wants it.
+/// Another CPU: enters VM 0, and waits there in the mailbox until VM 0 wants it.
 pub fn start_ap(index: u32) -> ! {
     descriptors::load();
     paging::enter();
-    let id = arch::apic_id();
     // The boot CPU is 0.
-    let Some(cpu) = RootCpu::new(index as usize + 1) else {
+    let index = index as usize + 1;
+    let Some(cpu) = RootCpu::new(index) else {
         arch::halt();
     };
-    let vector = processors::wait(id);
-    // VM 0 wakes this CPU, so the machine is complete.
-    match (own::machine(), vector) {
-        (Some(machine), Some(vector)) => root::run(machine, cpu, &vm0_start(vector), 0),
-        _ => arch::halt(),
-    }
+    let machine = loop {
+        match own::machine() {
+            Some(machine) => break machine,
+            None => core::hint::spin_loop(),
+        }
+    };
+    let start = vm0_start(low::WAIT + WAIT_LOOP, index as u64);
+    root::wait(
+        machine,
+        cpu,
+        &start,
+        arch::apic_id().into(),
+        &processors::HELD,
+    )
 }
 
-fn vm0_start(rip: u64) -> Start {
+/// How CPU `index` of VM 0 starts, at `rip`.
+fn vm0_start(rip: u64, index: u64) -> Start {
     Start {
         rip,
+        rsp: low::STACKS + (index + 1) * low::STACK,
         cr3: low::PAGE_TABLES,
         gdt: low::GDT,
+        idt: low::IDT,
     }
 }
 
@@ -260,6 +298,3 @@ fn initrd_place(
     let place = free.highest_room(len, header.initrd_limit);
     place.ok_or(Error::NoRoomForInitrd)
 }
-
-/// CPUs that the per-CPU tables have room for, the boot CPU not counted.
-const OTHERS: u64 = MAX_CPUS - 1;

@@ -5,18 +5,18 @@ use core::ops::Range;
 use guest_proto::limits::{MAX_CPUS, MAX_PARTITIONS, PAGE_SIZE};
 use spin::{Mutex, Once};
 
-use super::Error;
 use super::map::Map;
 use super::multiboot::Info;
+use super::{Error, low};
 use crate::arch::{self, cpuid, memory};
 use crate::counters::ExitCounters;
 use crate::log::LOG;
 use crate::machine::{Machine, MachineFacts};
 use crate::memory::epoch::Epochs;
 use crate::memory::frame_table::FrameTable;
-use crate::memory::nested::RootMap;
 use crate::memory::nested::root::RootLayout;
-use crate::memory::{Hpa, Memory};
+use crate::memory::nested::{RootMap, waiting};
+use crate::memory::{Frame, Hpa, Memory};
 use crate::partition::{Partition, Partitions};
 
 const GUESTS: usize = MAX_PARTITIONS as usize - 1;
@@ -46,7 +46,7 @@ impl Own {
             limit: physical_pages(),
             gib_pages: cpuid(0x8000_0001, 0).edx & 1 << 26 != 0,
         };
-        let size = Self::table_bytes(&layout) + layout.table_frames() * PAGE_SIZE;
+        let size = Self::bytes(&layout);
         let mut free = info.map.clone();
         for module in info.modules() {
             free.reserve(module.start, module.end)?;
@@ -59,8 +59,11 @@ impl Own {
 
     /// Where it is.
     pub(super) fn range(&self) -> Range<u64> {
-        let size = Self::table_bytes(&self.layout) + self.layout.table_frames() * PAGE_SIZE;
-        self.start..self.start + size
+        self.start..self.start + Self::bytes(&self.layout)
+    }
+
+    fn bytes(layout: &RootLayout) -> u64 {
+        Self::table_bytes(layout) + (layout.table_frames() + waiting::TABLES) * PAGE_SIZE
     }
 
     fn table_bytes(layout: &RootLayout) -> u64 {
@@ -80,23 +83,29 @@ impl Own {
             let frames = FrameTable::new(physical, Hpa::new(self.start), self.layout.frames);
             for range in map.usable() {
                 for frame in range.start.div_ceil(PAGE_SIZE)..range.end / PAGE_SIZE {
-                    frames.boot_root(crate::memory::Frame::new(frame));
+                    frames.boot_root(Frame::new(frame));
                 }
             }
             let mut reserved = 0;
             for range in [image, self.range()] {
                 for frame in range.start / PAGE_SIZE..range.end.div_ceil(PAGE_SIZE) {
-                    frames.boot_reserve(crate::memory::Frame::new(frame));
+                    frames.boot_reserve(Frame::new(frame));
                     reserved += 1;
                 }
             }
             let first_table = Hpa::new(self.start + Self::table_bytes(&self.layout)).frame();
             let root = RootMap::new(&physical, first_table, self.layout, &frames);
+            let waiting = waiting::build(
+                &physical,
+                Frame::new(first_table.number() + self.layout.table_frames()),
+                low::START / PAGE_SIZE..low::END / PAGE_SIZE,
+            );
             let memory = Memory {
                 map: physical,
                 frames,
                 epochs: Epochs::new(),
                 root: Mutex::new(root),
+                waiting,
             };
             let facts = MachineFacts {
                 features,

@@ -1,11 +1,19 @@
-//! Starts the other CPUs by INIT and start-up interrupts (SDM vol. 3 §9.4.4).
+//! Starts the other CPUs by INIT and start-up interrupts (SDM vol. 3 §9.4.4). They wait for VM 0 in guest
+//! mode.
+//!
+//! VM 0 can send INIT and start-up interrupts to every CPU. A CPU that waits in the microvisor with GIF = 1
+//! would obey them, and run VM 0's code outside of guest mode. So every CPU is on its way into guest mode
+//! before the boot CPU enters VM 0, and polls the multiprocessor wakeup mailbox (ACPI 6.4 §5.2.12.19) as a CPU
+//! of VM 0's, in memory of VM 0's. When the mailbox calls it, it makes a hypercall, and gets the rest of VM 0's
+//! memory.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use super::low;
+use guest_proto::limits::MAX_CPUS;
+
+use super::{Error, low};
 use crate::arch;
-use crate::arch::memory::{self, BootMemory};
-use crate::memory::Hpa;
+use crate::arch::memory::BootMemory;
 
 const ICR: u64 = 0x300;
 const ALL_BUT_SELF: u32 = 0b11 << 18;
@@ -13,49 +21,81 @@ const ASSERT: u32 = 1 << 14;
 const INIT: u32 = 0b101 << 8;
 const STARTUP: u32 = 0b110 << 8;
 
-/// CPUs that wait in the mailbox.
-static ARRIVED: AtomicU32 = AtomicU32::new(0);
-
-/// Waits in the multiprocessor wakeup mailbox (ACPI 6.4 §5.2.12.19) until VM 0 wants this CPU;
-/// where it is to begin. `None` if there is no mailbox, which cannot be.
-pub(super) fn wait(apic_id: u32) -> Option<u64> {
-    let map = memory::map();
-    let command = map.atomic32(Hpa::new(low::MAILBOX))?;
-    let wanted = map.atomic32(Hpa::new(low::MAILBOX + 4))?;
-    let vector = map.atomic(Hpa::new(low::MAILBOX + 8))?;
-    ARRIVED.fetch_add(1, Ordering::Release);
-    loop {
-        // The upper half of the command's word is reserved.
-        if command.load(Ordering::Acquire) as u16 == 1 && wanted.load(Ordering::Relaxed) == apic_id
-        {
-            let vector = vector.load(Ordering::Relaxed);
-            // Tells the waker that the command was taken.
-            command.store(0, Ordering::Release);
-            return Some(vector);
-        }
-        core::hint::spin_loop();
-    }
+/// Code that boot copies into low memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Code {
+    /// Real-mode code where another CPU starts.
+    pub trampoline: &'static [u8],
+    /// 64-bit code of a CPU that waits for VM 0: an NMI handler, and at [`WAIT_LOOP`] the loop, which finds
+    /// the APIC ID of its CPU in RSI.
+    pub wait: &'static [u8],
+    /// Other CPUs that have executed `trampoline`.
+    pub started: &'static AtomicU32,
 }
 
-/// Starts every other CPU of `expected`, this one included; how many run.
-pub(super) fn start_others(memory: &mut BootMemory, trampoline: &[u8], expected: u32) -> u32 {
-    if !memory.write(low::TRAMPOLINE, trampoline) {
-        return 1;
+/// Where the loop begins in [`Code::wait`].
+pub const WAIT_LOOP: u64 = 16;
+
+/// Starts every other CPU; how many CPUs run. `listed` is the MADT's number, this CPU included.
+///
+/// A CPU that stays behind would obey VM 0's start-up interrupts later, so it is a reason not to boot.
+pub(super) fn start_others(
+    memory: &mut BootMemory,
+    code: &Code,
+    listed: u32,
+) -> Result<u32, Error> {
+    if u64::from(listed) > MAX_CPUS {
+        return Err(Error::TooManyCpus(listed));
+    }
+    let written = memory.write(low::TRAMPOLINE, code.trampoline)
+        && memory.zero(low::IDT, 4096)
+        && memory.write(low::IDT + NMI_GATE, &gate(low::WAIT))
+        && memory.write(low::WAIT, code.wait);
+    if !written {
+        return Err(Error::NoLowMemory);
     }
     memory.write_apic(ICR, ALL_BUT_SELF | ASSERT | INIT);
     pause();
     let page = (low::TRAMPOLINE >> 12) as u32;
     memory.write_apic(ICR, ALL_BUT_SELF | ASSERT | STARTUP | page);
-    // A second or more for one that does not come; a machine that is emulated may be slow.
-    let wanted = u64::from(expected.saturating_sub(1)).min(super::OTHERS);
-    let arrived = || ARRIVED.load(Ordering::Acquire);
-    for _ in 0..100 {
-        if u64::from(arrived()) >= wanted {
-            break;
-        }
-        pause();
+    let running = || code.started.load(Ordering::Acquire) + 1;
+    let all = eventually(|| running() >= listed);
+    // The interrupts reach every CPU, also one that the MADT does not list.
+    pause();
+    let running = running();
+    if u64::from(running) > MAX_CPUS {
+        return Err(Error::TooManyCpus(running));
     }
-    arrived() + 1
+    if !all {
+        return Err(Error::MissingCpus { running, listed });
+    }
+    Ok(running)
+}
+
+/// Other CPUs that neither INIT nor an NMI reaches outside of guest mode.
+pub(super) static HELD: AtomicU32 = AtomicU32::new(0);
+
+/// Waits until VM 0 cannot reach any other CPU outside of guest mode.
+pub(super) fn wait_for_others(cpus: u32) -> Result<(), Error> {
+    let running = || HELD.load(Ordering::Acquire) + 1;
+    if eventually(|| running() == cpus) {
+        return Ok(());
+    }
+    Err(Error::MissingCpus {
+        running: running(),
+        listed: cpus,
+    })
+}
+
+/// Whether `done` comes true in two seconds or more: a machine that is emulated may be slow.
+fn eventually(done: impl Fn() -> bool) -> bool {
+    (0..100).any(|_| {
+        let is_done = done();
+        if !is_done {
+            pause();
+        }
+        is_done
+    })
 }
 
 /// Some 10 ms or more: the manual's wait after INIT.
@@ -65,5 +105,43 @@ fn pause() {
     let end = arch::tsc().wrapping_add(TICKS);
     while (end.wrapping_sub(arch::tsc()) as i64) > 0 {
         core::hint::spin_loop();
+    }
+}
+
+/// Where the gate of vector 2 stands in an interrupt descriptor table.
+const NMI_GATE: u64 = 2 * 16;
+
+/// A 64-bit interrupt gate to `handler`, in the code segment 0x10 (APM vol. 2 figure 4-24).
+fn gate(handler: u64) -> [u8; 16] {
+    const PRESENT_INTERRUPT: u64 = 0x8e << 40;
+    const CODE: u64 = 0x10 << 16;
+    let low = handler & 0xffff | CODE | PRESENT_INTERRUPT | (handler >> 16 & 0xffff) << 48;
+    (u128::from(low) | u128::from(handler >> 32) << 64).to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_holds_its_handler_in_three_parts() {
+        let gate = u128::from_le_bytes(gate(0x1122_3344_5566_7788));
+        assert_eq!(gate, 0x1122_3344_5566_8e00_0010_7788);
+    }
+
+    #[test]
+    fn too_many_cpus_are_refused_before_one_is_started() {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let code = Code {
+            trampoline: &[],
+            wait: &[],
+            started: &STARTED,
+        };
+        let mut memory = BootMemory::fake(0x1000);
+        let most = MAX_CPUS as u32;
+        assert_eq!(
+            start_others(&mut memory, &code, most + 1),
+            Err(Error::TooManyCpus(most + 1))
+        );
     }
 }

@@ -30,7 +30,7 @@ impl Epochs {
         }
     }
 
-    /// A CPU is about to enter VM 0 for the first time, with an empty TLB.
+    /// A CPU is about to enter VM 0 with root's nested map for the first time, and with an empty TLB.
     pub fn online(&self, cpu: usize) {
         if let Some(passed) = self.passed.get(cpu) {
             passed.store(self.current.load(Ordering::SeqCst), Ordering::SeqCst);

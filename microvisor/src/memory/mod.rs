@@ -36,4 +36,6 @@ pub struct Memory {
     pub epochs: Epochs,
     /// Root's nested map.
     pub root: Mutex<RootMap>,
+    /// Top table of the nested map of CPUs that root has not started.
+    pub waiting: Frame,
 }

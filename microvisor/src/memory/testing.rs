@@ -1,13 +1,14 @@
 //! A machine of a few MiB in host memory, for tests.
 #![allow(unsafe_code, reason = "PhysMap over host memory")]
 
+use std::ops::Range;
 use std::vec;
 use std::vec::Vec;
 
 use super::epoch::Epochs;
 use super::frame_table::{FrameTable, Owner};
-use super::nested::RootMap;
 use super::nested::root::RootLayout;
+use super::nested::{RootMap, waiting};
 use super::{Frame, Memory, PhysMap};
 use guest_proto::limits::PAGE_SIZE;
 use spin::Mutex;
@@ -33,6 +34,9 @@ pub(crate) struct Storage {
     _pages: Vec<Page>,
 }
 
+/// Frames that CPUs of root reach before it has started them.
+pub(crate) const WAITING: Range<u64> = 3..5;
+
 /// Frames of the hole between root's RAM and the microvisor's region.
 pub(crate) const HOLE: u64 = 3;
 
@@ -49,7 +53,7 @@ impl Fake {
             gib_pages: true,
         };
         let table_frames = FrameTable::bytes(frames).div_ceil(PAGE_SIZE);
-        let reserved = layout.table_frames() + table_frames;
+        let reserved = layout.table_frames() + waiting::TABLES + table_frames;
         let first = frames - reserved;
         let table = FrameTable::new(map, Frame::new(first).base(), frames);
         let ram_end = first - HOLE;
@@ -60,6 +64,8 @@ impl Fake {
             table.boot_reserve(Frame::new(n));
         }
         let root = RootMap::new(&map, Frame::new(first + table_frames), layout, &table);
+        let first_waiting = Frame::new(frames - waiting::TABLES);
+        let waiting = waiting::build(&map, first_waiting, WAITING);
         let epochs = Epochs::new();
         epochs.online(0);
         Self {
@@ -68,6 +74,7 @@ impl Fake {
                 frames: table,
                 epochs,
                 root: Mutex::new(root),
+                waiting,
             },
             ram_end,
             frames,

@@ -22,6 +22,7 @@ pub mod report;
 pub mod ring3;
 pub mod second;
 pub mod trap;
+pub mod waiting;
 
 /// The first CPU: runs every case. `second_entry` is where the second CPU begins.
 pub fn first(boot_params: u64, second_entry: u64) -> ! {
@@ -29,15 +30,20 @@ pub fn first(boot_params: u64, second_entry: u64) -> ! {
     cpu::enable_vectors();
     memory::init(boot_params);
     apic::init();
-    if let Err(why) = second::start(boot_params, second_entry) {
-        stop(format_args!("the second CPU: {why}"));
-    }
-    let mut well = true;
-    let more = if second::is_up() {
-        cases::TWO_CPUS
-    } else {
-        &[]
+    let has_second = match second::find(boot_params) {
+        Ok(has_second) => has_second,
+        Err(why) => stop(format_args!("the second CPU: {why}")),
     };
+    let mut well = true;
+    let mut more: &[_] = &[];
+    if has_second {
+        more = cases::TWO_CPUS;
+        let (group, cases) = cases::WAITING;
+        well &= report::run(group, cases);
+        if let Err(why) = second::start(second_entry) {
+            stop(format_args!("the second CPU: {why}"));
+        }
+    }
     for (group, cases) in cases::GROUPS.iter().chain(more) {
         well &= report::run(group, cases);
     }

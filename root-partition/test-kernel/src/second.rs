@@ -22,7 +22,16 @@ enum Job {
 
 static JOB: Mutex<Job> = Mutex::new(Job::Idle);
 static UP: AtomicBool = AtomicBool::new(false);
-static ID: AtomicU32 = AtomicU32::new(0);
+static PLACE: Mutex<Option<Place>> = Mutex::new(None);
+
+/// The second CPU while it waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Its APIC ID.
+    pub id: u32,
+    /// Address of the multiprocessor wakeup mailbox.
+    pub mailbox: u64,
+}
 
 /// Ticks of the time-stamp counter that a wait lasts at most: half a minute on a busy machine.
 const PATIENCE: u64 = 100_000_000_000;
@@ -45,33 +54,63 @@ pub fn is_up() -> bool {
     UP.load(Ordering::Acquire)
 }
 
-/// Wakes the second CPU at `entry`, if the machine has one.
-pub fn start(boot_params: u64, entry: u64) -> Outcome {
+/// Looks for a second CPU; whether the machine has one.
+pub fn find(boot_params: u64) -> Outcome<bool> {
     let own_id = cpu::cpuid(1, 0).ebx >> 24;
     let Some(cpus) = acpi::cpus(boot_params, own_id) else {
         return fail(format_args!("there is no MADT"));
     };
     let Some(id) = cpus.other else {
-        return Ok(());
+        return Ok(false);
     };
     let Some(mailbox) = cpus.mailbox else {
         return fail(format_args!("the MADT has no wakeup mailbox"));
     };
+    *PLACE.lock() = Some(Place { id, mailbox });
+    Ok(true)
+}
+
+/// Where the second CPU waits.
+#[track_caller]
+pub fn place() -> Outcome<Place> {
+    match *PLACE.lock() {
+        Some(place) => Ok(place),
+        None => fail(format_args!("there is no second CPU")),
+    }
+}
+
+/// Writes a command into the mailbox.
+pub fn command(command: u16, id: u32, entry: u64) -> Outcome<Command> {
+    let mailbox = place()?.mailbox;
     // SAFETY: the mailbox is a reserved page that both sides touch with atomics alone.
-    let (command, apic_id, vector) = unsafe {
+    let (word, apic_id, vector) = unsafe {
         (
             AtomicU16::from_ptr(mailbox as *mut u16),
             AtomicU32::from_ptr((mailbox + 4) as *mut u32),
             AtomicU64::from_ptr((mailbox + 8) as *mut u64),
         )
     };
-    ID.store(id, Ordering::Relaxed);
     apic_id.store(id, Ordering::Relaxed);
     vector.store(entry, Ordering::Relaxed);
-    command.store(1, Ordering::Release);
-    wait_for("the mailbox command is taken", || {
-        command.load(Ordering::Acquire) == 0
-    })?;
+    word.store(command, Ordering::Release);
+    Ok(Command(word))
+}
+
+/// A command in the mailbox.
+#[derive(Debug)]
+pub struct Command(&'static AtomicU16);
+
+impl Command {
+    /// Whether the second CPU has taken it.
+    pub fn taken(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
+}
+
+/// Wakes the second CPU at `entry`.
+pub fn start(entry: u64) -> Outcome {
+    let command = command(1, place()?.id, entry)?;
+    wait_for("the mailbox command is taken", || command.taken())?;
     wait_for("the second CPU runs", is_up)
 }
 
@@ -102,12 +141,16 @@ pub fn main() -> ! {
 
 /// Interrupts the second CPU: a guest's turn there ends.
 pub fn kick() {
-    apic::send(ID.load(Ordering::Relaxed));
+    if let Some(place) = *PLACE.lock() {
+        apic::send(place.id);
+    }
 }
 
 /// The same by an NMI.
 pub fn send_nmi() {
-    apic::send_nmi(ID.load(Ordering::Relaxed));
+    if let Some(place) = *PLACE.lock() {
+        apic::send_nmi(place.id);
+    }
 }
 
 /// Makes the second CPU begin a task.

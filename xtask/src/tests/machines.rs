@@ -70,6 +70,7 @@ fn pass(script: &Script, machine: &Machine, parts: &Parts) -> Result<()> {
 /// A machine on which the microvisor cannot run, and what it says.
 struct Refused {
     name: &'static str,
+    cpus: u32,
     cpu: &'static str,
     memory: &'static str,
     modules: bool,
@@ -78,6 +79,7 @@ struct Refused {
 
 const GOOD: Refused = Refused {
     name: "",
+    cpus: 2,
     cpu: "EPYC-Milan",
     memory: "4G",
     modules: true,
@@ -104,6 +106,12 @@ const REFUSED: &[Refused] = &[
         ..GOOD
     },
     Refused {
+        name: "65 CPUs",
+        cpus: 65,
+        says: "the machine has 65 CPUs; 64 are the most",
+        ..GOOD
+    },
+    Refused {
         name: "no modules",
         modules: false,
         says: "no boot modules",
@@ -114,6 +122,7 @@ const REFUSED: &[Refused] = &[
 impl Refused {
     fn check(&self, parts: &Parts) -> Result<()> {
         let machine = Machine {
+            cpus: self.cpus,
             cpu: self.cpu.into(),
             memory: self.memory.into(),
             modules: self.modules,

@@ -33,6 +33,8 @@ pub(super) struct Wants {
     pub(super) long: bool,
     /// `cpu: MODEL`; otherwise one with SVM.
     cpu: Option<String>,
+    /// `options: TEXT`: more of VM 0's command line.
+    options: Option<String>,
     /// `bare: yes`: Linux runs without the microvisor below it.
     bare: bool,
     /// `boot: iso` or `boot: uefi`: GRUB loads the microvisor, on BIOS or UEFI; otherwise QEMU does.
@@ -101,6 +103,7 @@ impl Script {
             timeout: wants.timeout.map_or(default.timeout, Duration::from_secs),
             reboots: wants.reboots,
             cpu: wants.cpu.clone().unwrap_or(default.cpu),
+            options: wants.options.clone().unwrap_or_default(),
             bare: wants.bare,
             boot: wants.boot,
             ..Machine::default()
@@ -119,6 +122,7 @@ impl Wants {
                 "mem" => wants.mem = Some(value.to_owned()),
                 "timeout" => wants.timeout = Some(value.parse().map_err(|_| wrong())?),
                 "cpu" => wants.cpu = Some(value.to_owned()),
+                "options" => wants.options = Some(value.to_owned()),
                 "boot" if value == "iso" => wants.boot = Boot::Iso,
                 "boot" if value == "uefi" => wants.boot = Boot::Uefi,
                 "boot" => return Err(wrong()),

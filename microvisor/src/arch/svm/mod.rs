@@ -234,6 +234,12 @@ impl RootCpu {
         })
     }
 
+    /// Lets INIT, NMIs and interrupts wait until this CPU is in guest mode (GIF = 0).
+    pub fn hold_events(&mut self) {
+        // SAFETY: SVM is on; each world switch leaves GIF at 0 too.
+        unsafe { asm!("clgi", options(nomem, nostack)) };
+    }
+
     /// Runs VM 0 on this CPU until the next exit.
     pub fn enter(&mut self) -> Exit {
         // SAFETY: the control block is complete, and its nested map is root's.

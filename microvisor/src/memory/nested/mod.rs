@@ -1,12 +1,13 @@
-//! Nested page tables: root's, and the guests'.
+//! Nested page tables: root's, the guests', and the small one of CPUs that wait for root.
 //!
-//! Both have four levels of 512 entries. [`entry`] alone knows what an entry looks like. Hardware
+//! All have four levels of 512 entries. [`entry`] alone knows what an entry looks like. Hardware
 //! walks these tables while they change, so each entry is written by one 64-bit store, and a table
 //! is complete before the entry that points to it.
 
 pub mod entry;
 pub mod guest;
 pub mod root;
+pub mod waiting;
 
 pub use guest::GuestMap;
 pub use root::RootMap;
@@ -45,6 +46,26 @@ fn store(map: &PhysMap, table: Frame, index: u64, entry: Entry) {
 
 fn slot(table: Frame, index: u64) -> Hpa {
     Hpa::new(table.base().as_u64() + index % ENTRIES * 8)
+}
+
+/// Whether the map of the table `top` reaches `frame` at its own address, by the tables as they stand.
+fn is_identity(map: &PhysMap, top: Frame, frame: Frame) -> bool {
+    let mut table = top;
+    for level in (0..4).rev() {
+        let entry = load(map, table, index(frame.number(), level));
+        if !entry.is_present() {
+            return false;
+        }
+        if level == 0 {
+            return entry.frame() == frame;
+        }
+        if level < 3 && entry.is_large() {
+            let mask = (1 << (9 * level)) - 1;
+            return entry.frame().number() + (frame.number() & mask) == frame.number();
+        }
+        table = entry.frame();
+    }
+    false
 }
 
 /// Fills a page table with the pages that the large page `large` spans.

@@ -133,22 +133,7 @@ impl RootMap {
 
     /// Whether root reaches `frame`, by the tables as they stand.
     pub fn is_mapped(&self, map: &PhysMap, frame: Frame) -> bool {
-        let mut table = self.first_table;
-        for level in (0..4).rev() {
-            let entry = load(map, table, index(frame.number(), level));
-            if !entry.is_present() {
-                return false;
-            }
-            if level == 0 {
-                return entry.frame() == frame;
-            }
-            if level < 3 && entry.is_large() {
-                let mask = (1 << (9 * level)) - 1;
-                return entry.frame().number() + (frame.number() & mask) == frame.number();
-            }
-            table = entry.frame();
-        }
-        false
+        super::is_identity(map, self.first_table, frame)
     }
 
     /// Large pages of RAM that are whole.

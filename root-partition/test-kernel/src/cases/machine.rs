@@ -115,7 +115,7 @@ fn a_page_to_fill_must_be_roots() -> Outcome {
     Ok(())
 }
 
-fn counters(partition: u64, vcpu: u64) -> Outcome<Counters> {
+pub(super) fn counters(partition: u64, vcpu: u64) -> Outcome<Counters> {
     let page = Pages::scratch();
     hv::call(Hypercall::CountersRead, [partition, vcpu, page.pfn()]).ok()?;
     Ok(page.load(0))

@@ -26,6 +26,7 @@ mod protection;
 mod random;
 mod two_cpus;
 mod two_cpus_guests;
+mod waiting_cpu;
 
 /// Groups in the order in which they run.
 pub const GROUPS: &[(&str, &[Case])] = &[
@@ -50,6 +51,9 @@ pub const GROUPS: &[(&str, &[Case])] = &[
     ("guest_hostile", guest_hostile::CASES),
     ("random", random::CASES),
 ];
+
+/// The group that runs while the second CPU waits in the mailbox.
+pub const WAITING: (&str, &[Case]) = ("waiting_cpu", waiting_cpu::CASES);
 
 /// Groups that need a second CPU.
 pub const TWO_CPUS: &[(&str, &[Case])] = &[

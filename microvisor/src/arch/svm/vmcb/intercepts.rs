@@ -69,3 +69,19 @@ impl Vmcb {
         self.set_u32(INTERCEPTS_3, if on { rest | bit } else { rest });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_init_exits() {
+        // APM vol. 2 table B-1: vector 3, bit 3.
+        let mut vmcb = Vmcb::zeroed();
+        vmcb.init_root(0);
+        assert_ne!(vmcb.get_u32(INTERCEPTS_3) & 1 << 3, 0);
+        let mut vmcb = Vmcb::zeroed();
+        vmcb.init_guest(&Maps { msrs: 0, ports: 0 });
+        assert_ne!(vmcb.get_u32(INTERCEPTS_3) & 1 << 3, 0);
+    }
+}

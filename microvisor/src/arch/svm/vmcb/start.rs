@@ -8,10 +8,14 @@ use super::*;
 pub struct Start {
     /// First instruction.
     pub rip: u64,
+    /// Its stack: room for the frame of an NMI.
+    pub rsp: u64,
     /// Its page tables.
     pub cr3: u64,
     /// Its descriptor table: code at 0x10, data at 0x18, as the Linux boot protocol asks.
     pub gdt: u64,
+    /// Its interrupt descriptor table, vectors 0 to 2: an NMI may come before VM 0 has one of its own.
+    pub idt: u64,
 }
 
 impl Vmcb {
@@ -36,7 +40,7 @@ impl Vmcb {
         self.set_segment(Self::CS, &flat(0x10, 0xa9b));
         self.set_segment(Self::GDTR, &system(0, 31, start.gdt));
         self.set_segment(Self::LDTR, &system(0x82, 0xffff, 0));
-        self.set_segment(Self::IDTR, &system(0, 0, 0));
+        self.set_segment(Self::IDTR, &system(0, 3 * 16 - 1, start.idt));
         self.set_segment(Self::TR, &system(0x8b, 0xffff, 0));
         self.set(EFER, EFER_SVME | 1 << 11 | 1 << 10 | 1 << 8);
         self.set(CR0, 0x8001_0033);
@@ -46,6 +50,7 @@ impl Vmcb {
         self.set(DR7, 0x400);
         self.set(RFLAGS, 2);
         self.set(RIP, start.rip);
+        self.set(RSP, start.rsp);
     }
 
     /// A processor's state after INIT (APM vol. 2 table 14-1).

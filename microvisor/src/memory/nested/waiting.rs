@@ -1,0 +1,48 @@
+//! The nested map of a CPU of VM 0's that VM 0 has not started yet. The CPU reaches the pages where it waits,
+//! which never change hands, and nothing else: so it has no part in the TLB's epochs, whatever VM 0 makes it
+//! execute there.
+
+use core::ops::Range;
+
+use super::entry::Entry;
+use super::{LARGE_PAGES, store};
+use crate::memory::{Frame, PhysMap};
+
+/// Frames that the map takes, in one run: a table of each level.
+pub const TABLES: u64 = 4;
+
+/// Builds the map of `pages`, which lie below 2 MiB, from `first_table` on; its top table.
+pub fn build(map: &PhysMap, first_table: Frame, pages: Range<u64>) -> Frame {
+    let table = |n| Frame::new(first_table.number() + n);
+    for n in 0..TABLES {
+        map.zero(table(n));
+    }
+    for n in 1..TABLES {
+        store(map, table(n - 1), 0, Entry::table(table(n)));
+    }
+    for page in pages.filter(|page| *page < LARGE_PAGES) {
+        store(
+            map,
+            table(TABLES - 1),
+            page,
+            Entry::page(Frame::new(page), true),
+        );
+    }
+    first_table
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::memory::Frame;
+    use crate::memory::nested::is_identity;
+    use crate::memory::testing::{Fake, WAITING};
+
+    #[test]
+    fn a_waiting_cpu_reaches_its_pages_and_nothing_else() {
+        let fake = Fake::new(1024);
+        for n in (0..fake.frames).chain([1 << 18, 1 << 27]) {
+            let is_mapped = is_identity(&fake.memory.map, fake.memory.waiting, Frame::new(n));
+            assert_eq!(is_mapped, WAITING.contains(&n), "frame {n}");
+        }
+    }
+}
