@@ -5,7 +5,7 @@
 
 use crate::counters::ExitCounters;
 use crate::log::Log;
-use crate::memory::Memory;
+use crate::memory::{Hpa, Memory};
 use crate::partition::Partitions;
 
 /// The machine.
@@ -36,6 +36,23 @@ pub struct MachineFacts {
     pub reserved_frames: u64,
     /// The CPU can tell when a guest's task priority falls below a class: see `arch::has_tpr_window`.
     pub tpr_window: bool,
+    /// Types of memory.
+    pub types: MemoryTypes,
+}
+
+/// What decides over the types of memory: root may set them for what is no RAM.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryTypes {
+    /// End of the RAM below 4 GiB.
+    pub low: Hpa,
+    /// End of all RAM.
+    pub high: Hpa,
+    /// End of the physical addresses that the CPU has.
+    pub end: Hpa,
+    /// The boot CPU's variable ranges, MSRs 0x200 to 0x21f; 0 for one that is not there.
+    pub variable: [u64; 32],
+    /// The boot CPU's default type, MSR 0x2ff.
+    pub default: u64,
 }
 
 impl Machine {

@@ -2,16 +2,18 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use guest_proto::{ABI_VERSION, cpuid};
-
 use crate::arch::hw::{Event, Exit};
 use crate::arch::svm::{RootCpu, Start};
 use crate::arch::{self, svm};
 use crate::console;
 use crate::hypercall::{self, Call};
-use crate::machine::Machine;
-use crate::vcpu::msr;
+use crate::machine::{Machine, MemoryTypes};
+use crate::vcpu::msr::{GeneralProtection, write_efer};
 use crate::{panic, trace};
+use msr::Write;
+
+mod cpuid;
+mod msr;
 
 /// Runs VM 0 on this CPU for good. RSI = `argument`: the Linux boot protocol's parameters.
 pub fn run(machine: &Machine, mut cpu: RootCpu, start: &Start, argument: u64) -> ! {
@@ -79,8 +81,13 @@ fn next_exit(machine: &Machine, cpu: &mut RootCpu) -> Exit {
 fn answer(machine: &Machine, cpu: &mut RootCpu, exit: Exit) {
     match exit {
         Exit::Cpuid => answer_cpuid(cpu),
-        Exit::Msr { is_write } => answer_msr(cpu, is_write),
+        Exit::Msr { is_write } => answer_msr(cpu, &machine.facts.types, is_write),
         Exit::Hypercall => answer_hypercall(machine, cpu),
+        // INVD would drop what the microvisor wrote, too.
+        Exit::CacheFlush => {
+            arch::write_back_caches();
+            cpu.vmcb().advance(2);
+        }
         // What is protected does not exist for root.
         Exit::NestedFault(_) => cpu.vmcb().inject(Event::GENERAL_PROTECTION),
         // Held: another CPU of root's cannot reset this one from under the microvisor.
@@ -111,38 +118,13 @@ fn stop(cpu: &mut RootCpu) -> ! {
     arch::halt()
 }
 
-/// The CPU's own answer, less SVM, plus the microvisor's leaves.
 fn answer_cpuid(cpu: &mut RootCpu) {
-    const OSXSAVE: u32 = 1 << 27;
-    const CR4_OSXSAVE: u64 = 1 << 18;
-    const OSPKE: u32 = 1 << 4;
-    const CR4_PKE: u64 = 1 << 22;
-    const SVM: u32 = 1 << 2;
     let (leaf, subleaf) = (cpu.vmcb().rax() as u32, cpu.registers.rcx as u32);
-    let cr4 = cpu.vmcb().cr4();
-    let mut answer = arch::cpuid(leaf, subleaf);
-    let follow = |word: &mut u32, bit: u32, enabled: bool| {
-        *word = if enabled { *word | bit } else { *word & !bit };
+    let facts = cpuid::Facts {
+        features: features(),
+        cr4: cpu.vmcb().cr4(),
     };
-    match leaf {
-        // These two bits repeat root's own CR4, not the microvisor's.
-        1 => follow(&mut answer.ecx, OSXSAVE, cr4 & CR4_OSXSAVE != 0),
-        7 if subleaf == 0 => follow(&mut answer.ecx, OSPKE, cr4 & CR4_PKE != 0),
-        0x8000_0001 => answer.ecx &= !SVM,
-        0x8000_000a => {
-            (answer.eax, answer.ebx, answer.ecx, answer.edx) = (0, 0, 0, 0);
-        }
-        cpuid::leaf::ROOT_BASE => {
-            answer.eax = cpuid::leaf::ROOT_BASE + 1;
-            [answer.ebx, answer.ecx, answer.edx] = cpuid::signature_words(cpuid::SIGNATURE);
-        }
-        _ if leaf == cpuid::leaf::ROOT_BASE + 1 => {
-            answer.eax = ABI_VERSION;
-            answer.ebx = features();
-            (answer.ecx, answer.edx) = (0, 0);
-        }
-        _ => {}
-    }
+    let answer = cpuid::answer(leaf, subleaf, arch::cpuid(leaf, subleaf), &facts);
     cpu.vmcb().set_rax(answer.eax.into());
     cpu.registers.rbx = answer.ebx.into();
     cpu.registers.rcx = answer.ecx.into();
@@ -169,7 +151,7 @@ pub fn features() -> u32 {
 }
 
 /// EFER is root's but for SVME; the registers of SVM read as absent.
-fn answer_msr(cpu: &mut RootCpu, is_write: bool) {
+fn answer_msr(cpu: &mut RootCpu, types: &MemoryTypes, is_write: bool) {
     const EFER: u32 = 0xc000_0080;
     /// Bits of EFER that root may set: SCE, LME, LMA, NXE, FFXSR, TCE. Others are SVM's or new.
     const EFER_ALLOWED: u64 = 0xcd01;
@@ -178,9 +160,9 @@ fn answer_msr(cpu: &mut RootCpu, is_write: bool) {
     match (msr, is_write) {
         (EFER, true) => {
             let vmcb = cpu.vmcb();
-            match msr::write_efer(EFER_ALLOWED, vmcb.efer(), value, vmcb.cr0()) {
+            match write_efer(EFER_ALLOWED, vmcb.efer(), value, vmcb.cr0()) {
                 Ok(value) => vmcb.set_efer(value),
-                Err(msr::GeneralProtection) => return vmcb.inject(Event::GENERAL_PROTECTION),
+                Err(GeneralProtection) => return vmcb.inject(Event::GENERAL_PROTECTION),
             }
         }
         (EFER, false) => {
@@ -188,8 +170,17 @@ fn answer_msr(cpu: &mut RootCpu, is_write: bool) {
             cpu.vmcb().set_rax(value & 0xffff_ffff);
             cpu.registers.rdx = value >> 32;
         }
+        (_, true) => match msr::write(msr, value, types, arch::try_read_msr) {
+            Write::Do(value) => {
+                if !cpu.write_msr(msr, value) {
+                    return cpu.vmcb().inject(Event::GENERAL_PROTECTION);
+                }
+            }
+            Write::Ignore => {}
+            Write::Fault => return cpu.vmcb().inject(Event::GENERAL_PROTECTION),
+        },
         // Without SVM in CPUID none of the others exists.
-        _ => return cpu.vmcb().inject(Event::GENERAL_PROTECTION),
+        (_, false) => return cpu.vmcb().inject(Event::GENERAL_PROTECTION),
     }
     cpu.vmcb().advance(2);
 }

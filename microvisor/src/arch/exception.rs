@@ -1,4 +1,5 @@
-//! Exceptions of the microvisor's own: each is a panic.
+//! Exceptions of the microvisor's own: each is a panic, but for #GP at two instructions, which try a
+//! model-specific register that the CPU may not have.
 //!
 //! GIF is 0 whenever the microvisor runs after boot, so neither NMIs nor interrupts come here then;
 //! NMIs are VM 0's.
@@ -77,13 +78,99 @@ extern "C" fn common() {
         "push r15",
         "cld",
         "mov rdi, rsp",
-        "call {report}",
-        report = sym report,
+        "call {handle}",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop r11",
+        "pop r10",
+        "pop r9",
+        "pop r8",
+        "pop rbp",
+        "pop rdi",
+        "pop rsi",
+        "pop rdx",
+        "pop rcx",
+        "pop rbx",
+        "pop rax",
+        "add rsp, 16",
+        "iretq",
+        handle = sym handle,
     )
 }
 
-extern "sysv64" fn report(frame: &Frame) -> ! {
-    panic!("{frame}")
+extern "sysv64" fn handle(frame: &mut Frame) {
+    const GENERAL_PROTECTION: u64 = 13;
+    let tries = [
+        (&raw const rdmsr_try, &raw const rdmsr_refused),
+        (&raw const wrmsr_try, &raw const wrmsr_refused),
+    ];
+    let refused = tries.iter().find(|(at, _)| *at as u64 == frame.rip);
+    match refused {
+        Some((_, next)) if frame.vector == GENERAL_PROTECTION => frame.rip = *next as u64,
+        _ => panic!("{frame}"),
+    }
+}
+
+unsafe extern "C" {
+    static rdmsr_try: u8;
+    static rdmsr_refused: u8;
+    static wrmsr_try: u8;
+    static wrmsr_refused: u8;
+}
+
+// ECX = number, EDX:EAX = value; RSI = 1 if the CPU took it.
+global_asm!(
+    ".pushsection .text.try_msr, \"ax\"",
+    ".global read_msr_or_not",
+    "read_msr_or_not:",
+    "xor esi, esi",
+    ".global rdmsr_try",
+    "rdmsr_try:",
+    "rdmsr",
+    "inc esi",
+    ".global rdmsr_refused",
+    "rdmsr_refused:",
+    "ret",
+    ".global write_msr_or_not",
+    "write_msr_or_not:",
+    "xor esi, esi",
+    ".global wrmsr_try",
+    "wrmsr_try:",
+    "wrmsr",
+    "inc esi",
+    ".global wrmsr_refused",
+    "wrmsr_refused:",
+    "ret",
+    ".popsection",
+);
+
+/// Reads a model-specific register that this CPU may not have.
+pub(super) fn try_read_msr(msr: u32) -> Option<u64> {
+    let (low, high, taken): (u32, u32, u64);
+    // SAFETY: reads a register; `handle` goes on where the CPU has none of this number.
+    unsafe {
+        asm!("call read_msr_or_not", in("ecx") msr, out("eax") low, out("edx") high, out("rsi") taken);
+    }
+    (taken == 1).then(|| u64::from(high) << 32 | u64::from(low))
+}
+
+/// Writes a model-specific register; false if this CPU refuses.
+///
+/// # Safety
+///
+/// The value must not take from the microvisor what it relies on.
+pub(super) unsafe fn try_write_msr(msr: u32, value: u64) -> bool {
+    let taken: u64;
+    // SAFETY: the caller's; `handle` goes on where the CPU refuses.
+    unsafe {
+        asm!(
+            "call write_msr_or_not", in("ecx") msr, in("eax") value as u32,
+            in("edx") (value >> 32) as u32, out("rsi") taken
+        );
+    }
+    taken == 1
 }
 
 impl core::fmt::Display for Frame {

@@ -71,6 +71,17 @@ fn read_msr(msr: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+/// Reads a model-specific register that this CPU may not have.
+pub fn try_read_msr(msr: u32) -> Option<u64> {
+    exception::try_read_msr(msr)
+}
+
+/// Writes every cache back.
+pub fn write_back_caches() {
+    // SAFETY: changes no memory.
+    unsafe { asm!("wbinvd", options(nostack)) };
+}
+
 /// # Safety
 ///
 /// The value must not take from the microvisor what it relies on.

@@ -11,7 +11,7 @@ use super::{Error, low};
 use crate::arch::{self, cpuid, memory};
 use crate::counters::ExitCounters;
 use crate::log::LOG;
-use crate::machine::{Machine, MachineFacts};
+use crate::machine::{Machine, MachineFacts, MemoryTypes};
 use crate::memory::epoch::Epochs;
 use crate::memory::frame_table::FrameTable;
 use crate::memory::nested::root::RootLayout;
@@ -70,6 +70,21 @@ impl Own {
         FrameTable::bytes(layout.frames).next_multiple_of(PAGE_SIZE)
     }
 
+    fn memory_types(&self, map: &Map, image_end: u64) -> MemoryTypes {
+        const BELOW: u64 = 1 << 32;
+        let usable = map.usable().filter(|range| range.start < BELOW);
+        let low = usable.map(|range| range.end.min(BELOW));
+        let low = low.chain([image_end, self.range().end]).max();
+        let register = |msr| arch::try_read_msr(msr).unwrap_or(0);
+        MemoryTypes {
+            low: Hpa::new(low.unwrap_or(BELOW)),
+            high: Hpa::new(self.layout.frames * PAGE_SIZE),
+            end: Hpa::new(physical_pages() * PAGE_SIZE),
+            variable: core::array::from_fn(|n| register(0x200 + n as u32)),
+            default: register(0x2ff),
+        }
+    }
+
     /// Fills the tables in: what is usable in `map` is root's, `image` and the block are not.
     pub(super) fn machine(
         &self,
@@ -78,6 +93,7 @@ impl Own {
         features: u32,
         cpus: u32,
     ) -> &'static Machine {
+        let image_end = image.end;
         MACHINE.call_once(|| {
             let physical = memory::map();
             let frames = FrameTable::new(physical, Hpa::new(self.start), self.layout.frames);
@@ -113,6 +129,7 @@ impl Own {
                 frames: map.usable_bytes() / PAGE_SIZE + reserved,
                 reserved_frames: reserved,
                 tpr_window: arch::has_tpr_window(),
+                types: self.memory_types(map, image_end),
             };
             let partitions = Partitions::new(&PARTITIONS);
             Machine::new(memory, partitions, facts, &ROOT_COUNTERS, &LOG)

@@ -31,7 +31,7 @@ impl Answer {
 global_asm!(
     r#"
 .global test_probes, test_probes_end, test_probe_fault, test_probe_read
-.global test_probe_write, test_probe_rdmsr, test_probe_wrmsr, test_probe_svm
+.global test_probe_write, test_probe_rdmsr, test_probe_wrmsr, test_probe_svm, test_probe_invd
 test_probes:
 test_probe_read:
     mov rax, [rdi]
@@ -53,6 +53,9 @@ test_probe_wrmsr:
     mov rdx, rsi
     shr rdx, 32
     wrmsr
+    jmp 1f
+test_probe_invd:
+    invd
     jmp 1f
 test_probe_svm:
     mov rax, rdi
@@ -90,6 +93,7 @@ unsafe extern "C" {
     fn test_probe_write(address: u64, value: u64) -> Answer;
     fn test_probe_rdmsr(msr: u32) -> Answer;
     fn test_probe_wrmsr(msr: u32, value: u64) -> Answer;
+    fn test_probe_invd() -> Answer;
     fn test_probe_svm(address: u64, which: u32) -> Answer;
 }
 
@@ -130,6 +134,12 @@ pub fn rdmsr(msr: u32) -> Result<u64, u64> {
 pub fn wrmsr(msr: u32, value: u64) -> Result<u64, u64> {
     // SAFETY: the callers write what this kernel does not rely on.
     unsafe { test_probe_wrmsr(msr, value) }.result()
+}
+
+/// Executes INVD; or the exception.
+pub fn invd() -> Result<u64, u64> {
+    // SAFETY: the microvisor writes the caches back instead.
+    unsafe { test_probe_invd() }.result()
 }
 
 /// Executes VMRUN, VMLOAD, VMSAVE, STGI or CLGI (`which` 0 to 4) with this RAX; or the exception.

@@ -19,7 +19,7 @@ pub use vmcb::{Start, Vmcb};
 
 use super::extended::Features;
 use super::hw::Exit;
-use super::{cpuid, memory, read_msr, write_msr};
+use super::{cpuid, exception, memory, read_msr, write_msr};
 use crate::memory::Frame;
 use permissions::MsrPermissions;
 
@@ -238,6 +238,14 @@ impl RootCpu {
     pub fn hold_events(&mut self) {
         // SAFETY: SVM is on; each world switch leaves GIF at 0 too.
         unsafe { asm!("clgi", options(nomem, nostack)) };
+    }
+
+    /// Writes a register of root's whose value root's policy, `root::msr`, has let pass. False if the CPU
+    /// refuses.
+    #[must_use]
+    pub fn write_msr(&mut self, msr: u32, value: u64) -> bool {
+        // SAFETY: the policy lets no value pass that takes from the microvisor what it relies on.
+        unsafe { exception::try_write_msr(msr, value) }
     }
 
     /// Runs VM 0 on this CPU until the next exit.

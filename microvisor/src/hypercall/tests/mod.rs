@@ -14,9 +14,9 @@ use zerocopy::IntoBytes;
 use super::{Answer, Call, dispatch};
 use crate::arch::Cpu;
 use crate::counters::ExitCounters;
-use crate::machine::{Machine, MachineFacts};
-use crate::memory::Frame;
+use crate::machine::{Machine, MachineFacts, MemoryTypes};
 use crate::memory::testing::{Fake, Storage};
+use crate::memory::{Frame, Hpa};
 use crate::partition::{Partition, Partitions};
 
 /// Room for partitions in the fake machine.
@@ -51,6 +51,13 @@ impl World {
             frames,
             reserved_frames: frames - ram_end,
             tpr_window: true,
+            types: MemoryTypes {
+                low: Hpa::new(frames << 12),
+                high: Hpa::new(frames << 12),
+                end: Hpa::new(1 << 48),
+                variable: [0; 32],
+                default: 0,
+            },
         };
         Self {
             machine: Machine::new(

@@ -24,6 +24,7 @@ mod map;
 mod partition;
 mod protection;
 mod random;
+mod root_registers;
 mod two_cpus;
 mod two_cpus_guests;
 mod waiting_cpu;
@@ -33,6 +34,7 @@ pub const GROUPS: &[(&str, &[Case])] = &[
     ("machine", machine::CASES),
     ("log", log::CASES),
     ("protection", protection::CASES),
+    ("root_registers", root_registers::CASES),
     ("partition", partition::CASES),
     ("deposit", deposit::CASES),
     ("map", map::CASES),

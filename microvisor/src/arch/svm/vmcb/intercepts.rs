@@ -5,8 +5,8 @@ use super::*;
 
 const V_INTR_MASKING: u64 = 1 << 24;
 
-/// Intercepts of root, vector 3: INIT, CPUID, INVLPGA, MSRs, shutdown.
-const ROOT_INTERCEPTS_3: u32 = 1 << 3 | 1 << 18 | 1 << 26 | 1 << 28 | 1 << 31;
+/// Intercepts of root, vector 3: INIT, CPUID, INVD, INVLPGA, MSRs, shutdown.
+const ROOT_INTERCEPTS_3: u32 = 1 << 3 | 1 << 18 | 1 << 22 | 1 << 26 | 1 << 28 | 1 << 31;
 /// Intercepts of root, vector 4: VMRUN (which must be), VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT.
 const ROOT_INTERCEPTS_4: u32 = 0x7f;
 
