@@ -2,16 +2,18 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::arch::hw::{Event, Exit};
+use crate::arch::hw::{Event, Exit, PortAccess};
 use crate::arch::svm::{RootCpu, Start};
-use crate::arch::{self, svm};
+use crate::arch::{self, port, svm};
 use crate::console;
 use crate::hypercall::{self, Call};
 use crate::machine::{Machine, MemoryTypes};
+use crate::partition::run;
 use crate::vcpu::msr::{GeneralProtection, write_efer};
 use crate::{panic, trace};
 use msr::Write;
 
+mod a20;
 mod cpuid;
 mod msr;
 
@@ -44,7 +46,7 @@ pub fn wait(
             exit => answer(machine, &mut cpu, exit),
         }
     }
-    cpu.vmcb().advance(3);
+    cpu.skip();
     join(machine, &mut cpu);
     serve(machine, cpu)
 }
@@ -82,11 +84,12 @@ fn answer(machine: &Machine, cpu: &mut RootCpu, exit: Exit) {
     match exit {
         Exit::Cpuid => answer_cpuid(cpu),
         Exit::Msr { is_write } => answer_msr(cpu, &machine.facts.types, is_write),
+        Exit::Port(access) => answer_port(cpu, access),
         Exit::Hypercall => answer_hypercall(machine, cpu),
         // INVD would drop what the microvisor wrote, too.
         Exit::CacheFlush => {
             arch::write_back_caches();
-            cpu.vmcb().advance(2);
+            cpu.skip();
         }
         // What is protected does not exist for root.
         Exit::NestedFault(_) => cpu.vmcb().inject(Event::GENERAL_PROTECTION),
@@ -129,7 +132,7 @@ fn answer_cpuid(cpu: &mut RootCpu) {
     cpu.registers.rbx = answer.ebx.into();
     cpu.registers.rcx = answer.ecx.into();
     cpu.registers.rdx = answer.edx.into();
-    cpu.vmcb().advance(2);
+    cpu.skip();
 }
 
 /// `cpuid::features`, from what SVM has here.
@@ -182,7 +185,32 @@ fn answer_msr(cpu: &mut RootCpu, types: &MemoryTypes, is_write: bool) {
         // Without SVM in CPUID none of the others exists.
         (_, false) => return cpu.vmcb().inject(Event::GENERAL_PROTECTION),
     }
-    cpu.vmcb().advance(2);
+    cpu.skip();
+}
+
+/// A port of root's, whose writes go through the gate of address line 20, byte by byte.
+fn answer_port(cpu: &mut RootCpu, access: PortAccess) {
+    if access.string {
+        return cpu.vmcb().inject(Event::GENERAL_PROTECTION);
+    }
+    let ports = (0..u16::from(access.size)).map(|n| access.port.wrapping_add(n));
+    let rax = cpu.vmcb().rax();
+    if access.is_write {
+        let mut gate = a20::GATE.lock();
+        for (port, byte) in ports.zip(rax.to_le_bytes()) {
+            if let Some(byte) = gate.write(port, byte) {
+                port::write_u8(port, byte);
+            }
+        }
+    } else {
+        let mut bytes = [0; 8];
+        for (port, byte) in ports.zip(&mut bytes) {
+            *byte = port::read_u8(port);
+        }
+        let value = run::port_value(rax, u64::from_le_bytes(bytes), access.size);
+        cpu.vmcb().set_rax(value);
+    }
+    cpu.skip();
 }
 
 fn answer_hypercall(machine: &Machine, cpu: &mut RootCpu) {
@@ -209,5 +237,5 @@ fn answer_hypercall(machine: &Machine, cpu: &mut RootCpu) {
     }
     cpu.vmcb().set_rax(answer.status.raw() as u64);
     cpu.registers.rdx = answer.value;
-    cpu.vmcb().advance(3);
+    cpu.skip();
 }

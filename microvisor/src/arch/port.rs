@@ -5,7 +5,7 @@ use core::arch::asm;
 /// Reads a byte.
 pub fn read_u8(port: u16) -> u8 {
     let value;
-    // SAFETY: no port that the microvisor names touches memory.
+    // SAFETY: neither a port that the microvisor names nor one of root's that exits touches memory.
     unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack)) };
     value
 }

@@ -311,7 +311,7 @@ impl Turn<'_> {
 }
 
 /// RAX after an IN of `size` bytes: as for any operand, 4 bytes clear the upper half.
-fn port_value(old: u64, data: u64, size: u8) -> u64 {
+pub fn port_value(old: u64, data: u64, size: u8) -> u64 {
     match size {
         1 => old & !0xff | data & 0xff,
         2 => old & !0xffff | data & 0xffff,

@@ -26,6 +26,18 @@ pub fn write_port(port: u16, value: u8) {
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) };
 }
 
+/// Writes two bytes to a port and the next.
+pub fn write_port16(port: u16, value: u16) {
+    // SAFETY: as in `read_port`.
+    unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack)) };
+}
+
+/// Writes four bytes to a port and the next three.
+pub fn write_port32(port: u16, value: u32) {
+    // SAFETY: as in `read_port`.
+    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack)) };
+}
+
 /// CPUID.
 pub fn cpuid(leaf: u32, subleaf: u32) -> CpuidResult {
     core::arch::x86_64::__cpuid_count(leaf, subleaf)

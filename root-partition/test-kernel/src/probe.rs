@@ -32,6 +32,7 @@ global_asm!(
     r#"
 .global test_probes, test_probes_end, test_probe_fault, test_probe_read
 .global test_probe_write, test_probe_rdmsr, test_probe_wrmsr, test_probe_svm, test_probe_invd
+.global test_probe_outs
 test_probes:
 test_probe_read:
     mov rax, [rdi]
@@ -53,6 +54,11 @@ test_probe_wrmsr:
     mov rdx, rsi
     shr rdx, 32
     wrmsr
+    jmp 1f
+test_probe_outs:
+    mov ecx, edx
+    mov edx, edi
+    rep outsb
     jmp 1f
 test_probe_invd:
     invd
@@ -94,6 +100,7 @@ unsafe extern "C" {
     fn test_probe_rdmsr(msr: u32) -> Answer;
     fn test_probe_wrmsr(msr: u32, value: u64) -> Answer;
     fn test_probe_invd() -> Answer;
+    fn test_probe_outs(port: u16, address: u64, count: u32) -> Answer;
     fn test_probe_svm(address: u64, which: u32) -> Answer;
 }
 
@@ -134,6 +141,12 @@ pub fn rdmsr(msr: u32) -> Result<u64, u64> {
 pub fn wrmsr(msr: u32, value: u64) -> Result<u64, u64> {
     // SAFETY: the callers write what this kernel does not rely on.
     unsafe { test_probe_wrmsr(msr, value) }.result()
+}
+
+/// Writes so many bytes from `address` to a port by REP OUTSB; or the exception.
+pub fn outs(port: u16, address: u64, count: u32) -> Result<u64, u64> {
+    // SAFETY: it reads a page of the caller's.
+    unsafe { test_probe_outs(port, address, count) }.result()
 }
 
 /// Executes INVD; or the exception.

@@ -21,13 +21,14 @@ use super::extended::Features;
 use super::hw::Exit;
 use super::{cpuid, exception, memory, read_msr, write_msr};
 use crate::memory::Frame;
-use permissions::MsrPermissions;
 
 const EFER: u32 = 0xc000_0080;
 const EFER_SVME: u64 = 1 << 12;
 const VM_CR: u32 = 0xc001_0114;
 const VM_CR_SVMDIS: u64 = 1 << 4;
 const VM_HSAVE_PA: u32 = 0xc001_0117;
+/// CPUID 8000_000A EDX.
+const NEXT_RIP_SAVE: u32 = 1 << 3;
 
 /// General registers that the control block does not hold. RSP stands in the block.
 #[repr(C)]
@@ -139,8 +140,6 @@ static ROOT: PerCpu = PerCpu(UnsafeCell::new(
     }; MAX_CPUS as usize],
 ));
 
-static ROOT_MSRS: MsrPermissions = MsrPermissions::root();
-
 /// A physical CPU, as the guests need it that run there.
 #[derive(Debug)]
 pub struct Cpu {
@@ -189,6 +188,9 @@ pub struct RootCpu {
     pub cpu: Cpu,
     /// General registers.
     pub registers: Registers,
+    /// Where the instruction of the last exit ends.
+    next_rip: u64,
+    has_next_rip: bool,
 }
 
 impl RootCpu {
@@ -218,7 +220,7 @@ impl RootCpu {
         // SAFETY: exclusive by `taken`.
         let vmcb = unsafe { &mut (*frames).vmcb };
         let vmcb_physical = memory::image_physical(&raw const *vmcb);
-        vmcb.init_root(memory::image_physical(&raw const ROOT_MSRS));
+        vmcb.init_root(&permissions::root_maps());
         let cpu = Cpu {
             index,
             host,
@@ -231,6 +233,8 @@ impl RootCpu {
             vmcb_physical,
             cpu,
             registers: Registers::default(),
+            next_rip: 0,
+            has_next_rip: cpuid(0x8000_000a, 0).edx & NEXT_RIP_SAVE != 0,
         })
     }
 
@@ -254,7 +258,15 @@ impl RootCpu {
         unsafe { switch::enter(self.vmcb_physical, &mut self.registers, self.cpu.host) };
         self.vmcb.entered();
         self.vmcb.forget_event();
-        exit::decode(self.vmcb, false).0
+        let (exit, next) = exit::decode(self.vmcb, self.has_next_rip);
+        self.next_rip = next;
+        exit
+    }
+
+    /// VM 0 goes on after the instruction of the last exit.
+    pub fn skip(&mut self) {
+        self.vmcb.set_rip(self.next_rip);
+        self.vmcb.set_interrupt_shadow(false);
     }
 
     /// Which CPU this is, from 0.

@@ -79,10 +79,15 @@ const GUEST: [u32; 11] = [
 #[repr(C, align(4096))]
 struct PortPermissions([u8; 0x3000]);
 
+/// Ports of root's that close the gate of address line 20, or can: see `root::a20`.
+const ROOT_PORTS: [u16; 3] = [0x60, 0x64, 0x92];
+
 static GUEST_PORTS: PortPermissions = PortPermissions([!0; 0x3000]);
+static ROOT_PORT_PERMISSIONS: PortPermissions = PortPermissions::root();
+static ROOT_MSRS: MsrPermissions = MsrPermissions::root();
 static GUEST_MSRS: MsrPermissions = MsrPermissions::guest();
 
-/// Physical addresses of a guest's maps.
+/// Physical addresses of the maps of root or of a guest.
 pub(super) struct Maps {
     pub(super) msrs: u64,
     pub(super) ports: u64,
@@ -93,6 +98,27 @@ pub(super) fn guest_maps() -> Maps {
     Maps {
         msrs: memory::image_physical(&raw const GUEST_MSRS),
         ports: memory::image_physical(&raw const GUEST_PORTS),
+    }
+}
+
+/// Root's maps.
+pub(super) fn root_maps() -> Maps {
+    Maps {
+        msrs: memory::image_physical(&raw const ROOT_MSRS),
+        ports: memory::image_physical(&raw const ROOT_PORT_PERMISSIONS),
+    }
+}
+
+impl PortPermissions {
+    /// Root's map: all ports are its own but a few.
+    const fn root() -> Self {
+        let mut map = [0; 0x3000];
+        let mut n = 0;
+        while n < ROOT_PORTS.len() {
+            map[ROOT_PORTS[n] as usize / 8] |= 1 << (ROOT_PORTS[n] % 8);
+            n += 1;
+        }
+        Self(map)
     }
 }
 
@@ -181,6 +207,15 @@ mod tests {
                 .iter()
                 .any(|(first, last)| (*first..=*last).contains(&msr));
             assert_eq!(exits(msr), (is_absent, !is_listed), "{msr:#x}");
+        }
+    }
+
+    #[test]
+    fn root_has_all_ports_but_those_of_the_gate() {
+        let map = PortPermissions::root();
+        for port in 0..0x1_0000_usize + 3 {
+            let exits = map.0[port / 8] >> (port % 8) & 1 != 0;
+            assert_eq!(exits, matches!(port, 0x60 | 0x64 | 0x92), "{port:#x}");
         }
     }
 

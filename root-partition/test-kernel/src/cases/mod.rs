@@ -4,6 +4,7 @@ use guest_proto::Status;
 
 use crate::report::Case;
 
+mod a20;
 mod deposit;
 mod doorbell;
 mod guest_apic;
@@ -34,6 +35,7 @@ pub const GROUPS: &[(&str, &[Case])] = &[
     ("machine", machine::CASES),
     ("log", log::CASES),
     ("protection", protection::CASES),
+    ("a20", a20::CASES),
     ("root_registers", root_registers::CASES),
     ("partition", partition::CASES),
     ("deposit", deposit::CASES),

@@ -5,8 +5,8 @@ use super::*;
 
 const V_INTR_MASKING: u64 = 1 << 24;
 
-/// Intercepts of root, vector 3: INIT, CPUID, INVD, INVLPGA, MSRs, shutdown.
-const ROOT_INTERCEPTS_3: u32 = 1 << 3 | 1 << 18 | 1 << 22 | 1 << 26 | 1 << 28 | 1 << 31;
+/// Intercepts of root, vector 3: INIT, CPUID, INVD, INVLPGA, ports, MSRs, shutdown.
+const ROOT_INTERCEPTS_3: u32 = 1 << 3 | 1 << 18 | 1 << 22 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 31;
 /// Intercepts of root, vector 4: VMRUN (which must be), VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT.
 const ROOT_INTERCEPTS_4: u32 = 0x7f;
 
@@ -33,10 +33,11 @@ const GUEST_EXCEPTIONS: u32 = 1 << 1 | 1 << 17;
 
 impl Vmcb {
     /// Intercepts and maps of the root partition.
-    pub(in crate::arch::svm) fn init_root(&mut self, msr_permissions: u64) {
+    pub(in crate::arch::svm) fn init_root(&mut self, maps: &Maps) {
         self.set_u32(INTERCEPTS_3, ROOT_INTERCEPTS_3);
         self.set_u32(INTERCEPTS_4, ROOT_INTERCEPTS_4);
-        self.set(MSR_PERMISSIONS, msr_permissions);
+        self.set(MSR_PERMISSIONS, maps.msrs);
+        self.set(PORT_PERMISSIONS, maps.ports);
         self.set_u32(ASID, 1);
         self.set(NESTED_ENABLE, 1);
         self.set(PAT, PAT_RESET);
@@ -77,11 +78,12 @@ mod tests {
     #[test]
     fn an_init_exits() {
         // APM vol. 2 table B-1: vector 3, bit 3.
+        let maps = Maps { msrs: 0, ports: 0 };
         let mut vmcb = Vmcb::zeroed();
-        vmcb.init_root(0);
+        vmcb.init_root(&maps);
         assert_ne!(vmcb.get_u32(INTERCEPTS_3) & 1 << 3, 0);
         let mut vmcb = Vmcb::zeroed();
-        vmcb.init_guest(&Maps { msrs: 0, ports: 0 });
+        vmcb.init_guest(&maps);
         assert_ne!(vmcb.get_u32(INTERCEPTS_3) & 1 << 3, 0);
     }
 }

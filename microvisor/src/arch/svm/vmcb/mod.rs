@@ -172,12 +172,6 @@ impl Vmcb {
         self.get(RIP)
     }
 
-    /// Skips an instruction of `length` bytes.
-    pub fn advance(&mut self, length: u64) {
-        let rip = self.get(RIP).wrapping_add(length);
-        self.set(RIP, rip);
-    }
-
     /// Current privilege level.
     pub fn cpl(&self) -> u8 {
         self.0[CPL]
