@@ -93,8 +93,12 @@ fn answer(machine: &Machine, cpu: &mut RootCpu, exit: Exit) {
         }
         // What is protected does not exist for root.
         Exit::NestedFault(_) => cpu.vmcb().inject(Event::GENERAL_PROTECTION),
-        // Held: another CPU of root's cannot reset this one from under the microvisor.
-        Exit::Init => {}
+        // Another CPU of root's cannot reset this one from under the microvisor.
+        Exit::Init => match cpu.consume_init() {
+            Some(true) => cpu.vmcb().inject(Event::Nmi),
+            Some(false) => {}
+            None => stop(cpu),
+        },
         Exit::Forbidden => cpu.vmcb().inject(Event::INVALID_OPCODE),
         // As without the microvisor: Linux resets the machine so, when all else fails.
         Exit::Shutdown => {
@@ -238,4 +242,7 @@ fn answer_hypercall(machine: &Machine, cpu: &mut RootCpu) {
     cpu.vmcb().set_rax(answer.status.raw() as u64);
     cpu.registers.rdx = answer.value;
     cpu.skip();
+    if cpu.cpu.take_machine_check() {
+        cpu.vmcb().inject(Event::MACHINE_CHECK);
+    }
 }

@@ -1,8 +1,8 @@
 //! Exceptions of the microvisor's own: each is a panic, but for #GP at two instructions, which try a
-//! model-specific register that the CPU may not have.
+//! model-specific register that the CPU may not have, and for #SX, as which an INIT is consumed.
 //!
 //! GIF is 0 whenever the microvisor runs after boot, so neither NMIs nor interrupts come here then;
-//! NMIs are VM 0's.
+//! NMIs are VM 0's. It is 1 for two instructions to consume an INIT: an NMI in between is handed to VM 0.
 
 use core::arch::{asm, global_asm, naked_asm};
 
@@ -101,16 +101,31 @@ extern "C" fn common() {
 }
 
 extern "sysv64" fn handle(frame: &mut Frame) {
-    const GENERAL_PROTECTION: u64 = 13;
-    let tries = [
-        (&raw const rdmsr_try, &raw const rdmsr_refused),
-        (&raw const wrmsr_try, &raw const wrmsr_refused),
-    ];
-    let refused = tries.iter().find(|(at, _)| *at as u64 == frame.rip);
-    match refused {
-        Some((_, next)) if frame.vector == GENERAL_PROTECTION => frame.rip = *next as u64,
-        _ => panic!("{frame}"),
+    if !recover(frame) {
+        panic!("{frame}");
     }
+}
+
+/// Goes on after an exception that one of the instructions below is meant to meet; whether it is one.
+fn recover(frame: &mut Frame) -> bool {
+    const NMI: u64 = 2;
+    const GENERAL_PROTECTION: u64 = 13;
+    const SECURITY: u64 = 30;
+    let at = |label: *const u8| label as u64;
+    let window = at(&raw const init_window)..=at(&raw const init_window_end);
+    match frame.vector {
+        GENERAL_PROTECTION if frame.rip == at(&raw const rdmsr_try) => {
+            frame.rip = at(&raw const rdmsr_refused);
+        }
+        GENERAL_PROTECTION if frame.rip == at(&raw const wrmsr_try) => {
+            frame.rip = at(&raw const wrmsr_refused);
+        }
+        // The INIT is consumed.
+        SECURITY if window.contains(&frame.rip) => {}
+        NMI if window.contains(&frame.rip) => frame.registers[Frame::RSI] = 1,
+        _ => return false,
+    }
+    true
 }
 
 unsafe extern "C" {
@@ -118,6 +133,8 @@ unsafe extern "C" {
     static rdmsr_refused: u8;
     static wrmsr_try: u8;
     static wrmsr_refused: u8;
+    static init_window: u8;
+    static init_window_end: u8;
 }
 
 // ECX = number, EDX:EAX = value; RSI = 1 if the CPU took it.
@@ -142,6 +159,18 @@ global_asm!(
     "inc esi",
     ".global wrmsr_refused",
     "wrmsr_refused:",
+    "ret",
+    // GIF is 1 in between; RSI = 1 if an NMI came.
+    ".global open_init_window",
+    "open_init_window:",
+    "xor esi, esi",
+    "stgi",
+    ".global init_window",
+    "init_window:",
+    "nop",
+    "clgi",
+    ".global init_window_end",
+    "init_window_end:",
     "ret",
     ".popsection",
 );
@@ -173,12 +202,29 @@ pub(super) unsafe fn try_write_msr(msr: u32, value: u64) -> bool {
     taken == 1
 }
 
+/// Lets a pending INIT in, which the CPU turns into #SX; whether an NMI came with it.
+///
+/// # Safety
+///
+/// SVM is on, and VM_CR.R_INIT set.
+pub(super) unsafe fn consume_init() -> bool {
+    let nmi: u64;
+    // SAFETY: the caller's; `handle` goes on after both, and IF is 0.
+    unsafe { asm!("call open_init_window", out("rsi") nmi) };
+    nmi != 0
+}
+
+impl Frame {
+    const NAMES: [&str; 15] = [
+        "r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rbp", "rdi", "rsi", "rdx", "rcx",
+        "rbx", "rax",
+    ];
+    /// Index of RSI in `registers`.
+    const RSI: usize = 10;
+}
+
 impl core::fmt::Display for Frame {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        const NAMES: [&str; 15] = [
-            "r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8", "rbp", "rdi", "rsi", "rdx",
-            "rcx", "rbx", "rax",
-        ];
         writeln!(
             f,
             "exception {} ({}), error {:#x}, at rip {:#018x}",
@@ -193,7 +239,7 @@ impl core::fmt::Display for Frame {
             "  rsp {:#018x} rflags {:#x} cs {:#x} ss {:#x} cr2 {cr2:#018x} cr3 {cr3:#x}",
             self.rsp, self.rflags, self.cs, self.ss
         )?;
-        let registers = NAMES.iter().zip(&self.registers).rev();
+        let registers = Self::NAMES.iter().zip(&self.registers).rev();
         for (n, (name, value)) in registers.enumerate() {
             let separator = if n % 4 == 0 { "\n " } else { "" };
             write!(f, "{separator} {name:>3} {value:#018x}")?;
@@ -231,4 +277,63 @@ fn control_registers() -> (u64, u64) {
         asm!("mov {}, cr2", "mov {}, cr3", out(reg) cr2, out(reg) cr3, options(nomem, nostack));
     }
     (cr2, cr3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(vector: u64, rip: *const u8) -> Frame {
+        Frame {
+            registers: [7; 15],
+            vector,
+            error: 0,
+            rip: rip as u64,
+            cs: 8,
+            rflags: 2,
+            rsp: 0,
+            ss: 16,
+        }
+    }
+
+    #[test]
+    fn a_register_that_is_refused_is_no_panic() {
+        let mut read = frame(13, &raw const rdmsr_try);
+        assert!(recover(&mut read));
+        assert_eq!(read.rip, &raw const rdmsr_refused as u64);
+        let mut write = frame(13, &raw const wrmsr_try);
+        assert!(recover(&mut write));
+        assert_eq!(write.rip, &raw const wrmsr_refused as u64);
+    }
+
+    #[test]
+    fn an_init_is_consumed_and_an_nmi_is_told() {
+        let window = [&raw const init_window, &raw const init_window_end];
+        for rip in window {
+            let mut init = frame(30, rip);
+            assert!(recover(&mut init));
+            assert_eq!((init.rip, init.registers), (rip as u64, [7; 15]));
+            let mut nmi = frame(2, rip);
+            assert!(recover(&mut nmi));
+            assert_eq!(Frame::NAMES[Frame::RSI], "rsi");
+            assert_eq!(nmi.registers[Frame::RSI], 1);
+        }
+    }
+
+    #[test]
+    fn everything_else_is() {
+        let places = [
+            &raw const rdmsr_try,
+            &raw const wrmsr_try,
+            &raw const init_window,
+        ];
+        for rip in places {
+            for vector in [0, 1, 6, 8, 14, 18] {
+                assert!(!recover(&mut frame(vector, rip)), "{vector}");
+            }
+        }
+        for vector in 0..32 {
+            assert!(!recover(&mut frame(vector, &raw const rdmsr_refused)));
+        }
+    }
 }

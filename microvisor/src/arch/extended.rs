@@ -34,8 +34,8 @@ impl Features {
             prediction_barrier: cpuid(0x8000_0000, 0).eax >= 0x8000_0008
                 && cpuid(0x8000_0008, 0).ebx & 1 << 12 != 0,
         };
-        // OSFXSR and OSXMMEXCPT, OSXSAVE, PKE.
-        let mut cr4: u64 = 3 << 9;
+        // MCE, OSFXSR and OSXMMEXCPT; OSXSAVE, PKE.
+        let mut cr4: u64 = 1 << 6 | 3 << 9;
         if this.xsave {
             cr4 |= 1 << 18;
         }

@@ -45,6 +45,8 @@ pub enum Exit {
     DebugRegister,
     /// An exception that must be intercepted, lest the CPU raise it for ever: to be injected.
     Exception(Event),
+    /// A machine check, which is root's.
+    MachineCheck,
     /// An instruction that the guest does not have: #UD.
     Forbidden,
     /// RDPMC: there are no counters, #GP.
@@ -75,7 +77,7 @@ impl Exit {
             Self::NestedFault(_) => ExitKind::NestedFault,
             Self::Xsetbv => ExitKind::Xsetbv,
             Self::DebugRegister => ExitKind::DebugRegister,
-            Self::Exception(_) => ExitKind::Exception,
+            Self::Exception(_) | Self::MachineCheck => ExitKind::Exception,
             Self::Forbidden | Self::PerformanceCounter => ExitKind::Forbidden,
             Self::Shutdown => ExitKind::Shutdown,
             Self::CacheFlush | Self::Refused | Self::Other(_) => ExitKind::Other,
@@ -147,6 +149,9 @@ impl Event {
     pub const INVALID_OPCODE: Self = Self::Exception(6, None);
     /// #GP(0).
     pub const GENERAL_PROTECTION: Self = Self::Exception(13, Some(0));
+
+    /// #MC.
+    pub const MACHINE_CHECK: Self = Self::Exception(18, None);
 
     /// Exception `vector`, with `error_code` where this exception has one (APM vol. 2 §8.4).
     pub const fn exception(vector: u8, error_code: u32) -> Self {

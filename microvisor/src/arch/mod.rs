@@ -76,6 +76,13 @@ pub fn try_read_msr(msr: u32) -> Option<u64> {
     exception::try_read_msr(msr)
 }
 
+/// Whether this CPU is in a machine check: MCG_STATUS.MCIP (APM vol. 2 §9.3.1).
+pub fn in_machine_check() -> bool {
+    const MCG_STATUS: u32 = 0x17a;
+    const MCIP: u64 = 1 << 2;
+    read_msr(MCG_STATUS) & MCIP != 0
+}
+
 /// Writes every cache back.
 pub fn write_back_caches() {
     // SAFETY: changes no memory.

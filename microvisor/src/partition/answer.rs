@@ -23,7 +23,7 @@ impl Turn<'_> {
             self.vcpu.counters.exit(exit.kind());
         }
         match exit {
-            Exit::Interrupt | Exit::Nmi | Exit::Init => Some(End::Interrupt),
+            Exit::Interrupt | Exit::Nmi | Exit::Init | Exit::MachineCheck => Some(End::Interrupt),
             Exit::InterruptWindow => {
                 self.local.hw.forget_window();
                 None

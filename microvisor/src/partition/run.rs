@@ -15,7 +15,7 @@ use guest_proto::vcpu_page::{
 };
 
 use super::Partition;
-use crate::arch::hw::{Event, Gpr, TurnState};
+use crate::arch::hw::{Event, Exit, Gpr, TurnState};
 use crate::arch::{self, Cpu};
 use crate::machine::Machine;
 use crate::memory::Frame;
@@ -126,6 +126,11 @@ impl Turn<'_> {
             trace::exit(cpu.index(), id, index, self.local.hw.raw_exit());
             let cr8 = self.local.hw.cr8();
             self.local.lapic.set_cr8(cr8);
+            // A guest whose CR4.MCE is 0 shuts down at a machine check.
+            let is_shutdown = exit == Exit::Shutdown;
+            if exit == Exit::MachineCheck || (is_shutdown && arch::in_machine_check()) {
+                cpu.note_machine_check();
+            }
             if let Some(end) = self.answer(exit) {
                 break end;
             }

@@ -8,6 +8,7 @@ const WRITE_DR_LAST: u32 = 0x3f;
 const EXCEPTION: u32 = 0x40;
 const DEBUG: u32 = EXCEPTION + 1;
 const ALIGNMENT_CHECK: u32 = EXCEPTION + 17;
+const MACHINE_CHECK: u32 = EXCEPTION + 18;
 
 /// The exit, and the instruction pointer after the instruction that made it.
 pub(super) fn decode(vmcb: &Vmcb, has_next_rip: bool) -> (Exit, u64) {
@@ -18,6 +19,7 @@ pub(super) fn decode(vmcb: &Vmcb, has_next_rip: bool) -> (Exit, u64) {
         DEBUG => Exit::Exception(Event::DEBUG),
         // Its error code is always 0 (APM vol. 2 §8.2.17).
         ALIGNMENT_CHECK => Exit::Exception(Event::Exception(17, Some(0))),
+        MACHINE_CHECK => Exit::MachineCheck,
         0x60 => Exit::Interrupt,
         0x61 => Exit::Nmi,
         0x63 => Exit::Init,

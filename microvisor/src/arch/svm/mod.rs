@@ -26,7 +26,11 @@ const EFER: u32 = 0xc000_0080;
 const EFER_SVME: u64 = 1 << 12;
 const VM_CR: u32 = 0xc001_0114;
 const VM_CR_SVMDIS: u64 = 1 << 4;
+const VM_CR_R_INIT: u64 = 1 << 1;
+const VM_CR_DIS_A20M: u64 = 1 << 2;
 const VM_HSAVE_PA: u32 = 0xc001_0117;
+/// CPUID 1 ECX.
+const HYPERVISOR: u32 = 1 << 31;
 /// CPUID 8000_000A EDX.
 const NEXT_RIP_SAVE: u32 = 1 << 3;
 
@@ -150,6 +154,8 @@ pub struct Cpu {
     features: Features,
     /// Serial of the partition whose branches were predicted last.
     last_partition: u64,
+    /// A machine check came during a guest's turn.
+    machine_check: bool,
 }
 
 impl Cpu {
@@ -166,6 +172,16 @@ impl Cpu {
         }
     }
 
+    /// Keeps a machine check for root.
+    pub fn note_machine_check(&mut self) {
+        self.machine_check = true;
+    }
+
+    /// Whether a machine check came that root does not know of.
+    pub fn take_machine_check(&mut self) -> bool {
+        core::mem::take(&mut self.machine_check)
+    }
+
     /// A CPU that runs nothing.
     #[cfg(test)]
     pub(crate) fn idle(index: usize) -> Self {
@@ -175,6 +191,7 @@ impl Cpu {
             asids: asid::Asids::new(16),
             features: Features::none(),
             last_partition: 0,
+            machine_check: false,
         }
     }
 }
@@ -191,6 +208,8 @@ pub struct RootCpu {
     /// Where the instruction of the last exit ends.
     next_rip: u64,
     has_next_rip: bool,
+    /// The CPU turns an INIT into #SX.
+    redirects_init: bool,
 }
 
 impl RootCpu {
@@ -217,6 +236,11 @@ impl RootCpu {
             );
             asm!("vmsave rax", in("rax") host, options(nostack));
         }
+        // SAFETY: an INIT comes as #SX, which `exception` takes; no address line is masked.
+        let redirects = unsafe {
+            let wanted = read_msr(VM_CR) | VM_CR_R_INIT | VM_CR_DIS_A20M;
+            exception::try_write_msr(VM_CR, wanted) && read_msr(VM_CR) & VM_CR_R_INIT != 0
+        };
         // SAFETY: exclusive by `taken`.
         let vmcb = unsafe { &mut (*frames).vmcb };
         let vmcb_physical = memory::image_physical(&raw const *vmcb);
@@ -227,6 +251,7 @@ impl RootCpu {
             asids: asid::Asids::new(cpuid(0x8000_000a, 0).ebx),
             features: Features::enable(),
             last_partition: 0,
+            machine_check: false,
         };
         Some(Self {
             vmcb,
@@ -234,6 +259,7 @@ impl RootCpu {
             cpu,
             registers: Registers::default(),
             next_rip: 0,
+            redirects_init: redirects && cpuid(1, 0).ecx & HYPERVISOR == 0,
             has_next_rip: cpuid(0x8000_000a, 0).edx & NEXT_RIP_SAVE != 0,
         })
     }
@@ -261,6 +287,15 @@ impl RootCpu {
         let (exit, next) = exit::decode(self.vmcb, self.has_next_rip);
         self.next_rip = next;
         exit
+    }
+
+    /// Consumes the INIT of the last exit, which would be there again at the next entry (APM vol. 2 §15.28);
+    /// whether an NMI came meanwhile. `None`: this CPU would obey the INIT. So would one that another
+    /// hypervisor emulates: KVM and QEMU's TCG take R_INIT and do nothing with it.
+    pub fn consume_init(&mut self) -> Option<bool> {
+        // SAFETY: SVM is on, and R_INIT set.
+        self.redirects_init
+            .then(|| unsafe { exception::consume_init() })
     }
 
     /// VM 0 goes on after the instruction of the last exit.

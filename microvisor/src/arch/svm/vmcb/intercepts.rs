@@ -28,8 +28,8 @@ const INTERCEPT_IRET: u32 = 1 << 20;
 /// Intercepts of guests, vector 4: root's, WBINVD, MONITOR, MWAIT, XSETBV, RDPRU.
 const GUEST_INTERCEPTS_4: u32 = 0x7f | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 13 | 1 << 14;
 /// #DB and #AC: a guest can make the CPU raise either without end, and without an interrupt getting
-/// through, unless they are intercepted.
-const GUEST_EXCEPTIONS: u32 = 1 << 1 | 1 << 17;
+/// through, unless they are intercepted. #MC: it is root's.
+const GUEST_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 
 impl Vmcb {
     /// Intercepts and maps of the root partition.
@@ -74,6 +74,7 @@ impl Vmcb {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::hw::Exit;
 
     #[test]
     fn an_init_exits() {
@@ -85,5 +86,18 @@ mod tests {
         let mut vmcb = Vmcb::zeroed();
         vmcb.init_guest(&maps);
         assert_ne!(vmcb.get_u32(INTERCEPTS_3) & 1 << 3, 0);
+    }
+
+    #[test]
+    fn a_guests_machine_check_exits() {
+        let mut vmcb = Vmcb::zeroed();
+        vmcb.init_guest(&Maps { msrs: 0, ports: 0 });
+        assert_ne!(vmcb.get_u32(INTERCEPTS_EXCEPTION) & 1 << 18, 0);
+        // APM vol. 2 appendix C: VMEXIT_EXCP0 is 0x40.
+        vmcb.set(EXIT_CODE, 0x52);
+        assert_eq!(
+            crate::arch::svm::exit::decode(&vmcb, false).0,
+            Exit::MachineCheck
+        );
     }
 }
