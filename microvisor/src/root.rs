@@ -160,14 +160,16 @@ pub fn features() -> u32 {
 /// EFER is root's but for SVME; the registers of SVM read as absent.
 fn answer_msr(cpu: &mut RootCpu, types: &MemoryTypes, is_write: bool) {
     const EFER: u32 = 0xc000_0080;
-    /// Bits of EFER that root may set: SCE, LME, LMA, NXE, FFXSR, TCE. Others are SVM's or new.
+    /// Bits of EFER that root may set besides AutoIBRS: SCE, LME, LMA, NXE, FFXSR, TCE. Others are SVM's or
+    /// new.
     const EFER_ALLOWED: u64 = 0xcd01;
     let msr = cpu.registers.rcx as u32;
     let value = cpu.vmcb().rax() & 0xffff_ffff | cpu.registers.rdx << 32;
     match (msr, is_write) {
         (EFER, true) => {
             let vmcb = cpu.vmcb();
-            match write_efer(EFER_ALLOWED, vmcb.efer(), value, vmcb.cr0()) {
+            let allowed = EFER_ALLOWED | svm::automatic_ibrs();
+            match write_efer(allowed, vmcb.efer(), value, vmcb.cr0()) {
                 Ok(value) => vmcb.set_efer(value),
                 Err(GeneralProtection) => return vmcb.inject(Event::GENERAL_PROTECTION),
             }

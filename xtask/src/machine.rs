@@ -45,6 +45,8 @@ pub(crate) struct Machine {
     pub(crate) modules: bool,
     /// More of VM 0's command line.
     pub(crate) options: String,
+    /// The microvisor's own command line.
+    pub(crate) own_options: String,
     /// Linux without the microvisor below it.
     pub(crate) bare: bool,
     /// How the microvisor is loaded.
@@ -70,6 +72,7 @@ impl Default for Machine {
             cpu: "EPYC-Milan".into(),
             modules: true,
             options: String::new(),
+            own_options: String::new(),
             bare: false,
             boot: Boot::Direct,
             icount: false,
@@ -230,6 +233,7 @@ impl Machine {
         qemu.stderr(File::create(&errors).map_err(context(&errors))?);
         if !self.bare && self.boot == Boot::Direct {
             qemu.arg("-kernel").arg(&parts.image);
+            qemu.args(["-append", &self.own_options]);
         }
         if self.modules {
             let initramfs = folder.join("initramfs.cpio");

@@ -13,6 +13,7 @@ use crate::machine::Machine;
 use crate::{boot_log, console, root};
 use map::Map;
 use multiboot::{Info, Module};
+use options::Options;
 use own::Own;
 
 mod acpi;
@@ -20,6 +21,7 @@ mod bytes;
 mod linux;
 mod map;
 mod multiboot;
+mod options;
 mod own;
 mod processors;
 
@@ -67,6 +69,7 @@ enum Error {
     NoRoomForTables,
     NoLowMemory,
     Acpi(acpi::AcpiError),
+    Option(options::BadOption),
     TooManyCpus(u32),
     MissingCpus { running: u32, listed: u32 },
 }
@@ -99,6 +102,7 @@ impl core::fmt::Display for Error {
                 low::END
             ),
             Self::Acpi(why) => write!(f, "ACPI: {why}"),
+            Self::Option(why) => write!(f, "command line: {why}"),
             Self::TooManyCpus(cpus) => {
                 write!(f, "the machine has {cpus} CPUs; {MAX_CPUS} are the most")
             }
@@ -146,13 +150,14 @@ fn boot(
         own,
         map,
         cpus: listed,
+        options,
     } = prepared;
     let cpus = match processors::start_others(&mut memory, code, listed) {
         Ok(cpus) => cpus,
         Err(error) => stop(&error),
     };
     memory.end();
-    let machine = own.machine(&map, image.own(), root::features(), cpus);
+    let machine = own.machine(&map, image.own(), cpus, options);
     if let Err(error) = processors::wait_for_others(cpus) {
         stop(&error);
     }
@@ -211,6 +216,7 @@ struct Prepared {
     map: Map,
     /// CPUs that the machine has.
     cpus: u32,
+    options: Options,
 }
 
 /// Lays VM 0 out in memory.
@@ -218,6 +224,8 @@ struct Prepared {
 fn prepare(memory: &mut BootMemory, loader: (u32, u32), image: &Image) -> Result<Prepared, Error> {
     let mut info = Info::new();
     multiboot::parse(memory, loader, &mut info)?;
+    let unknown = |key: &str| boot_log!("the command line has an unknown option: {key}");
+    let options = Options::parse(info.own_line(), unknown).map_err(Error::Option)?;
     let total = info.map.usable_bytes();
     if total < LEAST_MEMORY {
         return Err(Error::LittleMemory(total));
@@ -280,6 +288,7 @@ fn prepare(memory: &mut BootMemory, loader: (u32, u32), image: &Image) -> Result
         own,
         map: info.map,
         cpus: tables.cpus,
+        options,
     })
 }
 

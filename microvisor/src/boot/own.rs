@@ -7,6 +7,7 @@ use spin::{Mutex, Once};
 
 use super::map::Map;
 use super::multiboot::Info;
+use super::options::Options;
 use super::{Error, low};
 use crate::arch::{self, cpuid, memory};
 use crate::counters::ExitCounters;
@@ -18,6 +19,7 @@ use crate::memory::nested::root::RootLayout;
 use crate::memory::nested::{RootMap, waiting};
 use crate::memory::{Frame, Hpa, Memory};
 use crate::partition::{Partition, Partitions};
+use crate::root;
 
 const GUESTS: usize = MAX_PARTITIONS as usize - 1;
 
@@ -90,8 +92,8 @@ impl Own {
         &self,
         map: &Map,
         image: Range<u64>,
-        features: u32,
         cpus: u32,
+        options: Options,
     ) -> &'static Machine {
         let image_end = image.end;
         MACHINE.call_once(|| {
@@ -124,11 +126,12 @@ impl Own {
                 waiting,
             };
             let facts = MachineFacts {
-                features,
+                features: root::features(),
                 cpus,
                 frames: map.usable_bytes() / PAGE_SIZE + reserved,
                 reserved_frames: reserved,
                 tpr_window: arch::has_tpr_window(),
+                speculation: options.speculation,
                 types: self.memory_types(map, image_end),
             };
             let partitions = Partitions::new(&PARTITIONS);

@@ -113,7 +113,8 @@ impl Turn<'_> {
     /// The part of the turn with the guest's state in the CPU.
     fn inside(&mut self, cpu: &mut Cpu) -> End {
         let begin = arch::tsc();
-        cpu.enter_partition(self.partition.serial());
+        let speculation = self.machine.facts.speculation;
+        cpu.enter_partition(self.partition.serial(), speculation);
         let state = TurnState {
             map: self.map,
             flush: self.partition.flush(),
@@ -139,6 +140,7 @@ impl Turn<'_> {
             }
         };
         self.local.hw.unload(cpu);
+        cpu.leave_partition(speculation);
         self.vcpu.counters.inside(arch::tsc().wrapping_sub(begin));
         end
     }

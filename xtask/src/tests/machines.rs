@@ -74,6 +74,7 @@ struct Refused {
     cpu: &'static str,
     memory: &'static str,
     modules: bool,
+    options: &'static str,
     says: &'static str,
 }
 
@@ -83,6 +84,7 @@ const GOOD: Refused = Refused {
     cpu: "EPYC-Milan",
     memory: "4G",
     modules: true,
+    options: "",
     says: "",
 };
 
@@ -112,6 +114,12 @@ const REFUSED: &[Refused] = &[
         ..GOOD
     },
     Refused {
+        name: "a wrong option",
+        options: "speculation=none",
+        says: "command line: speculation= takes safe, guests or off",
+        ..GOOD
+    },
+    Refused {
         name: "no modules",
         modules: false,
         says: "no boot modules",
@@ -126,6 +134,7 @@ impl Refused {
             cpu: self.cpu.into(),
             memory: self.memory.into(),
             modules: self.modules,
+            own_options: self.options.into(),
             timeout: Duration::from_secs(30),
             ..Machine::default()
         };

@@ -20,6 +20,7 @@ pub use vmcb::{Start, Vmcb};
 use super::extended::Features;
 use super::hw::Exit;
 use super::{cpuid, exception, memory, read_msr, write_msr};
+use crate::machine::Speculation;
 use crate::memory::Frame;
 
 const EFER: u32 = 0xc000_0080;
@@ -115,6 +116,15 @@ pub fn supported() -> Result<(u8, u32), Unsupported> {
     Ok((svm.eax as u8, svm.edx))
 }
 
+/// EFER.AutoIBRS where the CPU has it (APM vol. 2 §3.1.7), or 0: branches of less privileged code do not
+/// steer those of more privileged code.
+pub fn automatic_ibrs() -> u64 {
+    const LEAF: u32 = 0x8000_0021;
+    const AUTOMATIC_IBRS: u32 = 1 << 8;
+    let has = cpuid(0x8000_0000, 0).eax >= LEAF && cpuid(LEAF, 0).eax & AUTOMATIC_IBRS != 0;
+    u64::from(has) << 21
+}
+
 #[repr(C, align(4096))]
 struct Page([u8; 4096]);
 
@@ -152,7 +162,7 @@ pub struct Cpu {
     host: u64,
     asids: asid::Asids,
     features: Features,
-    /// Serial of the partition whose branches were predicted last.
+    /// Serial of the partition that had the last turn.
     last_partition: u64,
     /// A machine check came during a guest's turn.
     machine_check: bool,
@@ -164,10 +174,17 @@ impl Cpu {
         self.index
     }
 
-    /// Keeps what one partition taught the branch predictors from another.
-    pub fn enter_partition(&mut self, serial: u64) {
-        if self.last_partition != serial {
-            self.last_partition = serial;
+    /// Before a turn of the partition with this serial.
+    pub fn enter_partition(&mut self, serial: u64, policy: Speculation) {
+        if policy.forgets_before(self.last_partition, serial) {
+            self.features.prediction_barrier();
+        }
+        self.last_partition = serial;
+    }
+
+    /// After a guest's turn.
+    pub fn leave_partition(&mut self, policy: Speculation) {
+        if policy.forgets_after() {
             self.features.prediction_barrier();
         }
     }
@@ -229,7 +246,7 @@ impl RootCpu {
         let host = memory::image_physical(unsafe { &raw const (*frames).host });
         // SAFETY: setting SVME and the host save area of this CPU; the areas are used by nothing else.
         unsafe {
-            write_msr(EFER, read_msr(EFER) | EFER_SVME);
+            write_msr(EFER, read_msr(EFER) | EFER_SVME | automatic_ibrs());
             write_msr(
                 VM_HSAVE_PA,
                 memory::image_physical(&raw const (*frames).host_save),

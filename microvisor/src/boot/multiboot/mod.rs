@@ -34,8 +34,36 @@ pub(super) struct Info {
     pub(super) rsdp: Option<Rsdp>,
     modules: [Module; MODULES],
     modules_len: usize,
-    command_line: [u8; COMMAND_LINE],
-    command_line_len: usize,
+    /// VM 0's command line.
+    command_line: Line,
+    /// The microvisor's own.
+    own_line: Line,
+}
+
+/// A string of the loader's.
+#[derive(Clone, Debug)]
+struct Line {
+    bytes: [u8; COMMAND_LINE],
+    len: usize,
+}
+
+impl Line {
+    const EMPTY: Self = Self {
+        bytes: [0; COMMAND_LINE],
+        len: 0,
+    };
+
+    /// Takes `text` as far as its first NUL, and as there is room.
+    fn set(&mut self, text: &[u8]) {
+        let text = text.split(|&byte| byte == 0).next().unwrap_or(&[]);
+        let text = text.get(..COMMAND_LINE - 1).unwrap_or(text);
+        self.bytes[..text.len()].copy_from_slice(text);
+        self.len = text.len();
+    }
+
+    fn get(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&[])
+    }
 }
 
 impl Info {
@@ -45,8 +73,8 @@ impl Info {
             rsdp: None,
             modules: [Module { start: 0, end: 0 }; MODULES],
             modules_len: 0,
-            command_line: [0; COMMAND_LINE],
-            command_line_len: 0,
+            command_line: Line::EMPTY,
+            own_line: Line::EMPTY,
         }
     }
 
@@ -58,14 +86,16 @@ impl Info {
     /// The words after the first, by which the loader names the kernel: QEMU puts its file name there,
     /// and Debian's GRUB entries for Multiboot kernels the word `placeholder`.
     pub(super) fn command_line(&self) -> &[u8] {
-        let line = self
-            .command_line
-            .get(..self.command_line_len)
-            .unwrap_or(&[]);
+        let line = self.command_line.get();
         match line.iter().position(|&byte| byte == b' ') {
             Some(space) => line.get(space + 1..).unwrap_or(&[]),
             None => &[],
         }
+    }
+
+    /// The microvisor's own command line, as the loader passes it.
+    pub(super) fn own_line(&self) -> &[u8] {
+        self.own_line.get()
     }
 
     /// Adds a module with its string, whose end is its first NUL; the kernel's is the command line.
@@ -82,10 +112,7 @@ impl Info {
             end: end.into(),
         };
         if self.modules_len == 0 {
-            let text = text.split(|&byte| byte == 0).next().unwrap_or(&[]);
-            let text = text.get(..COMMAND_LINE - 1).unwrap_or(text);
-            self.command_line[..text.len()].copy_from_slice(text);
-            self.command_line_len = text.len();
+            self.command_line.set(text);
         }
         self.modules_len += 1;
         Ok(())

@@ -8,6 +8,7 @@ use crate::boot::map::{Map, Range};
 
 pub(super) const MAGIC: u32 = 0x2bad_b002;
 
+const HAS_COMMAND_LINE: u32 = 1 << 2;
 const HAS_MODULES: u32 = 1 << 3;
 const HAS_MAP: u32 = 1 << 6;
 /// Bytes of the information structure that are read.
@@ -24,6 +25,10 @@ pub(super) fn parse(memory: &BootMemory, at: u64, info: &mut Info) -> Result<(),
     }
     let map = memory.bytes(field(48)?.into(), field(44)?.into());
     parse_map(&mut info.map, map.ok_or(Error::BadInfo)?)?;
+    if flags & HAS_COMMAND_LINE != 0 {
+        let text = memory.bytes(field(16)?.into(), COMMAND_LINE as u64);
+        info.own_line.set(text.ok_or(Error::BadInfo)?);
+    }
     let count = match flags & HAS_MODULES {
         0 => 0,
         _ => field(20)?.min(MODULES as u32),
@@ -92,7 +97,8 @@ mod tests {
         let mut memory = BootMemory::fake(0x8000);
         let table = map_table();
         let mut words = [0_u32; 13];
-        words[0] = HAS_MAP | HAS_MODULES;
+        words[0] = HAS_MAP | HAS_MODULES | HAS_COMMAND_LINE;
+        words[4] = 0x5000;
         (words[5], words[6]) = (2, 0x2000);
         (words[11], words[12]) = (table.len() as u32, 0x3000);
         let modules = [
@@ -105,10 +111,12 @@ mod tests {
         assert!(memory.write(0x2000, &bytes(&modules)));
         assert!(memory.write(0x3000, &table));
         assert!(memory.write(0x4000, b"kernel a b"));
+        assert!(memory.write(0x5000, b"image key=value"));
         let mut info = Info::new();
         parse(&memory, 0x1000, &mut info).unwrap();
         assert_eq!(info.modules()[1].start, 0x30_0000);
         assert_eq!(info.command_line(), b"a b");
+        assert_eq!(info.own_line(), b"image key=value");
         assert_eq!(info.map.len(), 2);
         words[0] = HAS_MODULES;
         assert!(memory.write(0x1000, &bytes(&words)));

@@ -9,6 +9,7 @@ use crate::boot::map::{Map, Range};
 pub(super) const MAGIC: u32 = 0x36d7_6289;
 
 const END: u32 = 0;
+const COMMAND_LINE: u32 = 1;
 const MODULE: u32 = 3;
 const MEMORY_MAP: u32 = 6;
 const ACPI_1: u32 = 14;
@@ -31,6 +32,7 @@ fn parse_tags(mut rest: &[u8], info: &mut Info) -> Result<(), Error> {
         let field = |at| u32_at(body, at).ok_or(Error::BadInfo);
         match kind {
             END => break,
+            COMMAND_LINE => info.own_line.set(body),
             MODULE => {
                 let text = body.get(8..).ok_or(Error::BadInfo)?;
                 info.add_module(field(0)?, field(4)?, text)?;
@@ -106,6 +108,7 @@ mod tests {
     fn whole() -> Vec<u8> {
         [
             tag(21, &[1, 2, 3]),
+            tag(COMMAND_LINE, b"key=value\0"),
             map(),
             module(0x10_0000, 0x20_0000, b"placeholder a b\0"),
             tag(ACPI_2, &[2; 36]),
@@ -125,6 +128,7 @@ mod tests {
     fn tags_are_read_and_unknown_ones_skipped() {
         let info = read(&whole()).unwrap();
         assert_eq!(info.map.usable_bytes(), 0x9f000);
+        assert_eq!(info.own_line(), b"key=value");
         assert_eq!(info.map.len(), 2);
         assert_eq!(info.modules()[1].start, 0x30_0000);
         assert_eq!(info.command_line(), b"a b");

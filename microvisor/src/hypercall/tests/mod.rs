@@ -14,7 +14,7 @@ use zerocopy::IntoBytes;
 use super::{Answer, Call, dispatch};
 use crate::arch::Cpu;
 use crate::counters::ExitCounters;
-use crate::machine::{Machine, MachineFacts, MemoryTypes};
+use crate::machine::{Machine, MachineFacts, MemoryTypes, Speculation};
 use crate::memory::testing::{Fake, Storage};
 use crate::memory::{Frame, Hpa};
 use crate::partition::{Partition, Partitions};
@@ -51,6 +51,7 @@ impl World {
             frames,
             reserved_frames: frames - ram_end,
             tpr_window: true,
+            speculation: Speculation::Safe,
             types: MemoryTypes {
                 low: Hpa::new(frames << 12),
                 high: Hpa::new(frames << 12),
