@@ -102,6 +102,7 @@ pub const CATALOG: &[Section] = &[
         items: &[
             S(&driver::DeviceInfo::LAYOUT),
             S(&driver::CreateVm::LAYOUT),
+            S(&driver::AttachVm::LAYOUT),
             S(&driver::VmInfo::LAYOUT),
             S(&driver::VmList::LAYOUT),
             S(&driver::ReadLog::LAYOUT),

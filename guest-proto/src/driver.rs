@@ -31,8 +31,9 @@ abi_consts! {
         DEV_INFO = super::ioc(super::BOTH, 0x00, size_of::<super::DeviceInfo>()),
         /// DEV, `CreateVm` → partition fd.
         DEV_CREATE_VM = super::ioc(super::BOTH, 0x01, size_of::<super::CreateVm>()),
-        /// DEV, argument is a partition id → partition fd. EBUSY while another process has one.
-        DEV_ATTACH_VM = super::ioc(super::NONE, 0x02, 0),
+        /// DEV, `AttachVm` → partition fd. EPERM where the token is not the partition's, EBUSY while another
+        /// process is attached.
+        DEV_ATTACH_VM = super::ioc(super::WRITE, 0x02, size_of::<super::AttachVm>()),
         /// DEV, argument is a partition id. Stops its virtual CPUs, gives everything back.
         /// EBUSY while a process other than the caller is attached and alive.
         DEV_DESTROY_VM = super::ioc(super::NONE, 0x03, 0),
@@ -61,6 +62,8 @@ abi_consts! {
         VM_SET_PROPERTY = super::ioc(super::WRITE, 0x16, size_of::<super::SetProperty>()),
         /// VM, no argument: makes every VCPU_RUN return EINTR once, or at its next call.
         VM_KICK_ALL = super::ioc(super::NONE, 0x17, 0),
+        /// VM, no argument: as DEV_DESTROY_VM. The fds answer ENODEV afterwards.
+        VM_DESTROY = super::ioc(super::NONE, 0x18, 0),
         /// VCPU, no argument: runs until the guest needs the worker. 0: see `intercept`;
         /// EINTR: a signal, a kick, or the kernel wants the thread to pass through user space;
         /// ENODEV: the partition is gone. EBUSY, as from each of those that follow but KICK: a
@@ -101,13 +104,25 @@ abi_struct! {
 
 abi_struct! {
     /// Makes a partition.
-    pub struct CreateVm: 64 {
+    pub struct CreateVm: 72 {
         /// `partition_flags`.
         pub flags: u64,
         /// Out: partition id.
         pub id: u64,
+        /// Out: who knows it may attach to the partition later.
+        pub token: u64,
         /// Name for listings, NUL-padded.
         pub name: [u8; 48],
+    }
+}
+
+abi_struct! {
+    /// Attaches to a partition.
+    pub struct AttachVm: 16 {
+        /// Partition id.
+        pub id: u64,
+        /// What `CreateVm` gave out.
+        pub token: u64,
     }
 }
 

@@ -42,8 +42,6 @@ abi_enum! {
         Shutdown = 3,
         /// The CPU refused the virtual CPU's state.
         EntryFailed = 4,
-        /// The pool lacks `data` pages: deposit and run again.
-        NeedPages = 5,
         /// The guest asked for a reset or power state through the CPU itself (INIT of the boot CPU).
         Reset = 6,
     }

@@ -124,6 +124,8 @@ static long vm_ioctl(struct file *file, unsigned int command, unsigned long argu
 	case MV_IOCTL_VM_KICK_ALL:
 		mv_vcpus_kick(vm);
 		return 0;
+	case MV_IOCTL_VM_DESTROY:
+		return mv_vm_destroy_held(vm);
 	default:
 		return -ENOTTY;
 	}

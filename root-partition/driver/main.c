@@ -29,7 +29,7 @@ static long device_ioctl(struct file *file, unsigned int command, unsigned long 
 	case MV_IOCTL_DEV_CREATE_VM:
 		return mv_vm_create(user);
 	case MV_IOCTL_DEV_ATTACH_VM:
-		return mv_vm_attach(argument);
+		return mv_vm_attach(user);
 	case MV_IOCTL_DEV_DESTROY_VM:
 		return mv_vm_destroy(argument);
 	case MV_IOCTL_DEV_LIST_VMS:

@@ -123,17 +123,6 @@ static void wait_halted(struct mv_vcpu *vcpu, u64 deadline)
 				 mv_vm_ended(vcpu->vm));
 }
 
-static int deposit(struct mv_vm *vm, u64 pages)
-{
-	int error = mv_vm_lock(vm);
-
-	if (error)
-		return error;
-	error = mv_deposit(vm, pages);
-	mv_vm_unlock(vm);
-	return error;
-}
-
 /*
  * The guest needs an answer. 1: it was given here; 0: the worker has to. The page is the worker's
  * to write too: each field is read once, and believed no further than is harmless.
@@ -141,18 +130,10 @@ static int deposit(struct mv_vm *vm, u64 pages)
 static int intercept(struct mv_vcpu *vcpu)
 {
 	const struct mv_intercept *what = &vcpu->shared->intercept;
-	int error;
 
-	switch (READ_ONCE(what->kind)) {
-	case MV_INTERCEPT_MEMORY:
-		return mv_memory_fault(vcpu->vm, READ_ONCE(what->address),
-				       READ_ONCE(what->error_code));
-	case MV_INTERCEPT_NEED_PAGES:
-		error = deposit(vcpu->vm, READ_ONCE(what->data));
-		return error ? error : 1;
-	default:
+	if (READ_ONCE(what->kind) != MV_INTERCEPT_MEMORY)
 		return 0;
-	}
+	return mv_memory_fault(vcpu->vm, READ_ONCE(what->address), READ_ONCE(what->error_code));
 }
 
 /* Follows what the guest's turn ended with. 1: it can go on; 0: it is the worker's turn. */

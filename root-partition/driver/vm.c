@@ -8,6 +8,7 @@
 #include <linux/delay.h>
 #include <linux/file.h>
 #include <linux/module.h>
+#include <linux/random.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
@@ -85,6 +86,7 @@ static struct mv_vm *vm_alloc(const char *name)
 	INIT_LIST_HEAD(&vm->irqfds);
 	xa_init(&vm->doorbells);
 	strscpy(vm->name, name, sizeof(vm->name));
+	vm->token = get_random_u64();
 	return vm;
 }
 
@@ -186,7 +188,9 @@ long mv_vm_create(struct mv_create_vm __user *user)
 		return error;
 	}
 	fd = mv_attach(vm, &file);
-	if (fd >= 0 && put_user(vm->id, &user->id)) {
+	create.id = vm->id;
+	create.token = vm->token;
+	if (fd >= 0 && copy_to_user(user, &create, sizeof(create))) {
 		put_unused_fd(fd);
 		fd = -EFAULT;
 	} else if (fd >= 0) {
@@ -204,27 +208,33 @@ long mv_vm_create(struct mv_create_vm __user *user)
 	return fd;
 }
 
-long mv_vm_attach(u64 id)
+long mv_vm_attach(struct mv_attach_vm __user *user)
 {
+	struct mv_attach_vm attach;
 	struct file *file;
 	struct mv_vm *vm;
 	long fd;
 
+	if (copy_from_user(&attach, user, sizeof(attach)))
+		return -EFAULT;
 	mutex_lock(&mv_vms_lock);
-	vm = xa_load(&vms, id);
-	fd = vm ? mv_attach(vm, &file) : -ENOENT;
+	vm = xa_load(&vms, attach.id);
+	if (!vm)
+		fd = -ENOENT;
+	else if (vm->token != attach.token)
+		fd = -EPERM;
+	else
+		fd = mv_attach(vm, &file);
 	mutex_unlock(&mv_vms_lock);
 	if (fd >= 0)
 		fd_install(fd, file);
 	return fd;
 }
 
-long mv_vm_destroy(u64 id)
+/* Called with mv_vms_lock, which it drops. */
+static long destroy(struct mv_vm *vm)
 {
-	struct mv_vm *vm;
-
-	mutex_lock(&mv_vms_lock);
-	vm = xa_load(&vms, id);
+	lockdep_assert_held(&mv_vms_lock);
 	if (!vm || mv_attached_elsewhere(vm)) {
 		mutex_unlock(&mv_vms_lock);
 		return vm ? -EBUSY : -ENOENT;
@@ -232,6 +242,23 @@ long mv_vm_destroy(u64 id)
 	unlist(vm);
 	mutex_unlock(&mv_vms_lock);
 	return finish(vm);
+}
+
+long mv_vm_destroy(u64 id)
+{
+	mutex_lock(&mv_vms_lock);
+	return destroy(xa_load(&vms, id));
+}
+
+long mv_vm_destroy_held(struct mv_vm *vm)
+{
+	mutex_lock(&mv_vms_lock);
+	/* Its id may be another one's by now. */
+	if (mv_vm_ended(vm)) {
+		mutex_unlock(&mv_vms_lock);
+		return -ENODEV;
+	}
+	return destroy(vm);
 }
 
 long mv_vm_list(struct mv_vm_list __user *user)

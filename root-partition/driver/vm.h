@@ -28,6 +28,8 @@ struct mv_vm {
 	struct kref references;
 	u64 id;
 	char name[sizeof_field(struct mv_create_vm, name)];
+	/* Who knows it may attach. */
+	u64 token;
 	/* Being destroyed, or gone. Set under mv_vms_lock, never cleared. */
 	bool ended;
 	/* Who may use it, if anybody. Changes under mv_vms_lock. */
@@ -53,8 +55,10 @@ struct mv_vm {
 extern struct mutex mv_vms_lock;
 
 long mv_vm_create(struct mv_create_vm __user *user);
-long mv_vm_attach(u64 id);
+long mv_vm_attach(struct mv_attach_vm __user *user);
 long mv_vm_destroy(u64 id);
+/* The same of one that the caller holds. */
+long mv_vm_destroy_held(struct mv_vm *vm);
 long mv_vm_list(struct mv_vm_list __user *user);
 long mv_vm_info(struct mv_vm_info __user *user);
 unsigned int mv_vm_count(void);

@@ -21,8 +21,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use guest_proto::driver::{
-    CreateVm, DeviceInfo, Doorbell, IrqFd, MemorySlot, Msi, ReadCounters, ReadLog, SetProperty,
-    VmInfo, VmList, ioctl as number,
+    AttachVm, CreateVm, DeviceInfo, Doorbell, IrqFd, MemorySlot, Msi, ReadCounters, ReadLog,
+    SetProperty, VmInfo, VmList, ioctl as number,
 };
 use guest_proto::hypercall::{
     Counters, DoorbellSpace, MachineInfo, Property, doorbell_flags, doorbell_tags,
@@ -168,20 +168,23 @@ impl Device {
             *to = from;
         }
         // SAFETY: DEV_CREATE_VM reads and writes a `CreateVm` and returns a new descriptor.
-        let fd =
-            unsafe { ioctl(&self.0, CreateVmOp(&mut arg)) }.map_err(failed("create partition"))?;
-        Ok(Vm { fd, id: arg.id })
+        let fd = unsafe { ioctl(&self.0, NewFd::<CREATE_VM, _>(&mut arg)) }
+            .map_err(failed("create partition"))?;
+        let (id, token) = (arg.id, arg.token);
+        Ok(Vm { fd, id, token })
     }
 
-    /// Attaches to a partition that exists.
+    /// Attaches to a partition that exists, by the token that [`Vm::token`] had when it was made.
     ///
     /// # Errors
     ///
-    /// ENOENT: no such partition; EBUSY: another process is attached.
-    pub fn attach_vm(&self, id: u64) -> Result<Vm, DriverError> {
-        let fd = new_fd::<{ opcode(number::DEV_ATTACH_VM) }>(&self.0, id)
+    /// ENOENT: no such partition; EPERM: another token; EBUSY: another process is attached.
+    pub fn attach_vm(&self, id: u64, token: u64) -> Result<Vm, DriverError> {
+        let mut arg = AttachVm { id, token };
+        // SAFETY: DEV_ATTACH_VM reads an `AttachVm` and returns a new descriptor.
+        let fd = unsafe { ioctl(&self.0, NewFd::<ATTACH_VM, _>(&mut arg)) }
             .map_err(failed("attach to partition"))?;
-        Ok(Vm { fd, id })
+        Ok(Vm { fd, id, token })
     }
 
     /// Ends a partition and gives everything back.
@@ -259,16 +262,20 @@ impl Device {
     }
 }
 
-/// DEV_CREATE_VM: a structure both ways, and a descriptor as the result.
-struct CreateVmOp<'a>(&'a mut CreateVm);
+const CREATE_VM: Opcode = opcode(number::DEV_CREATE_VM);
+const ATTACH_VM: Opcode = opcode(number::DEV_ATTACH_VM);
 
-// SAFETY: DEV_CREATE_VM reads and writes one `CreateVm` and returns a new descriptor that is ours.
-unsafe impl Ioctl for CreateVmOp<'_> {
+/// An ioctl with a structure, and a descriptor as the result.
+struct NewFd<'a, const OPCODE: Opcode, T>(&'a mut T);
+
+// SAFETY: with the numbers above the driver reads and writes one `T` and returns a new descriptor that is
+// ours.
+unsafe impl<const OPCODE: Opcode, T> Ioctl for NewFd<'_, OPCODE, T> {
     type Output = OwnedFd;
     const IS_MUTATING: bool = true;
 
     fn opcode(&self) -> Opcode {
-        opcode(number::DEV_CREATE_VM)
+        OPCODE
     }
 
     fn as_ptr(&mut self) -> *mut c_void {
@@ -289,6 +296,7 @@ unsafe impl Ioctl for CreateVmOp<'_> {
 pub struct Vm {
     fd: OwnedFd,
     id: u64,
+    token: u64,
 }
 
 impl AsFd for Vm {
@@ -306,7 +314,25 @@ impl Vm {
     /// A descriptor without a driver behind it: every call fails.
     #[cfg(test)]
     pub(crate) fn without_driver(fd: OwnedFd) -> Self {
-        Self { fd, id: 0 }
+        Self {
+            fd,
+            id: 0,
+            token: 0,
+        }
+    }
+
+    /// By which a later process may attach to the partition.
+    pub fn token(&self) -> u64 {
+        self.token
+    }
+
+    /// Ends the partition and gives everything back.
+    ///
+    /// # Errors
+    ///
+    /// ENODEV: it has ended already.
+    pub fn destroy(&self) -> Result<(), DriverError> {
+        plain::<{ opcode(number::VM_DESTROY) }>(&self.fd).map_err(failed("destroy partition"))
     }
 
     /// Sets a property.

@@ -52,10 +52,9 @@ impl Images {
     }
 }
 
-/// A partition that was made, and is empty.
+/// A partition that was made, and is empty. The device is closed again: it reaches other partitions.
 #[derive(Debug)]
 pub(super) struct Partition {
-    device: Device,
     vm: Vm,
     tsc_khz: u64,
 }
@@ -63,8 +62,6 @@ pub(super) struct Partition {
 /// A partition that can run.
 #[derive(Debug)]
 pub(super) struct Built {
-    /// The device, to destroy it by.
-    pub(super) device: Device,
     /// What the threads share.
     pub(super) machine: Machine,
     /// The virtual CPUs in order.
@@ -99,7 +96,6 @@ impl Partition {
         }
         let vm = device.create_vm(name, 0).map_err(End::start_failed)?;
         Ok(Self {
-            device,
             vm,
             tsc_khz: info.tsc_khz,
         })
@@ -120,15 +116,13 @@ impl Partition {
                 return Err(end);
             }
         };
-        let (device, id) = (self.device, self.vm.id());
         let machine = Machine::new(self.vm, parts.ram, parts.rings, parts.wake);
         if let Err(end) = plug(&machine, config, disks) {
-            drop((parts.vcpus, machine));
-            destroy(&device, id);
+            drop(parts.vcpus);
+            machine.destroy();
             return Err(end);
         }
         Ok(Built {
-            device,
             machine,
             vcpus: parts.vcpus,
         })
@@ -199,9 +193,7 @@ impl Partition {
 
     /// Gives everything back.
     pub(super) fn destroy(self) {
-        let id = self.vm.id();
-        drop(self.vm);
-        destroy(&self.device, id);
+        destroy(&self.vm);
     }
 }
 
@@ -261,9 +253,9 @@ fn put(
     Ok(())
 }
 
-/// Ends partition `id`, of which nothing may be open any more.
-pub(super) fn destroy(device: &Device, id: u64) {
-    if let Err(e) = device.destroy_vm(id) {
+/// Ends a partition, whose virtual CPUs' threads are gone.
+pub(super) fn destroy(vm: &Vm) {
+    if let Err(e) = vm.destroy() {
         // The daemon tries again when this process is gone.
         journal::say(format_args!("{e}"));
     }

@@ -93,10 +93,6 @@ pub(super) fn end(intercept: &Intercept) -> End {
             "the CPU refused the virtual CPU's state at rip {rip:#x} (exit code {:#x})",
             intercept.error_code
         )),
-        Some(InterceptKind::NeedPages) => End::failed(format_args!(
-            "the driver left {} pages to deposit to the worker",
-            intercept.data
-        )),
         _ => End::failed(format_args!(
             "the driver answered with an intercept of kind {}",
             intercept.kind
@@ -329,7 +325,6 @@ mod tests {
             kind: kind.raw(),
             rip: 0xffff_8000_0010_0000,
             error_code: u64::MAX,
-            data: 3,
             ..Intercept::default()
         };
         let shutdown = end(&intercept(InterceptKind::Shutdown));
@@ -337,10 +332,6 @@ mod tests {
         assert_eq!(shutdown.reason, "triple fault at rip 0xffff800000100000");
         let refused = end(&intercept(InterceptKind::EntryFailed));
         assert!(refused.reason.contains("0xffffffffffffffff"));
-        assert_eq!(
-            end(&intercept(InterceptKind::NeedPages)).cause,
-            EndCause::Failed
-        );
         assert_eq!(end(&intercept(InterceptKind::None)).cause, EndCause::Failed);
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use guest_proto::limits::RING_ENTRIES;
 
+use super::build;
 use super::devices::{Devices, Request};
 use super::end::End;
 use super::event::Event;
@@ -139,6 +140,11 @@ pub(super) struct Machine {
 }
 
 impl Machine {
+    /// Gives the partition and everything in it back. The virtual CPUs' threads are gone.
+    pub(super) fn destroy(&self) {
+        build::destroy(&self.vm);
+    }
+
     /// A machine whose virtual CPUs have these rings. `wake` wakes the device thread; the driver
     /// signals it too.
     pub(super) fn new(vm: Vm, ram: Ram, rings: Vec<Ring>, wake: Arc<Event>) -> Self {

@@ -115,11 +115,7 @@ fn work(
         partition: id,
         disks: config.disks.iter().map(|disk| disk.name.clone()).collect(),
     });
-    let Built {
-        device,
-        machine,
-        vcpus,
-    } = partition.furnish(&config, images)?;
+    let Built { machine, vcpus } = partition.furnish(&config, images)?;
     sandbox::lose_files(state_dir.as_fd());
     drop(state_dir);
 
@@ -153,8 +149,7 @@ fn work(
             device.close();
         }
         machine.plugs.finish();
-        drop(machine);
-        build::destroy(&device, id);
+        machine.destroy();
     } else {
         journal::say(format_args!(
             "a virtual CPU does not stop; the partition is left"

@@ -101,16 +101,12 @@ impl Guest {
         })
     }
 
-    /// Runs virtual CPU `vcpu` until something other than an interrupt of root's, or a lack of
-    /// metadata pages, ends its turn.
+    /// Runs virtual CPU `vcpu` until something other than an interrupt of root's ends its turn.
     #[track_caller]
     pub fn run(&self, vcpu: usize) -> Outcome<Exit> {
         for _ in 0..PATIENCE {
             match self.turn(vcpu)? {
                 Exit::Interrupt => cpu::take_interrupts(),
-                Exit::Intercept(InterceptKind::NeedPages, intercept) => {
-                    hv::deposit(self.id, intercept.data)?;
-                }
                 exit => return Ok(exit),
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use guest_proto::driver::IOCTL_TYPE;
+use guest_proto::driver::ioctl as driver;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
     SeccompFilter, SeccompRule, TargetArch,
@@ -33,7 +33,6 @@ const ALLOWED: &[i64] = &[
     libc::SYS_accept4,
     libc::SYS_shutdown,
     libc::SYS_close,
-    libc::SYS_fcntl,
     libc::SYS_openat,
     libc::SYS_renameat,
     libc::SYS_renameat2,
@@ -56,7 +55,6 @@ const ALLOWED: &[i64] = &[
     libc::SYS_sched_getaffinity,
     libc::SYS_gettid,
     libc::SYS_getpid,
-    libc::SYS_tgkill,
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
@@ -68,9 +66,38 @@ const ALLOWED: &[i64] = &[
 /// Allowed, but never to make memory executable; the argument with the protection.
 const NOT_EXECUTABLE: &[(i64, u8)] = &[(libc::SYS_mmap, 2), (libc::SYS_mprotect, 2)];
 
-/// The sizes of a block device and of its sectors (Linux's `include/uapi/linux/fs.h`).
+/// The ioctls of a VM that runs: of its partition and virtual CPUs, never of the driver's device, which reaches
+/// other partitions; for non-blocking sockets; and for the sizes of a block device and of its sectors (Linux's
+/// `include/uapi/linux/fs.h`).
+const IOCTLS: &[u64] = &[
+    driver::VM_DOORBELL,
+    driver::VM_IRQFD,
+    driver::VM_MSI,
+    driver::VM_KICK_ALL,
+    driver::VM_DESTROY,
+    driver::VCPU_RUN,
+    driver::VCPU_GET_STATE,
+    driver::VCPU_SET_STATE,
+    driver::VCPU_APIC,
+    driver::VCPU_KICK,
+    libc::FIONBIO,
+    BLKGETSIZE64,
+    BLKSSZGET,
+];
 const BLKGETSIZE64: u64 = 0x8008_1272;
 const BLKSSZGET: u64 = 0x1268;
+
+/// The commands of `fcntl`: copies of a descriptor, its flags and its file's, and locks on disk images. None
+/// has signals sent to another process.
+const FCNTLS: &[i32] = &[
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_OFD_GETLK,
+    libc::F_OFD_SETLK,
+];
 
 /// The flag of `clone` that starts a thread, which inherits this filter, and not a process. The
 /// flags of `clone3` lie in memory, where no filter sees them: [`no_clone3`].
@@ -100,16 +127,15 @@ pub(super) fn program() -> Result<BpfProgram, BackendError> {
     // The other filter answers it. Of two answers the kernel takes the stricter one.
     rules.insert(libc::SYS_clone3, Vec::new());
     // A thread sets its name.
-    let name = masked(0, u64::from(u32::MAX), libc::PR_SET_NAME as u64)?;
+    let name = is(0, libc::PR_SET_NAME as u64)?;
     rules.insert(libc::SYS_prctl, vec![name]);
-    // The ioctls of the driver, which have a type of their own, that for non-blocking sockets, and those
-    // for the sizes of a block device.
-    let driver = masked(1, 0xff00, u64::from(IOCTL_TYPE) << 8)?;
-    let non_blocking = masked(1, u64::from(u32::MAX), libc::FIONBIO)?;
-    let size = masked(1, u64::from(u32::MAX), BLKGETSIZE64)?;
-    let sector_size = masked(1, u64::from(u32::MAX), BLKSSZGET)?;
-    let calls = vec![driver, non_blocking, size, sector_size];
-    rules.insert(libc::SYS_ioctl, calls);
+    let numbers = IOCTLS.iter().map(|&number| is(1, number));
+    rules.insert(libc::SYS_ioctl, numbers.collect::<Result<_, _>>()?);
+    let commands = FCNTLS.iter().map(|&command| is(1, command as u64));
+    rules.insert(libc::SYS_fcntl, commands.collect::<Result<_, _>>()?);
+    // Signals to this process's own threads.
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    rules.insert(libc::SYS_tgkill, vec![is(0, own as u64)?]);
     SeccompFilter::new(
         rules,
         // SIGSYS, whose handler says which call it was.
@@ -118,6 +144,11 @@ pub(super) fn program() -> Result<BpfProgram, BackendError> {
         TargetArch::x86_64,
     )?
     .try_into()
+}
+
+/// The low half of an argument has this value.
+fn is(argument: u8, value: u64) -> Result<SeccompRule, BackendError> {
+    masked(argument, u64::from(u32::MAX), value)
 }
 
 /// The low half of an argument, masked, has this value.

@@ -68,6 +68,21 @@ fn a_forbidden_call_ends_the_worker_and_is_named() {
 }
 
 #[test]
+fn what_reaches_others_is_forbidden() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases = [
+        ("inside_asking_the_device", libc::SYS_ioctl),
+        ("inside_signalling_its_parent", libc::SYS_tgkill),
+        ("inside_resizing_a_pipe", libc::SYS_fcntl),
+    ];
+    for (test, call) in cases {
+        let output = run(test, dir.path());
+        let line = format!("sandbox: system call {call} is not allowed");
+        assert!(text(&output).contains(&line), "{test}: {}", text(&output));
+    }
+}
+
+#[test]
 #[ignore = "run by a_worker_can_do_its_work in a process of its own"]
 fn inside_at_work() {
     let Some(path) = dir() else { return };
@@ -111,4 +126,41 @@ fn inside_misbehaving() {
     begin().unwrap();
     lose_system_calls().unwrap();
     let _ = std::net::UdpSocket::bind("127.0.0.1:0");
+}
+
+#[test]
+#[ignore = "run by what_reaches_others_is_forbidden in a process of its own"]
+fn inside_asking_the_device() {
+    if dir().is_none() {
+        return;
+    }
+    begin().unwrap();
+    let device = crate::driver::Device::open("/dev/null".as_ref()).unwrap();
+    lose_system_calls().unwrap();
+    let _ = device.list_vms();
+}
+
+#[test]
+#[ignore = "run by what_reaches_others_is_forbidden in a process of its own"]
+fn inside_signalling_its_parent() {
+    if dir().is_none() {
+        return;
+    }
+    let parent = std::os::unix::process::parent_id() as i32;
+    begin().unwrap();
+    lose_system_calls().unwrap();
+    violation::signal(parent);
+}
+
+#[test]
+#[ignore = "run by what_reaches_others_is_forbidden in a process of its own"]
+fn inside_resizing_a_pipe() {
+    if dir().is_none() {
+        return;
+    }
+    let (pipe, _other) = std::io::pipe().unwrap();
+    begin().unwrap();
+    lose_system_calls().unwrap();
+    // A command that no worker needs.
+    let _ = nix::fcntl::fcntl(&pipe, nix::fcntl::FcntlArg::F_GETPIPE_SZ);
 }

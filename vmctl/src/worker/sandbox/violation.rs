@@ -70,6 +70,13 @@ fn line(call: c_int, buffer: &mut [u8; 80]) -> &[u8] {
     &buffer[..used]
 }
 
+/// Sends the process `pid` a signal that does nothing.
+#[cfg(test)]
+pub(super) fn signal(pid: c_int) {
+    // SAFETY: no memory is involved.
+    unsafe { libc::syscall(libc::SYS_tgkill, pid, pid, 0) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -76,7 +76,7 @@ fn helper_runs_a_guest_for_ever() {
     }
     // inc byte [0x5000]; jmp -6
     let mut guest = Guest::new(&[0xfe, 0x06, 0x00, 0x50, 0xeb, 0xfa]);
-    ready(format_args!("{}", guest.vm.id()));
+    ready(format_args!("{} {}", guest.vm.id(), guest.vm.token()));
     loop {
         match guest.vcpu.run() {
             Ok(()) => panic!("{:?}", guest.vcpu.intercept()),
@@ -92,7 +92,7 @@ fn helper_leaves_its_fd_to_a_child() {
         return;
     }
     let vm = device().create_vm("inherited", 0).unwrap();
-    let id = vm.id();
+    let (id, token) = (vm.id(), vm.token());
     fcntl_setfd(&vm, FdFlags::empty()).unwrap();
     #[expect(clippy::zombie_processes, reason = "it is to outlive this process")]
     let child = Command::new("/bin/busybox")
@@ -101,7 +101,7 @@ fn helper_leaves_its_fd_to_a_child() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    ready(format_args!("{id} {}", child.id()));
+    ready(format_args!("{id} {token} {}", child.id()));
     wait();
 }
 
@@ -124,22 +124,45 @@ fn helper_destroys_all() {
 fn a_partition_lives_by_its_id() {
     let device = device();
     let vm = device.create_vm("by-id", 0).unwrap();
-    let id = vm.id();
+    let (id, token) = (vm.id(), vm.token());
     let info = device.vm_info(id).unwrap();
     assert!(info.name.starts_with(b"by-id\0"));
     assert_eq!(info.worker, std::process::id());
     drop(vm);
     assert_eq!(device.list_vms().unwrap(), [id]);
     assert_eq!(device.vm_info(id).unwrap().worker, 0);
-    let again = device.attach_vm(id).unwrap();
+    for wrong in [0, token ^ 1, !token] {
+        assert_eq!(errno(device.attach_vm(id, wrong)), Errno::PERM);
+    }
+    assert_eq!(device.vm_info(id).unwrap().worker, 0);
+    let again = device.attach_vm(id, token).unwrap();
     // Once more is no other process.
-    drop(device.attach_vm(id).unwrap());
+    drop(device.attach_vm(id, token).unwrap());
     assert_eq!(device.vm_info(id).unwrap().worker, std::process::id());
     device.destroy_vm(id).unwrap();
     assert_eq!(errno(device.destroy_vm(id)), Errno::NOENT);
-    assert_eq!(errno(device.attach_vm(id)), Errno::NOENT);
+    assert_eq!(errno(device.attach_vm(id, token)), Errno::NOENT);
     assert_eq!(errno(again.kick_all()), Errno::NODEV);
     assert_eq!(errno(again.vcpu(0)), Errno::NODEV);
+    assert!(device.list_vms().unwrap().is_empty());
+}
+
+#[test]
+fn a_partition_is_ended_by_its_own_descriptor() {
+    let device = device();
+    let vm = device.create_vm("own", 0).unwrap();
+    let other = device.create_vm("other", 0).unwrap();
+    assert_ne!(vm.token(), other.token());
+    vm.destroy().unwrap();
+    assert_eq!(device.list_vms().unwrap(), [other.id()]);
+    // The id is free again, and another partition gets it.
+    let next = device.create_vm("next", 0).unwrap();
+    assert_eq!(next.id(), vm.id());
+    assert_eq!(errno(vm.destroy()), Errno::NODEV);
+    assert_eq!(device.list_vms().unwrap().len(), 2);
+    for vm in [other, next] {
+        vm.destroy().unwrap();
+    }
     assert!(device.list_vms().unwrap().is_empty());
 }
 
@@ -165,9 +188,9 @@ fn ids_run_out_and_come_back() {
 fn a_living_worker_keeps_others_out_and_a_dead_one_leaves_all_but_itself() {
     let device = device();
     let mut worker = Helper::start("vm0::attach::helper_runs_a_guest_for_ever");
-    let id = worker.number(0);
+    let (id, token) = (worker.number(0), worker.number(1));
     eventually_running(&device, id);
-    assert_eq!(errno(device.attach_vm(id)), Errno::BUSY);
+    assert_eq!(errno(device.attach_vm(id, token)), Errno::BUSY);
     assert_eq!(errno(device.destroy_vm(id)), Errno::BUSY);
     assert_eq!(device.vm_info(id).unwrap().worker, worker.process.id());
 
@@ -180,7 +203,7 @@ fn a_living_worker_keeps_others_out_and_a_dead_one_leaves_all_but_itself() {
     assert_eq!((info.vcpus, info.memory), (1, 4 << 20));
     assert!(info.ram_pages > 0);
 
-    let vm = device.attach_vm(id).unwrap();
+    let vm = device.attach_vm(id, token).unwrap();
     let (slot, memfd) = vm.memory(0).unwrap().unwrap();
     assert_eq!((slot.gpa, slot.size, slot.offset), (0, 4 << 20, 0));
     assert!(vm.memory(1).unwrap().is_none());
@@ -199,9 +222,9 @@ fn a_living_worker_keeps_others_out_and_a_dead_one_leaves_all_but_itself() {
 fn fds_in_a_child_neither_work_nor_keep_others_out() {
     let device = device();
     let mut worker = Helper::start("vm0::attach::helper_leaves_its_fd_to_a_child");
-    let (id, child) = (worker.number(0), worker.number(1));
+    let [id, token, child] = [0, 1, 2].map(|n| worker.number(n));
     worker.kill();
-    let vm = device.attach_vm(id);
+    let vm = device.attach_vm(id, token);
     Command::new("/bin/busybox")
         .args(["kill", &child.to_string()])
         .status()

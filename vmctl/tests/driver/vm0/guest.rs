@@ -34,6 +34,13 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
+    /// Another descriptor of the partition.
+    pub(crate) fn attach(&self) -> Vm {
+        self.device
+            .attach_vm(self.vm.id(), self.vm.token())
+            .unwrap()
+    }
+
     /// Its first virtual CPU is to run `code`.
     pub(crate) fn new(code: &[u8]) -> Self {
         let device = device();

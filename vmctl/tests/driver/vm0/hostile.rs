@@ -5,7 +5,7 @@
 use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use guest_proto::driver::{Doorbell, IrqFd, MemorySlot, ioctl as number};
+use guest_proto::driver::{AttachVm, Doorbell, IrqFd, MemorySlot, ioctl as number};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
 
@@ -110,7 +110,14 @@ fn no_argument_is_believed() {
     }
     let device = guest.device.as_fd();
     for id in [0, 256, usize::MAX] {
-        assert_eq!(call(device, number::DEV_ATTACH_VM, id), Err(Errno::NOENT));
+        let attach = AttachVm {
+            id: id as u64,
+            token: 0,
+        };
+        assert_eq!(
+            with(device, number::DEV_ATTACH_VM, attach),
+            Err(Errno::NOENT)
+        );
         assert_eq!(call(device, number::DEV_DESTROY_VM, id), Err(Errno::NOENT));
     }
 }
@@ -122,6 +129,7 @@ fn no_address_is_believed() {
     let all = [
         number::DEV_INFO,
         number::DEV_CREATE_VM,
+        number::DEV_ATTACH_VM,
         number::DEV_LIST_VMS,
         number::DEV_READ_LOG,
         number::DEV_READ_COUNTERS,
@@ -147,10 +155,10 @@ fn no_address_is_believed() {
         }
         for opcode in (0..0x100).map(|n| 0x5600 | n) {
             let known = [
-                number::DEV_ATTACH_VM,
                 number::DEV_DESTROY_VM,
                 number::VM_VCPU,
                 number::VM_KICK_ALL,
+                number::VM_DESTROY,
                 number::VCPU_RUN,
                 number::VCPU_GET_STATE,
                 number::VCPU_SET_STATE,

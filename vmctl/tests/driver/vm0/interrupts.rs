@@ -74,7 +74,7 @@ fn meanwhile(guest: &mut Guest, vector: u8, then: impl FnOnce() + Send) {
 #[test]
 fn a_message_wakes_a_halted_guest() {
     let mut guest = halting(&[0x41, 0x51]);
-    let vm = guest.device.attach_vm(guest.vm.id()).unwrap();
+    let vm = guest.attach();
     meanwhile(&mut guest, 0x41, || vm.send_msi(fixed(0x41)).unwrap());
     // Lowest priority, logical: by the microvisor's rules. Logical id 1 of APIC 0, flat model.
     guest.vcpu.write_apic(0xe0, 0xffff_ffff).unwrap();
@@ -91,7 +91,7 @@ fn a_message_reaches_a_guest_that_computes() {
     // sti; jmp $
     let mut guest = Guest::new(&[0xfb, 0xeb, 0xfe]);
     guest.on_interrupt(0x41, &report(0x41));
-    let vm = guest.device.attach_vm(guest.vm.id()).unwrap();
+    let vm = guest.attach();
     meanwhile(&mut guest, 0x41, || vm.send_msi(fixed(0x41)).unwrap());
 }
 
