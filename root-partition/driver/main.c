@@ -12,7 +12,6 @@
 
 #include "hypercall.h"
 #include "machine.h"
-#include "pool.h"
 #include "vm.h"
 
 /* ABI versions have their major number in the high half. */
@@ -117,7 +116,6 @@ static void __exit stop(void)
 {
 	misc_deregister(&device);
 	cpuhp_remove_state_nocalls(hotplug_state);
-	mv_pool_exit();
 }
 
 module_init(start);

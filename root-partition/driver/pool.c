@@ -2,8 +2,8 @@
 /*
  * Metadata memory: pages that a partition's pool in the microvisor holds.
  *
- * Deposits of all partitions are cut from a reserve of large blocks. What leaves root's nested map
- * so lies close together, and most of that map keeps its large pages.
+ * Deposits of a partition are cut from blocks of its own, which its worker's memory cgroup is charged
+ * for. What leaves root's nested map so lies close together, and most of that map keeps its large pages.
  */
 #include <linux/gfp.h>
 #include <linux/mm.h>
@@ -11,11 +11,13 @@
 
 #include "hypercall.h"
 #include "machine.h"
+#include "memory.h"
 #include "pool.h"
 #include "vm.h"
 
-/* Block of the reserve: 2 MiB, the size of a large page. */
-#define BLOCK_ORDER 9
+/* Blocks: at most 2 MiB, the size of a large page; at least 256 KiB, which a small guest's tables fill. */
+#define MOST_ORDER 9
+#define LEAST_ORDER 6
 /* Pages given at once, at least: a call that lacks pages lacks few, but the next lacks more. */
 #define LEAST 32
 /* More than any one thing takes; a request beyond is not believed. */
@@ -27,42 +29,42 @@ struct deposit {
 	unsigned int count;
 };
 
-static DEFINE_MUTEX(reserve_lock);
-/* The pages left of the last block, each to be freed alone. */
-static struct page *reserve;
-static unsigned int reserve_count;
-
-static int refill(void)
+/* Pages of metadata that a partition may have: twice what tables of 4 KiB pages need, and the virtual CPUs'. */
+static u64 limit(struct mv_vm *vm)
 {
-	int order;
+	return (mv_memory_size(vm) >> PAGE_SHIFT) / 256 + 4096;
+}
 
-	for (order = BLOCK_ORDER; order >= 0; order--) {
+static int refill(struct mv_vm *vm)
+{
+	/* A table for each 512 pages is what a guest needs. */
+	int order = clamp(fls64(mv_memory_size(vm) >> PAGE_SHIFT >> 9), LEAST_ORDER, MOST_ORDER);
+
+	for (; order >= 0; order--) {
 		/* Only the single page is worth reclaiming or failing loudly for. */
 		gfp_t effort = order ? __GFP_NORETRY | __GFP_NOWARN : 0;
 
-		reserve = alloc_pages(GFP_KERNEL | effort, order);
-		if (!reserve)
+		vm->reserve = alloc_pages(GFP_KERNEL_ACCOUNT | effort, order);
+		if (!vm->reserve)
 			continue;
-		split_page(reserve, order);
-		reserve_count = 1U << order;
+		split_page(vm->reserve, order);
+		vm->reserve_count = 1U << order;
 		return 0;
 	}
 	return -ENOMEM;
 }
 
-/* Cuts up to `most` pages from the reserve. */
-static struct page *cut(unsigned int most, unsigned int *got)
+/* Cuts up to `most` pages from the partition's reserve. */
+static struct page *cut(struct mv_vm *vm, unsigned int most, unsigned int *got)
 {
-	struct page *first = NULL;
+	struct page *first;
 
-	mutex_lock(&reserve_lock);
-	if (reserve_count || !refill()) {
-		first = reserve;
-		*got = min(most, reserve_count);
-		reserve += *got;
-		reserve_count -= *got;
-	}
-	mutex_unlock(&reserve_lock);
+	if (!vm->reserve_count && refill(vm))
+		return NULL;
+	first = vm->reserve;
+	*got = min(most, vm->reserve_count);
+	vm->reserve += *got;
+	vm->reserve_count -= *got;
 	return first;
 }
 
@@ -99,7 +101,7 @@ static int deposit_run(struct mv_vm *vm, unsigned int most, unsigned int *given)
 
 	if (!deposit)
 		return -ENOMEM;
-	deposit->first = cut(most, &deposit->count);
+	deposit->first = cut(vm, most, &deposit->count);
 	if (!deposit->first) {
 		kfree(deposit);
 		return -ENOMEM;
@@ -129,8 +131,10 @@ int mv_deposit(struct mv_vm *vm, u64 pages)
 	if (pages > MOST)
 		return -EIO;
 	left = max_t(unsigned int, pages, LEAST);
+	if (atomic64_read(&vm->metadata_pages) + left > limit(vm))
+		return -ENOSPC;
 	while (left && !error) {
-		error = deposit_run(vm, min(left, 1U << BLOCK_ORDER), &given);
+		error = deposit_run(vm, min(left, 1U << MOST_ORDER), &given);
 		if (!error)
 			left -= given;
 	}
@@ -162,10 +166,6 @@ void mv_deposits_free(struct mv_vm *vm)
 		kfree(deposit);
 		cond_resched();
 	}
-}
-
-void mv_pool_exit(void)
-{
-	free_run(reserve, reserve_count);
-	reserve_count = 0;
+	free_run(vm->reserve, vm->reserve_count);
+	vm->reserve_count = 0;
 }

@@ -20,13 +20,13 @@ struct mv_vm;
 int mv_supply(struct mv_vm *vm, int error, u64 value, int *patience);
 #define MV_PATIENCE 64
 
-/* Gives pages to the partition's pool, at least so many. Under vm->lock. */
+/*
+ * Gives pages to the partition's pool, at least so many. ENOSPC where it has more already than a partition of
+ * its size needs. Under vm->lock.
+ */
 int mv_deposit(struct mv_vm *vm, u64 pages);
 
-/* Takes the pages of an ended partition back. */
+/* Takes the pages of an ended partition back, and frees what was kept for later deposits. */
 void mv_deposits_free(struct mv_vm *vm);
-
-/* Frees what is kept for later deposits. */
-void mv_pool_exit(void);
 
 #endif

@@ -38,6 +38,9 @@ struct mv_vm {
 	/* The rest changes under this. */
 	struct mutex lock;
 	struct list_head deposits;
+	/* Pages for later deposits. */
+	struct page *reserve;
+	unsigned int reserve_count;
 	/* Only ever filled in, so that they are read without the lock. */
 	struct mv_slot *slots[MV_SLOTS];
 	struct mv_vcpu *vcpus[MV_MAX_VCPUS];
