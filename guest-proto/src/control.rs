@@ -26,8 +26,8 @@ pub const MAX_NAME: usize = 47;
 pub const WORKER_CONTROL_FD: i32 = 3;
 /// File descriptor of the worker's console listener (a Unix stream socket of raw bytes).
 pub const WORKER_CONSOLE_FD: i32 = 4;
-/// File descriptor of the VM's state directory, which holds its console log.
-pub const WORKER_STATE_DIR_FD: i32 = 5;
+/// File descriptor of the directory of the VM's console log.
+pub const WORKER_LOG_DIR_FD: i32 = 5;
 
 /// What each side sends first: magic, version, role. 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -37,6 +37,9 @@ use rustix::fs::{FlockOperation, flock};
 use crate::wire::{Link, LinkError, timespec};
 use vms::Vms;
 
+/// Of the numbers that systemd's `UIDS-GIDS` leaves to nobody.
+pub const FIRST_WORKER_UID: u32 = 0x7000_0000;
+
 /// Clients at once; more are turned away.
 const MAX_CLIENTS: usize = 64;
 /// How long a worker may take to tell its disks.
@@ -53,7 +56,11 @@ pub struct DaemonArgs {
     /// The driver's device
     #[arg(long, value_name = "PATH", default_value = "/dev/microvisor")]
     pub device: PathBuf,
-    /// Executable started as "PATH worker NAME --device DEVICE" for each VM
+    /// First of 256 user and group IDs that no account has: the worker of partition N runs as this one plus N
+    #[arg(long, value_name = "UID", default_value_t = FIRST_WORKER_UID,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(u32::MAX - 256)))]
+    pub first_uid: u32,
+    /// Executable started as "PATH worker NAME --device DEVICE --first-uid UID" for each VM
     #[arg(
         long,
         value_name = "PATH",

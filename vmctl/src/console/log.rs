@@ -1,5 +1,5 @@
-//! The console log: `console.log` in the VM's state directory, and its predecessor
-//! `console.log.1`.
+//! The console log: `console.log` in a directory of its own in the VM's state directory, and its
+//! predecessor `console.log.1`.
 //!
 //! The writer (a worker) has only the directory's descriptor; the reader (`vmctl logs`) has a path.
 

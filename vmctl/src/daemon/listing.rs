@@ -7,7 +7,7 @@ use guest_proto::limits::ROOT_PARTITION;
 use rustix::param::clock_ticks_per_second;
 
 use super::SAMPLE_EVERY;
-use super::process::WORKER_LOG;
+use super::process::{LOG_DIR, WORKER_LOG};
 use super::usage::Sample;
 use super::vms::{Vm, Vms, failure};
 use crate::console::log;
@@ -73,7 +73,7 @@ impl Vms {
             memory_used: status.id.and_then(|id| self.partitions.populated(id)),
             reboots: vm.record.reboots,
             console: self.sockets(name).console().display().to_string(),
-            console_log: dir.join(log::CURRENT).display().to_string(),
+            console_log: dir.join(LOG_DIR).join(log::CURRENT).display().to_string(),
             worker_log: dir.join(WORKER_LOG).display().to_string(),
             disks: vm
                 .worker

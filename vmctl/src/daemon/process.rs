@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
-use guest_proto::control::{WORKER_CONSOLE_FD, WORKER_CONTROL_FD, WORKER_STATE_DIR_FD};
+use guest_proto::control::{WORKER_CONSOLE_FD, WORKER_CONTROL_FD, WORKER_LOG_DIR_FD};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +94,8 @@ pub(super) struct Launch<'a> {
     pub(super) name: &'a str,
     /// The driver's device.
     pub(super) device: &'a Path,
+    /// First user ID of the workers.
+    pub(super) first_uid: u32,
     /// The VM's state directory.
     pub(super) state_dir: &'a Path,
     /// The VM's sockets.
@@ -121,11 +124,11 @@ impl Launch<'_> {
         let in_state_dir = |e: io::Error| format!("{}: {e}", self.state_dir.display());
         let log = open_log(self.state_dir).map_err(in_state_dir)?;
         let also_log = log.try_clone().map_err(in_state_dir)?;
-        let dir = File::open(self.state_dir).map_err(in_state_dir)?;
+        let dir = open_log_dir(self.state_dir).map_err(in_state_dir)?;
         let mappings = [
             (control, WORKER_CONTROL_FD),
             (console, WORKER_CONSOLE_FD),
-            (dir.into(), WORKER_STATE_DIR_FD),
+            (dir, WORKER_LOG_DIR_FD),
         ];
         let in_program = |e: &dyn std::fmt::Display| format!("{}: {e}", self.program.display());
         let child = Command::new(self.program)
@@ -134,6 +137,8 @@ impl Launch<'_> {
             .arg(self.name)
             .arg("--device")
             .arg(self.device)
+            .arg("--first-uid")
+            .arg(self.first_uid.to_string())
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(also_log)
@@ -225,6 +230,27 @@ fn watch(pid: u32) -> io::Result<(Identity, OwnedFd)> {
     Ok((Identity { pid, start_time }, pidfd))
 }
 
+/// Name of the directory of a VM's console log in its state directory: all that its worker may write to.
+pub(super) const LOG_DIR: &str = "log";
+
+/// Makes the directory of the console's log if there is none.
+///
+/// # Errors
+///
+/// The file system's.
+pub(super) fn make_log_dir(state_dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state_dir.join(LOG_DIR))
+}
+
+fn open_log_dir(state_dir: &Path) -> io::Result<OwnedFd> {
+    make_log_dir(state_dir)?;
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(open(state_dir.join(LOG_DIR), flags, Mode::empty())?)
+}
+
 fn open_log(state_dir: &Path) -> io::Result<File> {
     let path = state_dir.join(WORKER_LOG);
     if path.exists() {
@@ -305,6 +331,7 @@ mod tests {
             program: Path::new("/no/such/program"),
             name: "demo",
             device: Path::new("/dev/null"),
+            first_uid: 1000,
             state_dir: dir.path(),
             sockets: &sockets,
         };

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use guest_proto::control::VmState;
 use serde::{Deserialize, Serialize};
 
-use super::process::Identity;
+use super::process::{Identity, make_log_dir};
 use crate::config::{VmConfig, check_name};
 
 const CONFIG: &str = "config.toml";
@@ -115,7 +115,9 @@ impl Store {
             self.remove(name)?;
         }
         fs::DirBuilder::new().mode(0o700).create(&dir)?;
-        let result = replace(&dir, CONFIG, toml, true).and_then(|()| sync(&self.root));
+        let result = make_log_dir(&dir)
+            .and_then(|()| replace(&dir, CONFIG, toml, true))
+            .and_then(|()| sync(&self.root));
         if result.is_err() {
             let _ = self.remove(name);
         }

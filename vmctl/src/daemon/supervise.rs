@@ -78,6 +78,7 @@ impl Vms {
             program: &self.program,
             name,
             device: &self.device,
+            first_uid: self.first_uid,
             state_dir: &self.store.dir(name),
             sockets: &sockets,
         };

@@ -28,6 +28,8 @@ use crate::proc;
 pub(super) struct Vms {
     pub(super) program: PathBuf,
     pub(super) device: PathBuf,
+    /// First user ID of the workers.
+    pub(super) first_uid: u32,
     pub(super) partitions: Partitions,
     pub(super) cleaner: Cleaner,
     pub(super) opener: Opener,
@@ -102,6 +104,7 @@ impl Vms {
         let mut vms = Self {
             program: args.worker.clone(),
             device: args.device.clone(),
+            first_uid: args.first_uid,
             partitions,
             cleaner,
             opener,

@@ -10,7 +10,7 @@ use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use guest_proto::control::{WORKER_CONSOLE_FD, WORKER_CONTROL_FD, WORKER_STATE_DIR_FD};
+use guest_proto::control::{WORKER_CONSOLE_FD, WORKER_CONTROL_FD, WORKER_LOG_DIR_FD};
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 
 /// What a worker starts with besides standard error.
@@ -20,8 +20,8 @@ pub(super) struct Inherited {
     pub(super) control: UnixListener,
     /// Where consoles connect.
     pub(super) console: UnixListener,
-    /// The VM's state directory.
-    pub(super) state_dir: OwnedFd,
+    /// The directory of the console's log.
+    pub(super) log_dir: OwnedFd,
 }
 
 /// Takes them, and closes whatever else this process inherited. Works once, and must come before
@@ -37,8 +37,8 @@ pub(super) fn take() -> Result<Inherited, String> {
     }
     let control = take_one(WORKER_CONTROL_FD)?;
     let console = take_one(WORKER_CONSOLE_FD)?;
-    let state_dir = take_one(WORKER_STATE_DIR_FD)?;
-    let first = WORKER_STATE_DIR_FD.cast_unsigned() + 1;
+    let log_dir = take_one(WORKER_LOG_DIR_FD)?;
+    let first = WORKER_LOG_DIR_FD.cast_unsigned() + 1;
     // SAFETY: no descriptor beyond these is owned by anything in this process yet.
     if unsafe { libc::close_range(first, u32::MAX, 0) } != 0 {
         let error = io::Error::last_os_error();
@@ -47,7 +47,7 @@ pub(super) fn take() -> Result<Inherited, String> {
     Ok(Inherited {
         control: control.into(),
         console: console.into(),
-        state_dir,
+        log_dir,
     })
 }
 

@@ -72,6 +72,9 @@ pub struct WorkerArgs {
     /// The driver's device.
     #[arg(long, default_value = "/dev/microvisor")]
     pub device: PathBuf,
+    /// First user ID of the workers: that of partition N is this one plus N.
+    #[arg(long, default_value_t = crate::daemon::FIRST_WORKER_UID)]
+    pub first_uid: u32,
 }
 
 /// Runs a VM until it ends.
@@ -81,19 +84,19 @@ pub fn main(args: &WorkerArgs) -> ExitCode {
         let Inherited {
             control,
             console,
-            state_dir,
+            log_dir,
         } = inherited;
         let control = Control::new(control).map_err(|e| format!("control socket: {e}"))?;
-        Ok((control, console, state_dir))
+        Ok((control, console, log_dir))
     });
-    let (mut control, console, state_dir) = match start {
+    let (mut control, console, log_dir) = match start {
         Ok(start) => start,
         Err(e) => {
             journal::say(format_args!("{}: {e}", args.name));
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    let end = work(args, &mut control, console, state_dir).unwrap_or_else(|end| end);
+    let end = work(args, &mut control, console, log_dir).unwrap_or_else(|end| end);
     journal::say(format_args!("{}: {}", args.name, end.reason));
     control.bid_farewell(&end.event(), FAREWELL_PATIENCE);
     end.exit_code()
@@ -104,11 +107,11 @@ fn work(
     args: &WorkerArgs,
     control: &mut Control,
     console: UnixListener,
-    state_dir: OwnedFd,
+    log_dir: OwnedFd,
 ) -> Result<End, End> {
     let config = await_configuration(control)?;
     let images = Images::open(&config)?;
-    let hub = open_console(&config, console, &state_dir)?;
+    let hub = open_console(&config, console, &log_dir)?;
     let partition = Partition::create(&args.device, &config.name)?;
     let id = partition.id();
     control.send(&WorkerEvent::Ready {
@@ -116,8 +119,13 @@ fn work(
         disks: config.disks.iter().map(|disk| disk.name.clone()).collect(),
     });
     let Built { machine, vcpus } = partition.furnish(&config, images)?;
-    sandbox::lose_files(state_dir.as_fd());
-    drop(state_dir);
+    let confined = sandbox::become_user(args.first_uid, id, log_dir.as_fd());
+    if let Err(e) = confined {
+        machine.destroy();
+        return Err(End::start_failed(e));
+    }
+    sandbox::lose_files(log_dir.as_fd());
+    drop(log_dir);
 
     let machine = Arc::new(machine);
     let mut service = Service::new(Arc::clone(&machine), id, hub);
@@ -193,13 +201,9 @@ fn await_configuration(control: &mut Control) -> Result<VmConfig, End> {
     }
 }
 
-fn open_console(
-    config: &VmConfig,
-    listener: UnixListener,
-    state_dir: &OwnedFd,
-) -> Result<Hub, End> {
+fn open_console(config: &VmConfig, listener: UnixListener, log_dir: &OwnedFd) -> Result<Hub, End> {
     let failed = |e| End::start_failed(format_args!("console: {e}"));
-    let dir = state_dir.try_clone().map_err(failed)?;
+    let dir = log_dir.try_clone().map_err(failed)?;
     let log = ConsoleLog::open(dir, config.console.log_limit).map_err(failed)?;
     Hub::new(listener, Some(log)).map_err(failed)
 }

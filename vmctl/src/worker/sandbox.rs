@@ -1,10 +1,10 @@
 //! What a worker gives up before its guest runs.
 //!
-//! A guest that takes over its worker gets a process without privileges to gain, without a file
-//! system but its console log (Landlock, where the kernel has it), and with the system calls of
-//! a running VM alone (seccomp): its descriptors are all it has. [`begin`] comes first of all,
-//! [`lose_files`] before the virtual CPUs' threads exist (they inherit it), [`lose_system_calls`]
-//! when they do, and before one of them runs.
+//! A guest that takes over its worker gets a process of a user that owns nothing else, without
+//! privileges to gain, without a file system but its console log (Landlock, where the kernel has
+//! it), and with the system calls of a running VM alone (seccomp): its descriptors are all it has.
+//! [`begin`] comes first of all, [`become_user`] and [`lose_files`] before the virtual CPUs' threads exist
+//! (they inherit both), [`lose_system_calls`] when they do, and before one of them runs.
 
 mod filter;
 #[cfg(test)]
@@ -17,8 +17,11 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
-use rustix::thread::set_no_new_privs;
+use rustix::fs::{Gid, Uid, fchown};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, geteuid, set_dumpable_behavior, setrlimit,
+};
+use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::journal;
 
@@ -48,10 +51,36 @@ pub(super) fn begin() -> Result<(), String> {
     violation::report_violations()
 }
 
-/// Leaves the calling thread, and those that it starts, the files of `state_dir` that a console
+/// Becomes the user and the group of partition `id`, who are in no other group and have no capability, and
+/// gives them the directory of the console's log. A worker that is not root's stays whose it is.
+///
+/// # Errors
+///
+/// One line.
+pub(super) fn become_user(first: u32, id: u64, log_dir: BorrowedFd<'_>) -> Result<(), String> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let failed = |what: &str, e: &dyn std::fmt::Display| format!("sandbox: {what}: {e}");
+    // These are changes of the calling thread alone.
+    let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count);
+    if !matches!(threads, Ok(1)) {
+        return Err(failed("user", &format_args!("{threads:?} threads")));
+    }
+    let number = u32::try_from(id).ok().and_then(|id| first.checked_add(id));
+    let number = number.ok_or_else(|| failed("user", &"there is no such number"))?;
+    let (uid, gid) = (Uid::from_raw(number), Gid::from_raw(number));
+    fchown(log_dir, Some(uid), Some(gid)).map_err(|e| failed("directory of the log", &e))?;
+    set_thread_groups(&[])
+        .and_then(|()| set_thread_res_gid(gid, gid, gid))
+        .and_then(|()| set_thread_res_uid(uid, uid, uid))
+        .map_err(|e| failed("user", &e))
+}
+
+/// Leaves the calling thread, and those that it starts, the files of `log_dir` that a console
 /// log needs, and no network. A kernel without Landlock leaves everything, and the log says so.
-pub(super) fn lose_files(state_dir: BorrowedFd<'_>) {
-    match restrict(state_dir) {
+pub(super) fn lose_files(log_dir: BorrowedFd<'_>) {
+    match restrict(log_dir) {
         Ok(RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced) => {}
         Ok(RulesetStatus::NotEnforced) => {
             journal::say(format_args!("sandbox: this kernel has no Landlock"));
@@ -60,7 +89,7 @@ pub(super) fn lose_files(state_dir: BorrowedFd<'_>) {
     }
 }
 
-fn restrict(state_dir: BorrowedFd<'_>) -> Result<RulesetStatus, RulesetError> {
+fn restrict(log_dir: BorrowedFd<'_>) -> Result<RulesetStatus, RulesetError> {
     let newest = ABI::V6;
     // The log is appended to, and renamed when it is full.
     let log = AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile;
@@ -70,7 +99,7 @@ fn restrict(state_dir: BorrowedFd<'_>) -> Result<RulesetStatus, RulesetError> {
         .handle_access(AccessNet::from_all(newest))?
         .scope(Scope::from_all(newest))?
         .create()?
-        .add_rule(PathBeneath::new(state_dir, log))?
+        .add_rule(PathBeneath::new(log_dir, log))?
         .restrict_self()?;
     Ok(status.ruleset)
 }

@@ -21,9 +21,10 @@ fn run(dir: &Path, commands: &[WorkerCommand]) -> (End, Vec<WorkerEvent>) {
     let args = WorkerArgs {
         name: "test".to_owned(),
         device: dir.join("no-device"),
+        first_uid: 1000,
     };
-    let state_dir = File::open(dir).unwrap().into();
-    let end = work(&args, &mut control, console, state_dir).unwrap_or_else(|end| end);
+    let log_dir = File::open(dir).unwrap().into();
+    let end = work(&args, &mut control, console, log_dir).unwrap_or_else(|end| end);
     control.bid_farewell(&end.event(), Duration::from_secs(10));
     drop(control);
     let mut events = Vec::new();

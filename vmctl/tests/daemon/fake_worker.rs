@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use guest_proto::control::{
     DiskFile, DiskStatus, EndCause, Role, VmState, WORKER_CONSOLE_FD, WORKER_CONTROL_FD,
-    WORKER_STATE_DIR_FD, WorkerCommand, WorkerEvent,
+    WORKER_LOG_DIR_FD, WorkerCommand, WorkerEvent,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmctl::config::{DiskConfig, VmConfig};
@@ -35,7 +35,7 @@ fn serve() {
     }
     let control = UnixListener::from(inherited(WORKER_CONTROL_FD));
     let console = UnixListener::from(inherited(WORKER_CONSOLE_FD));
-    let log = ConsoleLog::open(inherited(WORKER_STATE_DIR_FD), 1 << 20).unwrap();
+    let log = ConsoleLog::open(inherited(WORKER_LOG_DIR_FD), 1 << 20).unwrap();
     Worker {
         hub: Hub::new(console, Some(log)).unwrap(),
         control,

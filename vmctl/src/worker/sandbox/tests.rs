@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::console::log::{CURRENT, ConsoleLog, PREVIOUS};
+use rustix::fs::{Mode, OFlags, openat};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -43,9 +44,10 @@ fn a_worker_can_do_its_work() {
         output.status,
         text(&output)
     );
-    let log = std::fs::read_to_string(dir.path().join(CURRENT)).unwrap();
+    let log_dir = dir.path().join("log");
+    let log = std::fs::read_to_string(log_dir.join(CURRENT)).unwrap();
     assert_eq!(log, "after the sandbox\n");
-    assert!(dir.path().join(PREVIOUS).exists());
+    assert!(log_dir.join(PREVIOUS).exists());
     let seen = text(&output);
     assert!(
         seen.contains("files: refused") || seen.contains("this kernel has no Landlock"),
@@ -85,16 +87,19 @@ fn what_reaches_others_is_forbidden() {
 #[test]
 #[ignore = "run by a_worker_can_do_its_work in a process of its own"]
 fn inside_at_work() {
-    let Some(path) = dir() else { return };
-    let state_dir = File::open(&path).unwrap();
-    let mut log = ConsoleLog::open(state_dir.try_clone().unwrap().into(), 8).unwrap();
+    let Some(state_dir) = dir() else { return };
+    let path = state_dir.join("log");
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(state_dir.join("config.toml"), "as it was").unwrap();
+    let log_dir = File::open(&path).unwrap();
+    let mut log = ConsoleLog::open(log_dir.try_clone().unwrap().into(), 8).unwrap();
     log.append(b"before the sandbox\n").unwrap();
     let listener = UnixListener::bind(path.join("socket")).unwrap();
     listener.set_nonblocking(true).unwrap();
     let peer = UnixStream::connect(path.join("socket")).unwrap();
 
     begin().unwrap();
-    lose_files(state_dir.as_fd());
+    lose_files(log_dir.as_fd());
     let (start, started) = std::sync::mpsc::channel::<()>();
     let (here, is_here) = std::sync::mpsc::channel::<()>();
     let thread = std::thread::spawn(move || {
@@ -105,7 +110,11 @@ fn inside_at_work() {
     lose_system_calls().unwrap();
 
     log.append(b"after the sandbox\n").unwrap();
-    if File::open("/etc/passwd").is_err() {
+    // Root's files, and those of the VM that the daemon believes.
+    let write = OFlags::WRONLY | OFlags::TRUNC;
+    let config = openat(&log_dir, "../config.toml", write, Mode::empty());
+    let made = openat(&log_dir, "../new", write | OFlags::CREATE, Mode::RUSR);
+    if File::open("/etc/passwd").is_err() && config.is_err() && made.is_err() {
         eprintln!("files: refused");
     }
     let (client, _) = listener.accept().unwrap();
