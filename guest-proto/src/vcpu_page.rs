@@ -267,8 +267,10 @@ abi_struct! {
         pub run_state: u32,
         /// 1: interrupts are blocked for one instruction (MOV SS, STI).
         pub interrupt_shadow: u32,
+        /// PKRU where CR4.PKE is set, else 0; ignored by `vcpu_set_state`.
+        pub pkru: u64,
         /// Reserved, 0.
-        pub reserved: [u64; 17],
+        pub reserved: [u64; 16],
     }
 }
 

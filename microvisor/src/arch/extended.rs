@@ -10,6 +10,8 @@ use super::{cpuid, read_msr, write_msr};
 const XSS: u32 = 0xda0;
 const TSC_AUX: u32 = 0xc000_0103;
 const PRED_CMD: u32 = 0x49;
+/// Number of PKRU among the components of XSAVE.
+const PKRU: u32 = 9;
 
 /// What this CPU has of it.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +98,23 @@ impl Area {
         [bytes[0], bytes[1]] = 0x037f_u16.to_le_bytes();
         [bytes[24], bytes[25], bytes[26], bytes[27]] = 0x1f80_u32.to_le_bytes();
         Self(bytes)
+    }
+
+    /// PKRU, which a guest with protection keys has.
+    pub(super) fn pkru(&self) -> u32 {
+        self.component(PKRU, cpuid(0xd, PKRU).ebx)
+    }
+
+    /// The first word of a component of XSAVE's standard form at `offset`; 0, its initial value, if the area has
+    /// none (APM vol. 2 §11.5.2).
+    fn component(&self, number: u32, offset: u32) -> u32 {
+        const XSTATE_BV: usize = 512;
+        let word = |at: usize| self.0.get(at..at + 4).and_then(|bytes| bytes.first_chunk());
+        let word = |at| word(at).map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        match word(XSTATE_BV) & 1 << number {
+            0 => 0,
+            _ => word(offset as usize),
+        }
     }
 }
 
@@ -270,5 +289,21 @@ fn write_debug([a, b, c, d]: [u64; 4]) {
     unsafe {
         asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
             in(reg) a, in(reg) b, in(reg) c, in(reg) d, options(nomem, nostack));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Area;
+
+    #[test]
+    fn pkru_is_what_xsave_left() {
+        let mut area = Area::reset();
+        area.0[2688..2692].copy_from_slice(&0x5555_5554_u32.to_le_bytes());
+        assert_eq!(area.component(9, 2688), 0, "in its initial state");
+        area.0[513] = 2;
+        assert_eq!(area.component(9, 2688), 0x5555_5554);
+        assert_eq!(area.component(9, 4094), 0);
+        assert_eq!(area.component(8, 2688), 0);
     }
 }

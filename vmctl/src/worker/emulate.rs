@@ -39,6 +39,28 @@ pub trait Space {
     fn write_port(&mut self, port: u16, size: u8, value: u64);
 }
 
+/// The access that made the CPU stop at the instruction. The guest may have put another instruction there
+/// since: that one gets no access that the CPU has not checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// An element of a string instruction on a port.
+    Port {
+        /// Its number.
+        port: u16,
+        /// Bytes.
+        size: u8,
+        /// OUTS.
+        is_write: bool,
+    },
+    /// Memory that is not RAM.
+    Memory {
+        /// Guest physical address.
+        gpa: u64,
+        /// A write.
+        is_write: bool,
+    },
+}
+
 /// Why an instruction was not completed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -57,6 +79,8 @@ pub enum Fault {
     NotEmulated(Bytes),
     /// Guest page tables, or code, are not in RAM.
     NotInRam(u64),
+    /// The instruction is not the one that made the CPU stop: the guest executes what is there now.
+    Changed,
 }
 
 /// Instruction bytes, for messages.
@@ -76,16 +100,22 @@ impl fmt::Display for Bytes {
 /// Longest instruction.
 const MAX_LENGTH: usize = 15;
 
-/// Emulates the instruction at the guest's instruction pointer. `known` are its bytes, if the CPU
-/// gave them. On a fault `state` may have the progress of a string instruction, as on the CPU.
+/// Emulates the instruction at the guest's instruction pointer, which stopped for `cause`. `known` are
+/// its bytes, if the CPU gave them. On a fault `state` may have the progress of a string instruction, as on the CPU.
 ///
 /// # Errors
 ///
 /// What the guest gets instead, or why it can't go on.
-pub fn emulate(state: &mut VcpuState, space: &mut impl Space, known: &[u8]) -> Result<(), Fault> {
+pub fn emulate(
+    state: &mut VcpuState,
+    space: &mut impl Space,
+    known: &[u8],
+    cause: Cause,
+) -> Result<(), Fault> {
     let mut cpu = Cpu {
         registers: Registers::new(state),
         space,
+        cause: Some(cause),
     };
     let bytes = cpu.fetch(known)?;
     let bits = cpu.registers.bits();
@@ -120,6 +150,8 @@ pub fn emulate(state: &mut VcpuState, space: &mut impl Space, known: &[u8]) -> R
 struct Cpu<'a, S> {
     registers: Registers<'a>,
     space: &'a mut S,
+    /// Why the CPU stopped; `None` once the instruction has reached that.
+    cause: Option<Cause>,
 }
 
 impl<S: Space> Cpu<'_, S> {
@@ -164,6 +196,21 @@ impl<S: Space> Cpu<'_, S> {
         }
     }
 
+    /// Checks the first access of the instruction to a device's memory: it is the one that made the CPU stop.
+    fn reach_device(&mut self, at: u64, write: bool) -> Result<(), Fault> {
+        const PAGE: u64 = !0xfff;
+        match self.cause.take() {
+            None => Ok(()),
+            // An instruction that changes memory reads it first.
+            Some(Cause::Memory { gpa, is_write })
+                if gpa & PAGE == at & PAGE && is_write >= write =>
+            {
+                Ok(())
+            }
+            Some(_) => Err(Fault::Changed),
+        }
+    }
+
     /// Reads 1 to 8 bytes at a linear address, wherever they are.
     fn load(&mut self, at: u64, size: u8) -> Result<u64, Fault> {
         let mut value = [0; 8];
@@ -173,6 +220,8 @@ impl<S: Space> Cpu<'_, S> {
             let gpa = paging::translate(&self.registers, self.space, from, Access::READ)?;
             let into = &mut value[done..done + usize::from(part)];
             if !self.space.read_ram(gpa, into) {
+                self.reach_device(gpa, false)?;
+                let into = &mut value[done..done + usize::from(part)];
                 let word = self.space.read_device(gpa, part).to_le_bytes();
                 into.copy_from_slice(&word[..usize::from(part)]);
             }
@@ -195,6 +244,7 @@ impl<S: Space> Cpu<'_, S> {
         for &(gpa, part) in &places[..count] {
             let (now, rest) = bytes.split_at(usize::from(part));
             if !self.space.write_ram(gpa, now) {
+                self.reach_device(gpa, true)?;
                 let mut word = [0; 8];
                 word[..now.len()].copy_from_slice(now);
                 self.space.write_device(gpa, part, u64::from_le_bytes(word));

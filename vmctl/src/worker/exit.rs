@@ -10,7 +10,7 @@ use guest_proto::vcpu_page::{
 use vm_memory::{Bytes, GuestAddress};
 
 use super::devices::Devices;
-use super::emulate::{Fault, Space, emulate};
+use super::emulate::{Cause, Fault, Space, emulate};
 use super::end::End;
 use super::memory::{Memory, layout};
 
@@ -56,7 +56,20 @@ pub(super) fn instruction(
 ) -> Result<Reply, End> {
     let rip = state.rip;
     let known = usize::from(intercept.instruction_len).min(intercept.instruction.len());
-    let executed = emulate(state, bus, &intercept.instruction[..known]);
+    let is_write = intercept.is_write != 0;
+    let cause = if intercept.kind == InterceptKind::Port.raw() {
+        Cause::Port {
+            port: intercept.address as u16,
+            size: intercept.size,
+            is_write,
+        }
+    } else {
+        Cause::Memory {
+            gpa: intercept.address,
+            is_write,
+        }
+    };
+    let executed = emulate(state, bus, &intercept.instruction[..known], cause);
     let done = Reply {
         flags: reply_flags::REGISTERS,
         ..Reply::default()
@@ -70,7 +83,7 @@ pub(super) fn instruction(
     };
     let at = intercept.address;
     match executed {
-        Ok(()) => Ok(done),
+        Ok(()) | Err(Fault::Changed) => Ok(done),
         Err(Fault::Page { address, code }) => Ok(exception(vector::PAGE_FAULT, code, address)),
         Err(Fault::UndefinedOpcode) => Ok(exception(vector::UNDEFINED_OPCODE, 0, 0)),
         Err(Fault::Protection) => Ok(exception(vector::PROTECTION, 0, 0)),
@@ -192,6 +205,7 @@ mod tests {
             kind: InterceptKind::Memory.raw(),
             flags: intercept_flags::STATE,
             address: gpa,
+            is_write: 1,
             rip: CODE,
             ..Intercept::default()
         }
@@ -234,6 +248,9 @@ mod tests {
         let intercept = Intercept {
             kind: InterceptKind::Port.raw(),
             flags: intercept_flags::STRING | intercept_flags::REP | intercept_flags::STATE,
+            address: u64::from(ports::SERIAL),
+            size: 1,
+            is_write: 1,
             ..Intercept::default()
         };
         assert!(!is_plain_port(&intercept));

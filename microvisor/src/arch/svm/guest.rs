@@ -65,6 +65,11 @@ impl Guest {
         &self.vmcb
     }
 
+    /// Its vector registers, outside of a turn.
+    pub(super) fn area(&self) -> &Area {
+        &self.area
+    }
+
     pub(crate) fn vmcb_mut(&mut self) -> &mut Vmcb {
         &mut self.vmcb
     }

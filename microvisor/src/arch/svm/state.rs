@@ -35,6 +35,10 @@ impl Guest {
             interrupt_shadow: vmcb.interrupt_shadow().into(),
             ..VcpuState::default()
         };
+        const CR4_PKE: u64 = 1 << 22;
+        if state.cr4 & CR4_PKE != 0 {
+            state.pkru = self.area().pkru().into();
+        }
         for (n, gpr) in state.gpr.iter_mut().enumerate() {
             *gpr = self.gpr(n);
         }

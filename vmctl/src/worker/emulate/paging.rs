@@ -1,7 +1,8 @@
 //! The guest's page tables: no paging, 32-bit, PAE, 4 levels and 5 levels (APM vol. 2 §5).
 //!
-//! The CPU has checked an access already where it faulted on the nested tables; what is checked
-//! here is presence, write and user rights and no-execute, for the pages that it has not reached.
+//! The CPU has checked an access already where it faulted on the nested tables. All of its checks are made
+//! here again, because the instruction or the tables may be others by now, and for the pages that the CPU has
+//! not reached: presence, write and user rights, no-execute, SMEP, SMAP and protection keys (APM vol. 2 §5.6).
 //! Accessed and dirty bits are left alone.
 
 use super::registers::Registers;
@@ -12,6 +13,10 @@ const CR0_PG: u64 = 1 << 31;
 const CR4_PSE: u64 = 1 << 4;
 const CR4_PAE: u64 = 1 << 5;
 const CR4_LA57: u64 = 1 << 12;
+const CR4_SMEP: u64 = 1 << 20;
+const CR4_SMAP: u64 = 1 << 21;
+const CR4_PKE: u64 = 1 << 22;
+const RFLAGS_AC: u64 = 1 << 18;
 const EFER_LMA: u64 = 1 << 10;
 const EFER_NXE: u64 = 1 << 11;
 
@@ -27,26 +32,34 @@ const CODE_PRESENT: u32 = 1 << 0;
 const CODE_WRITE: u32 = 1 << 1;
 const CODE_USER: u32 = 1 << 2;
 const CODE_FETCH: u32 = 1 << 4;
+const CODE_KEY: u32 = 1 << 5;
 
 /// What for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Access {
     write: bool,
     fetch: bool,
+    /// The CPU's own, as of a descriptor table: it has the supervisor's rights.
+    system: bool,
 }
 
 impl Access {
     pub(super) const READ: Self = Self {
         write: false,
         fetch: false,
+        system: false,
+    };
+    pub(super) const SYSTEM: Self = Self {
+        system: true,
+        ..Self::READ
     };
     pub(super) const WRITE: Self = Self {
         write: true,
-        fetch: false,
+        ..Self::READ
     };
     pub(super) const FETCH: Self = Self {
-        write: false,
         fetch: true,
+        ..Self::READ
     };
 }
 
@@ -84,13 +97,13 @@ pub(super) fn translate(
         };
         (format, state.cr3 & 0xffff_f000)
     };
-    let user = registers.is_user();
+    let user = registers.is_user() && !access.system;
     let no_execute = state.efer & EFER_NXE != 0;
     let mut code = if user { CODE_USER } else { 0 };
     if access.write {
         code |= CODE_WRITE;
     }
-    if access.fetch && no_execute {
+    if access.fetch && (no_execute || state.cr4 & CR4_SMEP != 0) {
         code |= CODE_FETCH;
     }
     let fault = |code| Fault::Page {
@@ -133,11 +146,24 @@ pub(super) fn translate(
             continue;
         }
         let checks_write = user || state.cr0 & CR0_WP != 0;
+        let supervisor_on_users = !user && may_user;
+        // What the program may allow itself, the CPU's own accesses may not.
+        let explicit = state.rflags & RFLAGS_AC != 0 && !access.system;
         if access.write && !may_write && checks_write
             || user && !may_user
             || access.fetch && !may_execute
+            || access.fetch && supervisor_on_users && state.cr4 & CR4_SMEP != 0
+            || !access.fetch && supervisor_on_users && state.cr4 & CR4_SMAP != 0 && !explicit
         {
             return Err(fault(code | CODE_PRESENT));
+        }
+        let has_keys = state.cr4 & CR4_PKE != 0 && state.efer & EFER_LMA != 0;
+        if has_keys && may_user && !access.fetch {
+            // Two bits for each key: no access, no write.
+            let rights = state.pkru >> (2 * (entry >> 59 & 0xf));
+            if rights & 1 != 0 || rights & 2 != 0 && access.write && checks_write {
+                return Err(fault(code | CODE_PRESENT | CODE_KEY));
+            }
         }
         let offset = (1 << shift) - 1;
         let mut base = entry & ADDRESS & !offset;

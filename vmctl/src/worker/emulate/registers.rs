@@ -44,6 +44,16 @@ impl<'a> Registers<'a> {
         self.state.segment[SS].attributes >> 5 & 3 == 3
     }
 
+    /// Whether the program may use every port: its privilege is IOPL's or a higher one, outside of virtual-8086
+    /// mode.
+    pub(super) fn may_use_ports(&self) -> bool {
+        const IOPL_SHIFT: u32 = 12;
+        let privilege = u64::from(self.state.segment[SS].attributes >> 5 & 3);
+        let rflags = self.state.rflags;
+        self.state.cr0 & CR0_PE == 0
+            || rflags & RFLAGS_VM == 0 && privilege <= rflags >> IOPL_SHIFT & 3
+    }
+
     pub(super) fn linear_rip(&self) -> u64 {
         let base = match self.bits() {
             64 => 0,

@@ -3,7 +3,8 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::alu::{self, Op, ZF};
-use super::{Cpu, Fault, Space};
+use super::paging::Access;
+use super::{Cause, Cpu, Fault, Space};
 
 /// Elements that one call does; the guest comes back for the rest, with interrupts in between.
 const BATCH: usize = 1024;
@@ -134,11 +135,13 @@ impl<S: Space> Cpu<'_, S> {
                 self.compare(a, b, size);
             }
             Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd => {
+                self.reach_port(port, size, false)?;
                 let to = self.address(i, 0)?;
                 let value = self.space.read_port(port, size);
                 self.store(to, size, value)?;
             }
             Mnemonic::Outsb | Mnemonic::Outsw | Mnemonic::Outsd => {
+                self.reach_port(port, size, true)?;
                 let from = self.address(i, 1)?;
                 let value = self.load(from, size)?;
                 self.space.write_port(port, size, value);
@@ -146,6 +149,54 @@ impl<S: Space> Cpu<'_, S> {
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Checks an access to a port: it is the one that made the CPU stop, or one more of the same instruction; and
+    /// the program may make it (APM vol. 2 §12.2.4 for the map, vol. 3 "INS" for when it counts).
+    fn reach_port(&mut self, port: u16, size: u8, is_write: bool) -> Result<(), Fault> {
+        match self.cause.take() {
+            None => {}
+            Some(cause)
+                if cause
+                    == (Cause::Port {
+                        port,
+                        size,
+                        is_write,
+                    }) => {}
+            Some(_) => return Err(Fault::Changed),
+        }
+        if self.registers.may_use_ports() {
+            return Ok(());
+        }
+        const AVAILABLE_32: u16 = 0x9;
+        const BUSY_32: u16 = 0xb;
+        /// Where a task state segment has the offset of its map of ports.
+        const MAP: u64 = 102;
+        let task = self.registers.state.tr;
+        let limit = u64::from(task.limit);
+        let is_wide = matches!(task.attributes & 0xf, AVAILABLE_32 | BUSY_32);
+        if !is_wide || limit < MAP + 1 {
+            return Err(Fault::Protection);
+        }
+        let pair = |cpu: &mut Self, at: u64| {
+            let mut word = [0; 2];
+            for (n, byte) in (0..).zip(&mut word) {
+                let linear = cpu.registers.truncate(task.base.wrapping_add(at + n));
+                cpu.read_linear(linear, core::slice::from_mut(byte), Access::SYSTEM)?;
+            }
+            Ok::<_, Fault>(u16::from_le_bytes(word))
+        };
+        let map = pair(self, MAP)?;
+        // The CPU reads two bytes of the map always.
+        let at = u64::from(map) + u64::from(port / 8);
+        if at + 1 > limit {
+            return Err(Fault::Protection);
+        }
+        let bits = pair(self, at)? >> (port % 8);
+        match bits & ((1 << size) - 1) {
+            0 => Ok(()),
+            _ => Err(Fault::Protection),
+        }
     }
 
     fn compare(&mut self, a: u64, b: u64, size: u8) {

@@ -99,11 +99,31 @@ fn state(bits: u32) -> VcpuState {
     state
 }
 
+const MEMORY: Cause = Cause::Memory {
+    gpa: DEVICE,
+    is_write: true,
+};
+
+/// What makes a CPU stop at `code`, which ends with the opcode if it is a string instruction.
+fn cause(code: &[u8], state: &VcpuState) -> Cause {
+    let port = |size, is_write| Cause::Port {
+        port: state.gpr[2] as u16,
+        size,
+        is_write,
+    };
+    match code.last() {
+        Some(0x6e) => port(1, true),
+        Some(0x6d) => port(2, false),
+        _ => MEMORY,
+    }
+}
+
 fn run(bits: u32, code: &[u8], set: impl FnOnce(&mut VcpuState, &mut Fake)) -> (VcpuState, Fake) {
     let mut fake = Fake::new(code);
     let mut state = state(bits);
     set(&mut state, &mut fake);
-    emulate(&mut state, &mut fake, &[]).unwrap();
+    let cause = cause(code, &state);
+    emulate(&mut state, &mut fake, &[], cause).unwrap();
     assert_eq!(state.rip, CODE + code.len() as u64);
     (state, fake)
 }
@@ -266,9 +286,10 @@ fn a_long_string_comes_back_for_the_rest() {
     let mut s = state(64);
     s.gpr[6] = 0x2000;
     s.gpr[1] = 1500;
-    emulate(&mut s, &mut fake, &[]).unwrap();
+    let out = cause(&[0x6e], &s);
+    emulate(&mut s, &mut fake, &[], out).unwrap();
     assert_eq!((s.rip, s.gpr[1]), (CODE, 1500 - 1024));
-    emulate(&mut s, &mut fake, &[]).unwrap();
+    emulate(&mut s, &mut fake, &[], out).unwrap();
     assert_eq!((s.rip, s.gpr[1]), (CODE + 2, 0));
     assert_eq!(fake.log.len(), 1500);
 }
@@ -276,16 +297,16 @@ fn a_long_string_comes_back_for_the_rest() {
 #[test]
 fn what_is_not_emulated_says_its_bytes() {
     let mut fake = Fake::new(&[0x0f, 0x11, 0x03]);
-    let fault = emulate(&mut state(64), &mut fake, &[]).unwrap_err();
+    let fault = emulate(&mut state(64), &mut fake, &[], MEMORY).unwrap_err();
     let Fault::NotEmulated(bytes) = fault else {
         panic!("{fault:?}");
     };
     assert_eq!(bytes.to_string(), "0f 11 03");
     let mut fake = Fake::new(&[0x0f, 0x0b]);
-    assert!(emulate(&mut state(64), &mut fake, &[]).is_err());
+    assert!(emulate(&mut state(64), &mut fake, &[], MEMORY).is_err());
     let mut fake = Fake::new(&[0x06]);
     assert_eq!(
-        emulate(&mut state(64), &mut fake, &[]),
+        emulate(&mut state(64), &mut fake, &[], MEMORY),
         Err(Fault::UndefinedOpcode)
     );
 }
@@ -314,7 +335,7 @@ fn an_instruction_and_its_operand_cross_pages() {
     s.rip = 0x40_0fff;
     s.gpr[3] = 0x40_2ffe;
     s.gpr[1] = 0x4433_2211;
-    emulate(&mut s, &mut fake, &[]).unwrap();
+    emulate(&mut s, &mut fake, &[], MEMORY).unwrap();
     assert_eq!(&fake.ram[0xaffe..0xb000], [0x11, 0x22]);
     assert_eq!(fake.log, [('w', 0, 2, 0x4433)]);
     assert_eq!(s.rip, 0x40_1001);
@@ -332,7 +353,7 @@ fn page_faults_have_their_code_and_change_nothing() {
         s.gpr[3] = address;
         s.segment[2].attributes = attributes;
         let before = s;
-        let result = emulate(&mut s, &mut fake, &[]);
+        let result = emulate(&mut s, &mut fake, &[], MEMORY);
         assert_eq!(s, before);
         result
     };
@@ -351,7 +372,7 @@ fn a_code_page_that_is_missing_faults_at_its_start() {
     fake.ram[0x8fff] = 0x89;
     s.rip = 0x40_0fff;
     assert_eq!(
-        emulate(&mut s, &mut fake, &[]),
+        emulate(&mut s, &mut fake, &[], MEMORY),
         Err(Fault::Page {
             address: 0x40_1000,
             code: 0
@@ -388,4 +409,166 @@ fn other_page_table_formats() {
     fake.put(0xa000 + 8 * 5, 3 << 30 | 0x83);
     let linear = 1 << 48 | 5 << 30 | 0x1234_5678;
     assert_eq!(walk(&mut s, &mut fake, linear), Ok(3 << 30 | 0x1234_5678));
+}
+
+/// A program in ring 3 with IOPL 0, whose task state segment at 0x8000 has its map of ports at offset 0x68.
+fn with_ports(fake: &mut Fake, s: &mut VcpuState, limit: u32) {
+    s.segment[2].attributes = 0xf3;
+    s.tr = Segment {
+        attributes: 0x8b,
+        limit,
+        base: 0x8000,
+        ..Segment::default()
+    };
+    fake.put(0x8000 + 100, 0x68 << 16);
+}
+
+#[test]
+fn a_program_has_the_ports_of_its_map() {
+    // outsb to port 0x3f8: bit 0 of byte 0x7f of the map
+    const BYTE: u64 = 0x8000 + 0x68 + 0x7f;
+    let outsb = |limit, map: u8, change: &dyn Fn(&mut VcpuState)| {
+        let mut fake = Fake::new(&[0x6e]);
+        let mut s = state(64);
+        s.gpr[2] = 0x3f8;
+        s.gpr[6] = 0x2000;
+        with_ports(&mut fake, &mut s, limit);
+        fake.ram[BYTE as usize] = map;
+        change(&mut s);
+        let out = cause(&[0x6e], &s);
+        let result = emulate(&mut s, &mut fake, &[], out);
+        assert_eq!(fake.log.len(), usize::from(result.is_ok()));
+        result
+    };
+    let same = |_: &mut VcpuState| {};
+    assert_eq!(outsb(0x2068, 0, &same), Ok(()));
+    assert_eq!(outsb(0x2068, 0xfe, &same), Ok(()));
+    assert_eq!(outsb(0x2068, 1, &same), Err(Fault::Protection));
+    // The map ends before the second byte that the CPU reads, or there is none.
+    assert_eq!(outsb(0x68 + 0x80, 0, &same), Ok(()));
+    assert_eq!(outsb(0x68 + 0x7f, 0, &same), Err(Fault::Protection));
+    assert_eq!(outsb(103, 0, &same), Err(Fault::Protection));
+    assert_eq!(outsb(102, 0, &same), Err(Fault::Protection));
+    // A task state segment of 16 bits has none.
+    let narrow = |s: &mut VcpuState| s.tr.attributes = 0x83;
+    assert_eq!(outsb(0x2068, 0, &narrow), Err(Fault::Protection));
+    // IOPL lets the program have every port, but not in virtual-8086 mode.
+    let iopl = |s: &mut VcpuState| s.rflags |= 3 << 12;
+    assert_eq!(outsb(0x68, 1, &iopl), Ok(()));
+    let ring_0 = |s: &mut VcpuState| s.segment[2].attributes = 0x93;
+    assert_eq!(outsb(0x68, 1, &ring_0), Ok(()));
+    let mut s = state(16);
+    (s.cr0, s.rflags) = (1, 2 | 3 << 12 | 1 << 17);
+    s.segment[2].attributes = 0xf3;
+    assert!(!Registers::new(&mut s).may_use_ports());
+}
+
+#[test]
+fn a_wide_access_needs_all_of_its_ports() {
+    let insw = |map: u16| {
+        let mut fake = Fake::new(&[0x66, 0x6d]);
+        let mut s = state(64);
+        s.gpr[2] = 0x3ff;
+        s.gpr[7] = 0x3000;
+        with_ports(&mut fake, &mut s, 0x2068);
+        fake.put(0x8000 + 0x68 + 0x7f, u64::from(map));
+        let cause = cause(&[0x6d], &s);
+        emulate(&mut s, &mut fake, &[], cause)
+    };
+    assert_eq!(insw(0), Ok(()));
+    assert_eq!(insw(0x7f), Ok(()));
+    for map in [0x80, 0x100] {
+        assert_eq!(insw(map), Err(Fault::Protection), "{map:#x}");
+    }
+}
+
+#[test]
+fn only_the_instruction_that_stopped_the_cpu_is_emulated() {
+    let attempt = |code: &[u8], cause| {
+        let mut fake = Fake::new(code);
+        let mut s = state(64);
+        (s.gpr[2], s.gpr[3], s.gpr[6], s.gpr[7]) = (0x3f8, DEVICE, 0x2000, 0x3000);
+        let result = emulate(&mut s, &mut fake, &[], cause);
+        if result.is_err() {
+            assert_eq!((s.rip, fake.log.len()), (CODE, 0), "{code:x?}");
+        }
+        result
+    };
+    let memory = |gpa, is_write| Cause::Memory { gpa, is_write };
+    let port = |port, size, is_write| Cause::Port {
+        port,
+        size,
+        is_write,
+    };
+    let changed = Err(Fault::Changed);
+    // mov [rbx], ecx; mov ecx, [rbx]; or [rbx], ecx; outsb; insb
+    let (write, read, or, outsb, insb) = ([0x89, 0x0b], [0x8b, 0x0b], [0x09, 0x0b], [0x6e], [0x6c]);
+    assert_eq!(attempt(&write, memory(DEVICE, true)), Ok(()));
+    assert_eq!(
+        attempt(&write, memory(DEVICE + 8, true)),
+        Ok(()),
+        "the same page"
+    );
+    assert_eq!(attempt(&write, memory(DEVICE, false)), changed);
+    assert_eq!(attempt(&write, memory(DEVICE + 0x1000, true)), changed);
+    assert_eq!(attempt(&read, memory(DEVICE, false)), Ok(()));
+    assert_eq!(attempt(&or, memory(DEVICE, true)), Ok(()));
+    assert_eq!(attempt(&or, memory(DEVICE, false)), Ok(()));
+    assert_eq!(attempt(&read, memory(DEVICE - 0x1000, false)), changed);
+    assert_eq!(attempt(&write, port(0x3f8, 1, true)), changed);
+    assert_eq!(attempt(&outsb, port(0x3f8, 1, true)), Ok(()));
+    assert_eq!(attempt(&outsb, port(0x3f9, 1, true)), changed);
+    assert_eq!(attempt(&outsb, port(0x3f8, 2, true)), changed);
+    assert_eq!(attempt(&outsb, port(0x3f8, 1, false)), changed);
+    assert_eq!(attempt(&insb, port(0x3f8, 1, true)), changed);
+    assert_eq!(attempt(&outsb, memory(DEVICE, true)), changed);
+}
+
+#[test]
+fn smap_smep_and_protection_keys_count() {
+    const SMEP: u64 = 1 << 20;
+    const SMAP: u64 = 1 << 21;
+    const PKE: u64 = 1 << 22;
+    const AC: u64 = 1 << 18;
+    const USER: u64 = 0xf3;
+    const SUPERVISOR: u64 = 0x93;
+    // Page 0 is the supervisor's; page 1 a user's with key 5; page 2 the supervisor's with key 5.
+    let walk = |cr4: u64, rflags: u64, pkru: u64, stack: u64, page: u64, access| {
+        let mut fake = Fake::new(&[]);
+        let mut s = state(64);
+        let key = 5 << 59;
+        paged(&mut fake, &mut s, &[0x8003, 0x9007 | key, 0xa003 | key]);
+        s.cr0 |= 1 << 16;
+        s.cr4 |= cr4;
+        s.rflags |= rflags;
+        s.pkru = pkru;
+        s.segment[2].attributes = stack as u16;
+        let linear = 0x40_0000 + 0x1000 * page;
+        let result = paging::translate(&Registers::new(&mut s), &mut fake, linear, access);
+        result.map(drop).map_err(|fault| match fault {
+            Fault::Page { code, .. } => code,
+            other => panic!("{other:?}"),
+        })
+    };
+    let (read, write, fetch, system) = (Access::READ, Access::WRITE, Access::FETCH, Access::SYSTEM);
+    // Without the bits the supervisor does what it likes.
+    assert_eq!(walk(0, 0, !0, SUPERVISOR, 1, write), Ok(()));
+    assert_eq!(walk(0, 0, !0, SUPERVISOR, 1, fetch), Ok(()));
+    assert_eq!(walk(SMAP, 0, 0, SUPERVISOR, 1, read), Err(0x1));
+    assert_eq!(walk(SMAP, 0, 0, SUPERVISOR, 1, write), Err(0x3));
+    assert_eq!(walk(SMAP, AC, 0, SUPERVISOR, 1, write), Ok(()));
+    assert_eq!(walk(SMAP, AC, 0, USER, 1, system), Err(0x1));
+    assert_eq!(walk(SMAP, 0, 0, USER, 1, write), Ok(()));
+    assert_eq!(walk(SMAP, 0, 0, SUPERVISOR, 0, write), Ok(()));
+    assert_eq!(walk(0, 0, 0, USER, 0, system), Ok(()));
+    assert_eq!(walk(SMEP, 0, 0, SUPERVISOR, 1, fetch), Err(0x11));
+    assert_eq!(walk(SMEP, 0, 0, USER, 1, fetch), Ok(()));
+    let (no_access, no_write, others) = (1 << 10, 2 << 10, !(3 << 10));
+    assert_eq!(walk(PKE, 0, no_access, USER, 1, read), Err(0x25));
+    assert_eq!(walk(PKE, 0, no_access, SUPERVISOR, 1, read), Err(0x21));
+    assert_eq!(walk(PKE, 0, no_write, USER, 1, write), Err(0x27));
+    assert_eq!(walk(PKE, 0, no_write, USER, 1, read), Ok(()));
+    assert_eq!(walk(PKE, 0, others, USER, 1, write), Ok(()));
+    assert_eq!(walk(PKE, 0, no_access, SUPERVISOR, 2, write), Ok(()));
+    assert_eq!(walk(PKE, 0, no_access, USER, 1, fetch), Ok(()));
 }
