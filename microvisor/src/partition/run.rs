@@ -237,7 +237,7 @@ impl Turn<'_> {
     /// Root's TSC at the timer's deadline, 0 for none.
     fn deadline(&self) -> u64 {
         let deadline = self.local.lapic.deadline();
-        deadline.map_or(0, |at| at.wrapping_sub(self.tsc_offset).max(1))
+        deadline.map_or(0, |at| roots_time(at, self.tsc_offset, arch::tsc()))
     }
 
     /// Fills the page's `intercept` in.
@@ -317,11 +317,50 @@ impl Turn<'_> {
     }
 }
 
+/// Root's TSC when the guest's, which is ahead of it by `offset`, is `at`; `now` is root's. A time that root's
+/// counter does not reach is the last one that there is, and 0, which is none, is 1.
+fn roots_time(at: u64, offset: u64, now: u64) -> u64 {
+    match at.checked_sub(now.wrapping_add(offset)) {
+        Some(left) => now.saturating_add(left),
+        None => at.wrapping_sub(offset).min(now),
+    }
+    .max(1)
+}
+
 /// RAX after an IN of `size` bytes: as for any operand, 4 bytes clear the upper half.
 pub fn port_value(old: u64, data: u64, size: u8) -> u64 {
     match size {
         1 => old & !0xff | data & 0xff,
         2 => old & !0xffff | data & 0xffff,
         _ => data & 0xffff_ffff,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::roots_time;
+
+    #[test]
+    fn a_guests_time_is_roots_less_the_offset() {
+        const BOOT: u64 = 5_000_000;
+        let offset = 0_u64.wrapping_sub(BOOT);
+        for (at, expected) in [(700, BOOT + 700), (2_000, BOOT + 2_000)] {
+            assert_eq!(roots_time(at, offset, BOOT + 1_000), expected);
+        }
+        assert_eq!(
+            roots_time(9_000, 4_000, 1_000),
+            5_000,
+            "a guest that is ahead"
+        );
+    }
+
+    #[test]
+    fn the_end_of_time_is_never_in_the_past() {
+        let offset = 0_u64.wrapping_sub(5_000_000);
+        assert_eq!(roots_time(u64::MAX, offset, 5_001_000), u64::MAX);
+        assert_eq!(roots_time(u64::MAX - 1, offset, 5_001_000), u64::MAX);
+        assert_eq!(roots_time(0, 0, 0), 1);
+        // Before root's counter began.
+        assert!(roots_time(10, 4_000, 1_000) <= 1_000);
     }
 }

@@ -6,6 +6,9 @@
 /// Frequency of the timer's input clock before the divider.
 pub const BUS_HZ: u64 = 1_000_000_000;
 
+/// The shortest period, in bus clocks: 200 µs, as KVM has it. A shorter one would do nothing but end turns.
+const LEAST_PERIOD: u64 = BUS_HZ / 5000;
+
 /// Conversion between bus clocks and TSC ticks, as multiplications.
 #[derive(Clone, Copy, Debug)]
 pub struct TscRate {
@@ -174,9 +177,14 @@ impl Timer {
         };
     }
 
-    /// TSC ticks of this many counts.
+    /// TSC ticks of this many counts; of a period, [`LEAST_PERIOD`] at least.
     fn span(&self, count: u32) -> u64 {
-        self.rate.to_ticks(u64::from(count) << self.shift())
+        let clocks = u64::from(count) << self.shift();
+        let least = match self.mode {
+            TimerMode::Periodic => LEAST_PERIOD,
+            _ => 0,
+        };
+        self.rate.to_ticks(clocks.max(least))
     }
 
     /// Log2 of the divider: bits 3, 1 and 0 count from 2, and wrap to 1.

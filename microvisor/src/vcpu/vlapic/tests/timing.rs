@@ -61,16 +61,43 @@ fn the_bus_clock_is_a_gigahertz_whatever_the_tsc() {
 #[test]
 fn periodic_keeps_its_phase_and_merges_what_was_missed() {
     let mut apic = timer(0x2_0040, 0b1011);
-    assert_eq!(apic.write_msr(0x838, 100, 0), Ok(Effect::None));
-    apic.expire(100);
+    assert_eq!(apic.write_msr(0x838, 1_000_000, 0), Ok(Effect::None));
+    apic.expire(1_000_000);
     assert_eq!(inject(&mut apic), Some(0x40));
-    assert_eq!(apic.deadline(), Some(200));
-    apic.expire(555);
+    assert_eq!(apic.deadline(), Some(2_000_000));
+    apic.expire(5_550_000);
     assert_eq!(apic.highest_request(), Some(0x40));
-    assert_eq!(apic.deadline(), Some(600));
-    assert_eq!(apic.read_msr(0x839, 560), Ok(40));
-    assert_eq!(apic.write_msr(0x838, 0, 560), Ok(Effect::None));
+    assert_eq!(apic.deadline(), Some(6_000_000));
+    assert_eq!(apic.read_msr(0x839, 5_600_000), Ok(400_000));
+    assert_eq!(apic.write_msr(0x838, 0, 5_600_000), Ok(Effect::None));
     assert_eq!(apic.deadline(), None);
+}
+
+#[test]
+fn a_period_is_not_shorter_than_200_us() {
+    for (count, divide, expected) in [
+        (1, 0b1011, 200_000),
+        (199_999, 0b1011, 200_000),
+        (200_001, 0b1011, 200_001),
+        (1_000, 0b1010, 200_000),
+        (2_000, 0b1010, 256_000),
+    ] {
+        let mut apic = timer(0x2_0040, divide);
+        assert_eq!(apic.write_msr(0x838, count, 0), Ok(Effect::None));
+        assert_eq!(apic.deadline(), Some(expected), "{count}");
+        apic.expire(expected);
+        assert_eq!(apic.deadline(), Some(2 * expected), "{count}");
+        // The count that the guest reads stays in its bounds.
+        let left = apic.read_msr(0x839, expected).unwrap_or(u64::MAX);
+        assert!(left <= count, "{count}: {left}");
+    }
+    // A timer that counts once may be shorter, until it is made periodic.
+    let mut apic = timer(0x40, 0b1011);
+    let _ = apic.write_msr(0x838, 100, 0);
+    assert_eq!(apic.deadline(), Some(100));
+    let _ = apic.write_msr(0x832, 0x2_0040, 50);
+    apic.expire(100);
+    assert_eq!(apic.deadline(), Some(200_100));
 }
 
 #[test]
@@ -149,7 +176,7 @@ fn the_end_of_time_is_far_away() {
     let mut apic = timer(0x2_0040, 0b1010);
     let _ = apic.write_msr(0x838, u64::from(u32::MAX), u64::MAX - 5);
     assert_eq!(apic.deadline(), None);
-    let _ = apic.write_msr(0x838, 1, u64::MAX - 200);
+    let _ = apic.write_msr(0x838, 1, u64::MAX - 200_200);
     apic.expire(u64::MAX);
     assert_eq!(apic.highest_request(), Some(0x40));
 }
