@@ -54,7 +54,7 @@ pub(super) fn map(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     }
     let mut done = start;
     for run in runs {
-        let (pages, result) = map.map(memory, pool, *run);
+        let (pages, result) = map.map(memory, pool, *run, || partition.flush_all());
         done += pages;
         if let Err(error) = result {
             partition.publish_top(map);
@@ -82,10 +82,8 @@ pub(super) fn unmap(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     }
     let control = &mut *control;
     let (pool, map) = (&mut control.pool, &mut control.map);
-    let (done, result) = map.unmap(&machine.memory, pool, page, count.min(BATCH));
-    if done > 0 {
-        partition.flush_all();
-    }
+    let flush = || partition.flush_all();
+    let (done, result) = map.unmap(&machine.memory, pool, page, count.min(BATCH), flush);
     match result {
         Ok(()) if done == count => Ok(done),
         Ok(()) => Err(Failure::new(Status::TryAgain, done)),

@@ -53,6 +53,12 @@ impl Epochs {
             .is_some_and(|passed| passed.swap(current, Ordering::SeqCst) != current)
     }
 
+    /// The epoch now.
+    #[cfg(test)]
+    pub(crate) fn current(&self) -> u64 {
+        self.current.load(Ordering::SeqCst)
+    }
+
     /// The epoch that every CPU has passed.
     pub fn passed_by_all(&self) -> u64 {
         self.passed_by(self.online.load(Ordering::SeqCst))

@@ -1,16 +1,17 @@
 //! Random transitions of the whole of memory keep what the frame table promises.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
 use proptest::prelude::*;
 
-use super::Frame;
 use super::frame_table::{FrameError, FrameTable, Owner, PartitionId};
 use super::nested::guest::{MapError, Run};
 use super::nested::{GUEST_PAGES, GuestMap, LARGE_PAGES};
 use super::pool::{Pool, Shortage};
 use super::testing::{Fake, check_root_map};
+use super::{Frame, Memory};
 
 const FRAMES: u64 = 6 * LARGE_PAGES;
 const PARTITIONS: usize = 2;
@@ -65,6 +66,12 @@ struct Guest {
     model: BTreeMap<u64, (Frame, bool)>,
 }
 
+/// Frames that are tables.
+fn tables(memory: &Memory) -> usize {
+    let owners = (0..FRAMES).map(|n| memory.frames.owner(Frame::new(n)));
+    owners.filter(|o| matches!(o, Owner::Metadata(_))).count()
+}
+
 struct World {
     fake: Fake,
     guests: Vec<Guest>,
@@ -110,7 +117,12 @@ impl World {
                 let before = guest.pool.len();
                 let mut clean = true;
                 for run in runs {
-                    let (done, result) = guest.map.map(memory, &mut guest.pool, run);
+                    let flushed = Cell::new(false);
+                    let flush = || flushed.set(true);
+                    let epoch = memory.epochs.current();
+                    let (done, result) = guest.map.map(memory, &mut guest.pool, run, flush);
+                    // A table that was linked and is free again is in no translation.
+                    assert!(flushed.get() || memory.epochs.current() == epoch);
                     for n in 0..done {
                         let frame = Frame::new(run.frame.number() + n);
                         let old = guest.model.insert(run.page + n, (frame, run.writable));
@@ -132,8 +144,30 @@ impl World {
             }
             Step::Unmap { who, page, pages } => {
                 let guest = &mut self.guests[who];
-                let pool = &mut guest.pool;
-                let (done, result) = guest.map.unmap(memory, pool, page, pages);
+                let Guest {
+                    pool,
+                    map,
+                    model,
+                    id,
+                } = guest;
+                let epoch = memory.epochs.current();
+                let metadata = tables(memory);
+                let flushes = Cell::new(0);
+                // Until the first flush another CPU may enter with translations of what goes: nothing has
+                // changed hands. Until the last one it may have those of tables that go: none is given out.
+                let flush = || {
+                    if flushes.replace(flushes.get() + 1) == 0 {
+                        for (frame, _) in model.values() {
+                            assert_eq!(memory.frames.owner(*frame), Owner::Shared(*id));
+                        }
+                        assert!(tables(memory) >= metadata);
+                    }
+                    assert_eq!(memory.epochs.current(), epoch);
+                };
+                let (done, result) = map.unmap(memory, pool, page, pages, flush);
+                let pruned = memory.epochs.current() != epoch;
+                assert!(flushes.get() >= u64::from(done > 0) + u64::from(pruned));
+                let guest = &mut self.guests[who];
                 for n in 0..done {
                     assert!(guest.model.remove(&(page + n)).is_some());
                 }

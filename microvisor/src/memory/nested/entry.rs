@@ -45,6 +45,11 @@ impl Entry {
         Self(Self::page(frame, writable).0 | LARGE)
     }
 
+    /// Maps nothing more, but still says what it mapped.
+    pub const fn cleared(self) -> Self {
+        Self(self.0 & !PRESENT)
+    }
+
     /// Maps or points to something.
     pub const fn is_present(self) -> bool {
         self.0 & PRESENT != 0

@@ -2,6 +2,11 @@
 //!
 //! Its tables are frames of the partition's pool. How many a request needs is counted before
 //! anything changes. Pages of 2 MiB are used where guest page, frame and length allow.
+//!
+//! What leaves the map goes in this order: its entry is cleared; `flush` makes each CPU forget the
+//! partition's translations before it enters the partition again; only then do frames change hands, and
+//! the epoch begins after which the pool gives its tables out again. A CPU that enters the partition in
+//! between has either flushed, or has yet to pass that epoch.
 
 use super::entry::Entry;
 use super::{ENTRIES, GUEST_PAGES, LARGE_PAGES, index, load, split_into, store};
@@ -116,6 +121,7 @@ impl GuestMap {
         memory: &Memory,
         pool: &mut Pool,
         run: Run,
+        flush: impl Fn(),
     ) -> (u64, Result<(), MapError>) {
         let mut done = 0;
         while done < run.pages {
@@ -128,7 +134,9 @@ impl GuestMap {
             match self.map_one(memory, pool, rest) {
                 Ok(pages) => done += pages,
                 Err(error) => {
-                    self.prune(memory, pool, rest.page);
+                    if self.prune(memory, pool, rest.page) {
+                        flush();
+                    }
                     pool.seal(&memory.epochs);
                     return (done, Err(error));
                 }
@@ -173,32 +181,66 @@ impl GuestMap {
     }
 
     /// Unmaps up to `pages` pages from `page` on and gives their frames to root. Answers how many,
-    /// with the error that stopped it. The caller makes the guest's TLBs be flushed.
+    /// with the error that stopped it.
     pub fn unmap(
         &mut self,
         memory: &Memory,
         pool: &mut Pool,
         page: u64,
         pages: u64,
+        flush: impl Fn(),
     ) -> (u64, Result<(), MapError>) {
         let mut done = 0;
         let mut result = Ok(());
         while done < pages && result.is_ok() {
-            match self.unmap_one(memory, pool, page + done, pages - done) {
+            match self.clear(memory, pool, page + done, pages - done) {
                 Ok(count) => done += count,
                 Err(error) => result = Err(error),
             }
-            let at = page + done;
-            if at.is_multiple_of(LARGE_PAGES) || done == pages || result.is_err() {
-                // A table is looked at once per visit, when the visit is over.
-                self.prune(memory, pool, at.saturating_sub(1));
-            }
+        }
+        if done > 0 {
+            flush();
+        }
+        if self.release(memory, pool, page, done) {
+            flush();
         }
         pool.seal(&memory.epochs);
         (done, result)
     }
 
-    fn unmap_one(
+    /// Gives the frames of `pages` cleared pages from `page` on to root, and the tables that have become empty to
+    /// the pool; whether there were such tables.
+    fn release(&mut self, memory: &Memory, pool: &mut Pool, page: u64, pages: u64) -> bool {
+        let map = &memory.map;
+        let mut is_pruned = false;
+        let mut done = 0;
+        while done < pages {
+            let at = page + done;
+            let Some(directory) = self.table(map, at, 1) else {
+                break;
+            };
+            let entry = load(map, directory, index(at, 1));
+            done += if entry.is_present() {
+                let leaf = load_page(map, entry, at);
+                store(map, entry.frame(), index(at, 0), Entry::ABSENT);
+                self.unshare(memory, leaf.frame(), 1);
+                1
+            } else {
+                store(map, directory, index(at, 1), Entry::ABSENT);
+                self.unshare(memory, entry.frame(), LARGE_PAGES);
+                LARGE_PAGES
+            };
+            let next = page + done;
+            if next.is_multiple_of(LARGE_PAGES) || done == pages {
+                // A table is looked at once per visit, when the visit is over.
+                is_pruned |= self.prune(memory, pool, next - 1);
+            }
+        }
+        is_pruned
+    }
+
+    /// Clears the entry of `page`, or of the first 512 of `pages` pages; how many pages that was.
+    fn clear(
         &mut self,
         memory: &Memory,
         pool: &mut Pool,
@@ -214,8 +256,7 @@ impl GuestMap {
         }
         if entry.is_large() {
             if page.is_multiple_of(LARGE_PAGES) && pages >= LARGE_PAGES {
-                store(map, directory, slot, Entry::ABSENT);
-                self.unshare(memory, entry.frame(), LARGE_PAGES);
+                store(map, directory, slot, entry.cleared());
                 return Ok(LARGE_PAGES);
             }
             pool.check(memory, 1)?;
@@ -228,8 +269,7 @@ impl GuestMap {
         if !leaf.is_present() {
             return Err(MapError::NotMapped);
         }
-        store(map, entry.frame(), index(page, 0), Entry::ABSENT);
-        self.unshare(memory, leaf.frame(), 1);
+        store(map, entry.frame(), index(page, 0), leaf.cleared());
         Ok(1)
     }
 
@@ -285,20 +325,23 @@ impl GuestMap {
         true
     }
 
-    /// Frees the tables on the way to `page` that have become empty.
-    fn prune(&mut self, memory: &Memory, pool: &mut Pool, page: u64) {
+    /// Frees the tables on the way to `page` that have become empty; whether there are any.
+    fn prune(&mut self, memory: &Memory, pool: &mut Pool, page: u64) -> bool {
+        let mut is_pruned = false;
         for level in 0..3 {
             let Some(table) = self.table(&memory.map, page, level) else {
                 continue;
             };
             if (0..ENTRIES).any(|n| load(&memory.map, table, n).is_present()) {
-                return;
+                break;
             }
             if let Some(parent) = self.table(&memory.map, page, level + 1) {
                 store(&memory.map, parent, index(page, level + 1), Entry::ABSENT);
                 self.free_table(memory, pool, table);
+                is_pruned = true;
             }
         }
+        is_pruned
     }
 
     fn free_table(&self, memory: &Memory, pool: &mut Pool, table: Frame) {

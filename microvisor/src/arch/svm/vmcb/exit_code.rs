@@ -6,6 +6,11 @@
 pub(in crate::arch::svm) struct ExitCode(pub(in crate::arch::svm) u32);
 
 impl ExitCode {
+    /// VMEXIT_INVALID: the CPU did not enter.
+    pub(in crate::arch::svm) const fn is_refusal(self) -> bool {
+        self.0 == u32::MAX
+    }
+
     /// One of SVM's own instructions, INVLPGA or SKINIT.
     pub(in crate::arch::svm) const fn is_svm_instruction(self) -> bool {
         matches!(self.0, 0x7a | 0x80 | 0x82..=0x86)

@@ -133,9 +133,11 @@ impl Vmcb {
         self.0[TLB_CONTROL] = FLUSH_ALL;
     }
 
-    /// What holds for one entry only has been done.
+    /// What holds for one entry only has been done, unless the CPU refused the entry.
     pub(super) fn entered(&mut self) {
-        self.0[TLB_CONTROL] = 0;
+        if !self.exit_code().is_refusal() {
+            self.0[TLB_CONTROL] = 0;
+        }
     }
 
     /// Why the guest stopped.
@@ -302,6 +304,20 @@ mod tests {
         vmcb.set_efer(1 << 8);
         assert_eq!(vmcb.efer(), 1 << 8);
         assert_eq!(vmcb.get(EFER), 1 << 8 | EFER_SVME);
+    }
+
+    #[test]
+    fn a_flush_waits_for_an_entry_that_the_cpu_does_not_refuse() {
+        let mut vmcb = Vmcb::zeroed();
+        vmcb.flush_next();
+        for refusal in [u64::MAX, 0xffff_ffff] {
+            vmcb.set(EXIT_CODE, refusal);
+            vmcb.entered();
+            assert_ne!(vmcb.0[TLB_CONTROL], 0);
+        }
+        vmcb.set(EXIT_CODE, 0x72);
+        vmcb.entered();
+        assert_eq!(vmcb.0[TLB_CONTROL], 0);
     }
 
     #[test]
