@@ -9,6 +9,7 @@ use super::{cpuid, read_msr, write_msr};
 
 const XSS: u32 = 0xda0;
 const TSC_AUX: u32 = 0xc000_0103;
+const U_CET: u32 = 0x6a0;
 const PRED_CMD: u32 = 0x49;
 /// Number of PKRU among the components of XSAVE.
 const PKRU: u32 = 9;
@@ -19,6 +20,8 @@ pub struct Features {
     xsave: bool,
     protection_keys: bool,
     supervisor_states: bool,
+    shadow_stacks: bool,
+    x87_pointers_leak: bool,
     rdtscp: bool,
     prediction_barrier: bool,
 }
@@ -28,13 +31,21 @@ impl Features {
     pub(super) fn enable() -> Self {
         let xsave = cpuid(1, 0).ecx & 1 << 26 != 0;
         let most = cpuid(0, 0).eax;
+        let extended = match cpuid(0x8000_0000, 0).eax {
+            0x8000_0008.. => cpuid(0x8000_0008, 0).ebx,
+            _ => 0,
+        };
         let this = Self {
             xsave,
             protection_keys: most >= 7 && cpuid(7, 0).ecx & 1 << 3 != 0,
             supervisor_states: xsave && most >= 0xd && cpuid(0xd, 1).eax & 1 << 3 != 0,
+            // Shadow stacks, indirect branch tracking.
+            shadow_stacks: most >= 7
+                && (cpuid(7, 0).ecx & 1 << 7 != 0 || cpuid(7, 0).edx & 1 << 20 != 0),
+            // Without XSAVEERPTR.
+            x87_pointers_leak: extended & 1 << 2 == 0,
             rdtscp: cpuid(0x8000_0001, 0).edx & 1 << 27 != 0,
-            prediction_barrier: cpuid(0x8000_0000, 0).eax >= 0x8000_0008
-                && cpuid(0x8000_0008, 0).ebx & 1 << 12 != 0,
+            prediction_barrier: extended & 1 << 12 != 0,
         };
         // MCE, OSFXSR and OSXMMEXCPT; OSXSAVE, PKE.
         let mut cr4: u64 = 1 << 6 | 3 << 9;
@@ -60,6 +71,8 @@ impl Features {
             xsave: false,
             protection_keys: false,
             supervisor_states: false,
+            shadow_stacks: false,
+            x87_pointers_leak: false,
             rdtscp: false,
             prediction_barrier: false,
         }
@@ -74,6 +87,19 @@ impl Features {
         // SAFETY: the CPU has RDTSCP.
         let tsc = unsafe { core::arch::x86_64::__rdtscp(&mut aux) };
         (tsc, aux)
+    }
+
+    /// Overwrites the pointers of the last x87 instruction. Where they leak, the restore of a state without a
+    /// pending x87 exception leaves them as they are, and the next one who saves the state reads them (APM
+    /// vol. 2 §11.4.4, CVE-2006-1056; Linux does the same).
+    fn forget_x87_pointers(&self) {
+        if self.x87_pointers_leak {
+            static ZERO: u32 = 0;
+            // SAFETY: x87 state is somebody's that is saved, or is about to be loaded.
+            unsafe {
+                asm!("fnclex", "emms", "fild dword ptr [{}]", in(reg) &raw const ZERO, options(nostack));
+            }
+        }
     }
 
     /// Forgets what branches were predicted for another guest.
@@ -124,6 +150,7 @@ pub(super) struct Root {
     xcr0: u64,
     pkru: u32,
     xss: u64,
+    user_cet: u64,
     tsc_aux: u32,
     debug: Option<[u64; 4]>,
 }
@@ -148,6 +175,7 @@ impl Extended {
         if features.protection_keys {
             root.pkru = read_pkru();
         }
+        features.forget_x87_pointers();
         if features.xsave {
             root.xcr0 = read_xcr0();
             let wide = root.xcr0 | self.components;
@@ -171,6 +199,14 @@ impl Extended {
                 unsafe { write_msr(XSS, 0) };
             }
         }
+        if features.shadow_stacks {
+            // VMRUN swaps S_CET and SSP, and a guest writes neither: CR4.CET alone does nothing.
+            root.user_cet = read_msr(U_CET);
+            if root.user_cet != 0 {
+                // SAFETY: no shadow stack of root's programs for the guest's.
+                unsafe { write_msr(U_CET, 0) };
+            }
+        }
         (_, root.tsc_aux) = features.tsc_aux();
         if features.rdtscp && root.tsc_aux != self.tsc_aux {
             // SAFETY: any 32-bit value goes, and the microvisor does not use it.
@@ -188,6 +224,10 @@ impl Extended {
         if features.rdtscp && root.tsc_aux != self.tsc_aux {
             // SAFETY: root's own value.
             unsafe { write_msr(TSC_AUX, root.tsc_aux.into()) };
+        }
+        if root.user_cet != 0 {
+            // SAFETY: root's own value.
+            unsafe { write_msr(U_CET, root.user_cet) };
         }
         if root.xss != 0 {
             // SAFETY: root's own value.
@@ -207,6 +247,7 @@ impl Extended {
             // SAFETY: the area is a page.
             unsafe { asm!("fxsave64 [{}]", in(reg) area, options(nostack)) };
         }
+        features.forget_x87_pointers();
         if features.protection_keys {
             write_pkru(root.pkru);
         }
