@@ -3,6 +3,7 @@
 //! Boot makes it once, before any CPU enters VM 0. It allocates nothing: the frame table and
 //! root's tables lie in frames that boot reserved, partitions and counters in static memory.
 
+use crate::arch::Speculation;
 use crate::counters::ExitCounters;
 use crate::log::Log;
 use crate::memory::{Hpa, Memory};
@@ -42,31 +43,6 @@ pub struct MachineFacts {
     pub types: MemoryTypes,
 }
 
-/// When a CPU forgets what branches it predicted, so that nobody trains them for somebody else.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Speculation {
-    /// Between guests, and between a guest and root.
-    #[default]
-    Safe,
-    /// Between guests.
-    Guests,
-    /// Never.
-    Off,
-}
-
-impl Speculation {
-    /// Whether a CPU forgets before the turn of partition `next`, where the last turn was `last`'s.
-    pub fn forgets_before(self, last: u64, next: u64) -> bool {
-        // After each turn is before the next one.
-        self == Self::Guests && last != next
-    }
-
-    /// Whether a CPU forgets after a guest's turn.
-    pub fn forgets_after(self) -> bool {
-        self == Self::Safe
-    }
-}
-
 /// What decides over the types of memory: root may set them for what is no RAM.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryTypes {
@@ -98,24 +74,5 @@ impl Machine {
             root_counters,
             log,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Speculation;
-
-    #[test]
-    fn branches_are_forgotten_between_those_who_do_not_trust_each_other() {
-        let safe = Speculation::default();
-        assert!(safe.forgets_after());
-        assert!(
-            !safe.forgets_before(1, 2),
-            "it was done after the last turn"
-        );
-        let guests = Speculation::Guests;
-        assert!(!guests.forgets_after());
-        assert!(guests.forgets_before(1, 2) && !guests.forgets_before(2, 2));
-        assert!(!Speculation::Off.forgets_after() && !Speculation::Off.forgets_before(1, 2));
     }
 }

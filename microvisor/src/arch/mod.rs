@@ -11,9 +11,11 @@ pub mod hw;
 pub mod memory;
 pub mod paging;
 pub mod port;
+mod speculation;
 pub mod stack;
 pub mod svm;
 
+pub use speculation::Speculation;
 pub use svm::Cpu;
 
 /// Stops this CPU for good.

@@ -2,7 +2,7 @@
 
 use core::fmt::{Display, Formatter};
 
-use crate::machine::Speculation;
+use crate::arch::Speculation;
 
 /// What the command line asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -19,8 +19,8 @@ pub use vmcb::{Start, Vmcb};
 
 use super::extended::Features;
 use super::hw::Exit;
+use super::speculation::Speculation;
 use super::{cpuid, exception, memory, read_msr, write_msr};
-use crate::machine::Speculation;
 use crate::memory::Frame;
 
 const EFER: u32 = 0xc000_0080;

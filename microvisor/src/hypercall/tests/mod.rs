@@ -12,9 +12,9 @@ use guest_proto::hypercall::{Hypercall, MapRange};
 use zerocopy::IntoBytes;
 
 use super::{Answer, Call, dispatch};
-use crate::arch::Cpu;
+use crate::arch::{Cpu, Speculation};
 use crate::counters::ExitCounters;
-use crate::machine::{Machine, MachineFacts, MemoryTypes, Speculation};
+use crate::machine::{Machine, MachineFacts, MemoryTypes};
 use crate::memory::testing::{Fake, Storage};
 use crate::memory::{Frame, Hpa};
 use crate::partition::{Partition, Partitions};
