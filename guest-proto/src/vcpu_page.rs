@@ -269,8 +269,10 @@ abi_struct! {
         pub interrupt_shadow: u32,
         /// PKRU where CR4.PKE is set, else 0; ignored by `vcpu_set_state`.
         pub pkru: u64,
+        /// MSR SPEC_CTRL; 0 where the CPU has none.
+        pub spec_ctrl: u64,
         /// Reserved, 0.
-        pub reserved: [u64; 16],
+        pub reserved: [u64; 15],
     }
 }
 

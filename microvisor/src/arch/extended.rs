@@ -10,6 +10,7 @@ use super::{cpuid, read_msr, write_msr};
 const XSS: u32 = 0xda0;
 const TSC_AUX: u32 = 0xc000_0103;
 const U_CET: u32 = 0x6a0;
+const SPEC_CTRL: u32 = 0x48;
 const PRED_CMD: u32 = 0x49;
 /// Number of PKRU among the components of XSAVE.
 const PKRU: u32 = 9;
@@ -23,6 +24,7 @@ pub struct Features {
     shadow_stacks: bool,
     x87_pointers_leak: bool,
     rdtscp: bool,
+    spec_ctrl: bool,
     prediction_barrier: bool,
 }
 
@@ -45,6 +47,8 @@ impl Features {
             // Without XSAVEERPTR.
             x87_pointers_leak: extended & 1 << 2 == 0,
             rdtscp: cpuid(0x8000_0001, 0).edx & 1 << 27 != 0,
+            // IBRS, STIBP, SSBD or PSFD.
+            spec_ctrl: extended & (1 << 14 | 1 << 15 | 1 << 24 | 1 << 28) != 0,
             prediction_barrier: extended & 1 << 12 != 0,
         };
         // MCE, OSFXSR and OSXMMEXCPT; OSXSAVE, PKE.
@@ -74,6 +78,7 @@ impl Features {
             shadow_stacks: false,
             x87_pointers_leak: false,
             rdtscp: false,
+            spec_ctrl: false,
             prediction_barrier: false,
         }
     }
@@ -105,10 +110,16 @@ impl Features {
     /// Forgets what branches were predicted for another guest.
     pub(super) fn prediction_barrier(&self) {
         if self.prediction_barrier {
-            // SAFETY: IBPB, bit 0, changes no state that software sees (APM vol. 2 §3.2.9).
-            unsafe { write_msr(PRED_CMD, 1) };
+            predict_anew(1);
         }
     }
+}
+
+/// Writes PRED_CMD. The CPU has the bits of `command`.
+pub fn predict_anew(command: u64) {
+    // SAFETY: IBPB and SBPB change no state that software sees (APM vol. 2 §3.2.9); a bit that the CPU has
+    // not would be an exception with a report.
+    unsafe { write_msr(PRED_CMD, command) };
 }
 
 /// A guest's vector registers while it does not run: a frame for XSAVE or FXSAVE.
@@ -151,6 +162,7 @@ pub(super) struct Root {
     pkru: u32,
     xss: u64,
     user_cet: u64,
+    spec_ctrl: u64,
     tsc_aux: u32,
     debug: Option<[u64; 4]>,
 }
@@ -162,6 +174,10 @@ pub(super) struct Extended {
     pub(super) components: u64,
     /// XCR0.
     pub(super) xcr0: u64,
+    /// SPEC_CTRL.
+    pub(super) spec_ctrl: u64,
+    /// SPEC_CTRL is swapped here: VMRUN does not do it.
+    pub(super) swaps_spec_ctrl: bool,
     /// TSC_AUX.
     pub(super) tsc_aux: u32,
     /// DR0 to DR3.
@@ -207,6 +223,12 @@ impl Extended {
                 unsafe { write_msr(U_CET, 0) };
             }
         }
+        if features.spec_ctrl && self.swaps_spec_ctrl {
+            root.spec_ctrl = read_msr(SPEC_CTRL);
+            if root.spec_ctrl != self.spec_ctrl {
+                self.load_spec_ctrl();
+            }
+        }
         (_, root.tsc_aux) = features.tsc_aux();
         if features.rdtscp && root.tsc_aux != self.tsc_aux {
             // SAFETY: any 32-bit value goes, and the microvisor does not use it.
@@ -224,6 +246,10 @@ impl Extended {
         if features.rdtscp && root.tsc_aux != self.tsc_aux {
             // SAFETY: root's own value.
             unsafe { write_msr(TSC_AUX, root.tsc_aux.into()) };
+        }
+        if features.spec_ctrl && self.swaps_spec_ctrl && root.spec_ctrl != self.spec_ctrl {
+            // SAFETY: root's own value.
+            unsafe { write_msr(SPEC_CTRL, root.spec_ctrl) };
         }
         if root.user_cet != 0 {
             // SAFETY: root's own value.
@@ -257,6 +283,12 @@ impl Extended {
     pub(super) fn set_xcr0(&mut self, value: u64) {
         self.xcr0 = value;
         write_xcr0(value);
+    }
+
+    /// Puts the guest's SPEC_CTRL in.
+    pub(super) fn load_spec_ctrl(&self) {
+        // SAFETY: `vcpu::cpuid::spec_ctrl_allowed` lets only bits pass that the CPU has; they cost speed at most.
+        unsafe { write_msr(SPEC_CTRL, self.spec_ctrl) };
     }
 
     /// Puts the guest's debug registers in, if they are not.

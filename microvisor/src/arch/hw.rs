@@ -299,6 +299,16 @@ impl Hw {
         vendor!(self, guest => guest.set_xcr0(value));
     }
 
+    /// SPEC_CTRL.
+    pub fn spec_ctrl(&self) -> u64 {
+        vendor!(self, guest => guest.spec_ctrl())
+    }
+
+    /// Sets SPEC_CTRL, checked by the caller. Inside a turn.
+    pub fn set_spec_ctrl(&mut self, value: u64) {
+        vendor!(self, guest => guest.set_spec_ctrl(value));
+    }
+
     /// Changes the guest's time-stamp counter's distance to this CPU's, inside a turn.
     pub fn set_tsc_offset(&mut self, offset: u64) {
         vendor!(self, guest => guest.vmcb_mut().set_tsc_offset(offset));

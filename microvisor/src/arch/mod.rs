@@ -15,8 +15,9 @@ mod speculation;
 pub mod stack;
 pub mod svm;
 
+pub use extended::predict_anew;
 pub use speculation::Speculation;
-pub use svm::Cpu;
+pub use svm::{Cpu, automatic_ibrs};
 
 /// Stops this CPU for good.
 pub fn halt() -> ! {

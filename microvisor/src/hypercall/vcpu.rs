@@ -15,7 +15,7 @@ use crate::memory::physmap::Placed;
 use crate::memory::pool::{Pool, Shortage};
 use crate::partition::{Life, Partition, host_cpuid, run};
 use crate::vcpu::vlapic::{Effect, Mode};
-use crate::vcpu::{Local, Vcpu, cpuid};
+use crate::vcpu::{Allowed, Local, Vcpu, cpuid};
 
 /// Frames of a virtual CPU: itself, its control block, its vector registers.
 const FRAMES: u64 = 3;
@@ -100,7 +100,7 @@ pub(super) fn set_state(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     with(cx.machine, partition, vcpu, |_, vcpu, local| {
         let state = shared(memory, vcpu)?.state.load();
         local
-            .set_state(vcpu, &state, cpuid::xcr0_allowed(host_cpuid))
+            .set_state(vcpu, &state, &Allowed::on(host_cpuid))
             .map_err(|_| Status::InvalidArgument)?;
         Ok(0)
     })

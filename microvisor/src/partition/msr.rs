@@ -2,10 +2,13 @@
 
 use guest_proto::vcpu_page::{Intercept, InterceptKind};
 
+use super::answer::host_cpuid;
 use super::clock::ClockError;
 use super::run::{End, Turn};
+use crate::arch;
 use crate::arch::hw::{Event, Gpr};
 use crate::vcpu::Pending;
+use crate::vcpu::cpuid;
 use crate::vcpu::msr::{self, GeneralProtection, Msr};
 
 /// Why an access does not complete.
@@ -76,6 +79,9 @@ impl Turn<'_> {
             Msr::TscAdjust => local.tsc_adjust,
             Msr::ApicBase => local.lapic.apic_base(),
             Msr::TscDeadline | Msr::X2Apic(_) => local.lapic.read_msr(number, now)?,
+            Msr::SpecCtrl if cpuid::spec_ctrl_allowed(host_cpuid) != 0 => local.hw.spec_ctrl(),
+            // PRED_CMD is for writing only.
+            Msr::SpecCtrl | Msr::PredCmd => return Err(Refusal::Fault),
             Msr::Efer => local.hw.efer(),
             Msr::Pat => local.hw.pat(),
             Msr::Mtrr(index) => local.mtrrs.read(index)?,
@@ -103,9 +109,19 @@ impl Turn<'_> {
                 self.vcpu.publish(&local.lapic);
                 return Ok(self.effect(effect));
             }
+            Msr::SpecCtrl => {
+                let allowed = cpuid::spec_ctrl_allowed(host_cpuid);
+                local
+                    .hw
+                    .set_spec_ctrl(msr::write_spec_ctrl(allowed, value)?);
+            }
+            Msr::PredCmd => {
+                let allowed = cpuid::pred_cmd_allowed(host_cpuid);
+                arch::predict_anew(msr::write_spec_ctrl(allowed, value)?);
+            }
             Msr::Efer => {
-                let value =
-                    msr::write_efer(msr::GUEST_EFER, local.hw.efer(), value, local.hw.cr0())?;
+                let allowed = msr::GUEST_EFER | arch::automatic_ibrs();
+                let value = msr::write_efer(allowed, local.hw.efer(), value, local.hw.cr0())?;
                 local.hw.set_efer(value);
             }
             Msr::Pat => local.hw.set_pat(msr::write_pat(value)?),

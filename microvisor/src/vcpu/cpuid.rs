@@ -61,7 +61,7 @@ const KVM_FEATURE_BITS: u32 = 1 << 1 | 1 << 3 | 1 << 24;
 
 const BASIC_LAST: u32 = 0xd;
 const BASIC_LEAST: u32 = 0xb;
-const EXTENDED_LAST: u32 = 0x8000_001e;
+const EXTENDED_LAST: u32 = 0x8000_0021;
 
 /// SSE3 PCLMULQDQ SSSE3 FMA CX16 PCID SSE4.1 SSE4.2 MOVBE POPCNT AES XSAVE AVX F16C RDRAND.
 const LEAF1_ECX: u32 = bits(&[0, 1, 9, 12, 13, 17, 19, 20, 22, 23, 25, 26, 28, 29, 30]);
@@ -100,8 +100,11 @@ const EXT1_EDX: u32 = bits(&[
     0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 17, 20, 22, 23, 24, 26, 27, 29, 30, 31,
 ]);
 const INVARIANT_TSC: u32 = 1 << 8;
-/// CLZERO XSAVEERPTR.
-const EXT8_EBX: u32 = bits(&[0, 2]);
+/// CLZERO XSAVEERPTR; IBPB IBRS STIBP IBRS_ALWAYS STIBP_ALWAYS IBRS_PREFERRED SSBD SSB_NO PSFD BTC_NO IBPB_RET.
+const EXT8_EBX: u32 = bits(&[0, 2, 12, 14, 15, 16, 17, 18, 24, 26, 28, 29, 30]);
+/// NO_NESTED_DATA_BP LFENCE_SERIALIZING NULL_SELECT_CLEARS_BASE AUTO_IBRS SBPB IBPB_BRTYPE SRSO_NO
+/// SRSO_USER_KERNEL_NO.
+const EXT21_EAX: u32 = bits(&[0, 2, 6, 8, 27, 28, 29, 30]);
 /// The APIC timer runs in every C state.
 const ARAT: u32 = 1 << 2;
 /// Guest physical addresses that the nested tables have.
@@ -179,6 +182,29 @@ pub fn xcr0_allowed(host: impl Fn(u32, u32) -> Leaf) -> u64 {
         allowed &= !AVX512;
     }
     allowed
+}
+
+/// Bits of SPEC_CTRL that the guest may set on this host: IBRS, STIBP, SSBD, PSFD (APM vol. 2 §3.2.9).
+pub fn spec_ctrl_allowed(host: impl Fn(u32, u32) -> Leaf) -> u64 {
+    let ebx = extended_leaf(host, 0x8000_0008).ebx;
+    let bits = [(14, 1 << 0), (15, 1 << 1), (24, 1 << 2), (28, 1 << 7)];
+    let present = bits.iter().filter(|(feature, _)| ebx & 1 << feature != 0);
+    present.fold(0, |all, (_, bit)| all | bit)
+}
+
+/// Bits of PRED_CMD that the guest may write on this host: IBPB, SBPB.
+pub fn pred_cmd_allowed(host: impl Fn(u32, u32) -> Leaf) -> u64 {
+    let ibpb = extended_leaf(&host, 0x8000_0008).ebx & 1 << 12 != 0;
+    let sbpb = extended_leaf(&host, 0x8000_0021).eax & 1 << 27 != 0;
+    u64::from(ibpb) | u64::from(sbpb) << 7
+}
+
+/// A leaf that the host may not have.
+fn extended_leaf(host: impl Fn(u32, u32) -> Leaf, leaf: u32) -> Leaf {
+    match host(0x8000_0000, 0).eax {
+        last if last >= leaf => host(leaf, 0),
+        _ => Leaf::default(),
+    }
 }
 
 /// Bytes of XSAVE's legacy area and header.
@@ -325,6 +351,10 @@ fn extended(host: impl Fn(u32, u32) -> Leaf, facts: &Facts, leaf: u32, subleaf: 
                 edx: 0,
             }
         }
+        0x8000_0021 => Leaf {
+            eax: host(leaf, 0).eax & EXT21_EAX,
+            ..Leaf::default()
+        },
         0x8000_001d => cache(host(leaf, subleaf), facts),
         0x8000_001e => Leaf {
             eax: facts.apic_id,
@@ -472,6 +502,29 @@ mod tests {
             assert!(!xcr0_is_valid(bad, 0xe7), "{bad:#x}");
         }
         assert!(!xcr0_is_valid(0xe7, 7));
+    }
+
+    #[test]
+    fn protection_from_speculation_is_the_hosts() {
+        assert_eq!(spec_ctrl_allowed(all), 0x87);
+        assert_eq!(pred_cmd_allowed(all), 0x81);
+        assert_eq!((spec_ctrl_allowed(none), pred_cmd_allowed(none)), (0, 0));
+        let old = |leaf, subleaf| match leaf {
+            0x8000_0008 => leaf4(48, 1 << 12 | 1 << 15, 0, 0),
+            _ => none(leaf, subleaf),
+        };
+        assert_eq!((spec_ctrl_allowed(old), pred_cmd_allowed(old)), (2, 1));
+        let shown = answer(old, &FACTS, 0x8000_0008, 0).ebx;
+        assert_eq!(shown, 1 << 12 | 1 << 15);
+        // VIRT_SSBD, INVLPGB, and prefetch control, upper address ignore are not.
+        assert_eq!(
+            answer(all, &FACTS, 0x8000_0008, 0).ebx & (1 << 25 | 1 << 3),
+            0
+        );
+        assert_eq!(
+            answer(all, &FACTS, 0x8000_0021, 0).eax & (1 << 13 | 1 << 7),
+            0
+        );
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::counters::ExitCounters;
 use crate::memory::frame_table::{OwnedFrame, PartitionId};
 use crate::memory::pool::Pool;
 use crate::memory::{Frame, Memory};
+use cpuid::Leaf;
 use msr::Mtrrs;
 use ring::PostedRing;
 use vlapic::{Address, Delivery, Message, TscRate, VLapic};
@@ -208,6 +209,23 @@ impl Hw {
     }
 }
 
+/// Bits of a virtual CPU's registers that depend on the host.
+#[derive(Clone, Copy, Debug)]
+pub struct Allowed {
+    xcr0: u64,
+    spec_ctrl: u64,
+}
+
+impl Allowed {
+    /// On this host.
+    pub fn on(host: impl Fn(u32, u32) -> Leaf) -> Self {
+        Self {
+            xcr0: cpuid::xcr0_allowed(&host),
+            spec_ctrl: cpuid::spec_ctrl_allowed(&host),
+        }
+    }
+}
+
 impl Local {
     /// Takes the partition's properties over, once: before anything else is done with it.
     pub fn prepare(&mut self, vcpu: &Vcpu, tsc_khz: u64, x2apic: bool) {
@@ -252,11 +270,14 @@ impl Local {
         &mut self,
         vcpu: &Vcpu,
         state: &VcpuState,
-        xcr0_allowed: u64,
+        allowed: &Allowed,
     ) -> Result<(), BadState> {
         let run_state = RunState::from_raw(state.run_state).ok_or(BadState)?;
         msr::write_pat(state.pat).map_err(|_| BadState)?;
-        let xcr0 = cpuid::xcr0_is_valid(state.xcr0, xcr0_allowed | 1);
+        let xcr0 = cpuid::xcr0_is_valid(state.xcr0, allowed.xcr0 | 1);
+        if state.spec_ctrl & !allowed.spec_ctrl != 0 {
+            return Err(BadState);
+        }
         let mode = VLapic::base_mode(state.apic_base).map_err(|_| BadState)?;
         self.hw.set_state(state, xcr0)?;
         if mode != self.lapic.mode() {

@@ -16,6 +16,10 @@ pub enum Msr {
     ApicBase,
     /// Deadline of the local APIC's timer.
     TscDeadline,
+    /// Speculation control: which bits there are is the CPU's.
+    SpecCtrl,
+    /// Prediction command, likewise.
+    PredCmd,
     /// An x2APIC register, by its offset in the APIC page.
     X2Apic(u32),
     /// Extended features.
@@ -63,6 +67,8 @@ pub fn classify(number: u32) -> Option<Msr> {
         0x0000_0010 => Msr::Tsc,
         0x0000_001b => Msr::ApicBase,
         0x0000_003b => Msr::TscAdjust,
+        0x0000_0048 => Msr::SpecCtrl,
+        0x0000_0049 => Msr::PredCmd,
         0x0000_06e0 => Msr::TscDeadline,
         0x0000_0800..=0x0000_08ff => Msr::X2Apic((number & 0xff) << 4),
         0xc000_0080 => Msr::Efer,
@@ -142,7 +148,7 @@ impl Default for Mtrrs {
     }
 }
 
-/// EFER bits that a guest may have: SCE, LME, LMA, NXE.
+/// EFER bits that a guest may have besides AutoIBRS: SCE, LME, LMA, NXE.
 pub const GUEST_EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
@@ -156,6 +162,15 @@ pub fn write_efer(allowed: u64, old: u64, value: u64, cr0: u64) -> Result<u64, G
         return Err(GeneralProtection);
     }
     Ok(value & !EFER_LMA | old & EFER_LMA)
+}
+
+/// SPEC_CTRL after a guest's write where the bits `allowed` exist; without one of them the register does not.
+pub fn write_spec_ctrl(allowed: u64, value: u64) -> Result<u64, GeneralProtection> {
+    if allowed != 0 && value & !allowed == 0 {
+        Ok(value)
+    } else {
+        Err(GeneralProtection)
+    }
 }
 
 /// PAT after a guest's write: each byte a memory type that exists (APM vol. 2 §7.8.1).
@@ -194,10 +209,8 @@ mod tests {
 
     #[test]
     fn what_is_not_virtualised_faults() {
-        // SPEC_CTRL, PRED_CMD, ARCH_CAPABILITIES, VM_CR, VM_HSAVE_PA, XSS, SMCA, core performance.
+        // ARCH_CAPABILITIES, VM_CR, VM_HSAVE_PA, XSS, SMCA, core performance.
         for number in [
-            0x48,
-            0x49,
             0x10a,
             0xc001_0114,
             0xc001_0117,
@@ -226,5 +239,8 @@ mod tests {
         assert!(write_efer(GUEST_EFER, 0, SVME, 0).is_err());
         assert!(write_pat(0x0007_0406_0007_0406).is_ok());
         assert!(write_pat(2).is_err());
+        assert_eq!(write_spec_ctrl(0x87, 5), Ok(5));
+        assert!(write_spec_ctrl(0x87, 8).is_err());
+        assert!(write_spec_ctrl(0, 0).is_err(), "no such register");
     }
 }

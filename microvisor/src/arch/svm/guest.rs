@@ -9,6 +9,9 @@ use crate::arch::hw::{Event, Exit, TurnState};
 use crate::memory::frame_table::OwnedFrame;
 use crate::memory::physmap::Placed;
 
+/// CPUID 8000_000A EDX.
+const VIRTUAL_SPEC_CTRL: u32 = 1 << 20;
+
 /// A virtual CPU.
 #[derive(Debug)]
 pub struct Guest {
@@ -24,6 +27,8 @@ pub struct Guest {
     /// Where the instruction of the last exit ends.
     next_rip: u64,
     has_next_rip: bool,
+    /// VMRUN loads SPEC_CTRL from the control block (APM vol. 2 §15.5.3); otherwise a turn swaps it.
+    has_virtual_spec_ctrl: bool,
 }
 
 impl Guest {
@@ -43,6 +48,8 @@ impl Guest {
             extended: Extended {
                 components,
                 xcr0: 1,
+                spec_ctrl: 0,
+                swaps_spec_ctrl: false,
                 tsc_aux: 0,
                 debug: [0; 4],
             },
@@ -51,7 +58,9 @@ impl Guest {
             asid: Asid::default(),
             next_rip: 0,
             has_next_rip,
+            has_virtual_spec_ctrl: super::cpuid(0x8000_000a, 0).edx & VIRTUAL_SPEC_CTRL != 0,
         };
+        guest.extended.swaps_spec_ctrl = !guest.has_virtual_spec_ctrl;
         guest.init();
         guest
     }
@@ -148,6 +157,25 @@ impl Guest {
 
     pub(crate) fn set_xcr0(&mut self, value: u64) {
         self.extended.set_xcr0(value);
+    }
+
+    pub(crate) fn spec_ctrl(&self) -> u64 {
+        self.extended.spec_ctrl
+    }
+
+    pub(crate) fn set_spec_ctrl(&mut self, value: u64) {
+        self.keep_spec_ctrl(value);
+        if !self.has_virtual_spec_ctrl {
+            self.extended.load_spec_ctrl();
+        }
+    }
+
+    /// The same outside of a turn.
+    pub(super) fn keep_spec_ctrl(&mut self, value: u64) {
+        self.extended.spec_ctrl = value;
+        if self.has_virtual_spec_ctrl {
+            self.vmcb.set_spec_ctrl(value);
+        }
     }
 
     pub(crate) fn takes_interrupts(&self) -> bool {

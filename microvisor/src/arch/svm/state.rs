@@ -6,7 +6,7 @@ use super::guest::Guest;
 use super::vmcb::Vmcb;
 use crate::arch::hw::BadState;
 
-/// EFER bits that a guest can have: SCE, LME, LMA, NXE.
+/// EFER bits that a guest can have besides AutoIBRS: SCE, LME, LMA, NXE.
 const EFER_ALLOWED: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
 /// CR0 bits that exist: PE MP EM TS ET NE, WP, AM, NW CD PG.
 const CR0_ALLOWED: u64 = 0xe005_003f;
@@ -32,6 +32,7 @@ impl Guest {
             dr7: vmcb.dr7(),
             pat: vmcb.pat(),
             tsc_aux: self.extended.tsc_aux.into(),
+            spec_ctrl: self.extended.spec_ctrl,
             interrupt_shadow: vmcb.interrupt_shadow().into(),
             ..VcpuState::default()
         };
@@ -63,7 +64,7 @@ impl Guest {
         xcr0_allowed: bool,
     ) -> Result<(), BadState> {
         let bad = !xcr0_allowed
-            || state.efer & !EFER_ALLOWED != 0
+            || state.efer & !(EFER_ALLOWED | super::automatic_ibrs()) != 0
             || state.cr0 & !CR0_ALLOWED != 0
             || state.cr4 & !CR4_ALLOWED != 0
             || state.dr6 & HIGH != 0
@@ -78,6 +79,7 @@ impl Guest {
         self.extended.xcr0 = state.xcr0;
         self.extended.debug = state.dr;
         self.extended.tsc_aux = state.tsc_aux as u32;
+        self.keep_spec_ctrl(state.spec_ctrl);
         let vmcb = self.vmcb_mut();
         for (n, segment) in state.segment.iter().enumerate() {
             vmcb.set_segment(n, segment);

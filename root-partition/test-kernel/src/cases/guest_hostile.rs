@@ -45,7 +45,7 @@ fn reserved_parts_of_a_state_are_refused() -> Outcome {
         |state| state.run_state = u32::MAX,
         |state| state.interrupt_shadow = 2,
         |state| state.reserved[0] = 1,
-        |state| state.reserved[15] = 1 << 63,
+        |state| state.reserved[14] = 1 << 63,
     ];
     let guest = Guest::new(code!["hlt"])?;
     let good = guest.state(0)?;

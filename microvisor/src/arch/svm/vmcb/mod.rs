@@ -54,6 +54,8 @@ const RAX: At = At(0x5f8);
 const SYSCALL: usize = 0x600;
 const CR2: At = At(0x640);
 const PAT: At = At(0x668);
+/// Where the CPU has virtual SPEC_CTRL.
+const SPEC_CTRL: At = At(0x6e0);
 
 const EFER_SVME: u64 = 1 << 12;
 /// PAT after reset (APM vol. 2 §7.8.2).
@@ -276,6 +278,10 @@ impl Vmcb {
 
     pub(crate) fn set_pat(&mut self, value: u64) {
         self.set(PAT, value);
+    }
+
+    pub(super) fn set_spec_ctrl(&mut self, value: u64) {
+        self.set(SPEC_CTRL, value);
     }
 
     /// The privilege level is the stack segment's (APM vol. 2 §15.5.1).
