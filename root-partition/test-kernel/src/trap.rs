@@ -230,7 +230,7 @@ fn fill_shared() {
 }
 
 /// An interrupt gate that ring `dpl` may call.
-fn gate(handler: u64, dpl: u64) -> [u64; 2] {
+pub fn gate(handler: u64, dpl: u64) -> [u64; 2] {
     let low = (handler & 0xffff)
         | u64::from(CODE) << 16
         | (0x8e | dpl << 5) << 40

@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crate::memory::read;
 use crate::report::{Outcome, ensure, fail};
 use crate::second;
+use crate::trap::gate;
 
 /// From the mailbox to the page of the waiting CPU's code, which begins with its interrupt descriptors.
 const PAGE: u64 = 0x1000;
@@ -106,8 +107,9 @@ pub fn probe(target: u64) -> Outcome<Found> {
     // The probe's own table follows its code; only the gate of #GP, vector 13, is looked at.
     let table = place(end).next_multiple_of(16);
     let handler = place(&raw const waiting_probe_fault);
-    let gate = handler & 0xffff | 0x10 << 16 | 0x8e << 40 | (handler >> 16 & 0xffff) << 48;
-    write(table + 13 * 16, &u128::from(gate).to_le_bytes());
+    let [low, high] = gate(handler, 0).map(u64::to_le_bytes);
+    write(table + 13 * 16, &low);
+    write(table + 13 * 16 + 8, &high);
     write(word(7), &table.to_le_bytes());
     write(word(9), &page.to_le_bytes());
     let jump = |from: u64, to: u64, len: u64| to.wrapping_sub(from + len);

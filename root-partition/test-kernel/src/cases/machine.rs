@@ -115,7 +115,12 @@ fn a_page_to_fill_must_be_roots() -> Outcome {
     Ok(())
 }
 
-pub(super) fn counters(partition: u64, vcpu: u64) -> Outcome<Counters> {
+/// Exits of root's on this CPU.
+pub(super) fn root_exits(cpu: u64, kind: ExitKind) -> Outcome<u64> {
+    Ok(counters(0, cpu)?.exits[kind.raw() as usize])
+}
+
+fn counters(partition: u64, vcpu: u64) -> Outcome<Counters> {
     let page = Pages::scratch();
     hv::call(Hypercall::CountersRead, [partition, vcpu, page.pfn()]).ok()?;
     Ok(page.load(0))

@@ -4,6 +4,7 @@ use guest_proto::Status;
 use guest_proto::hypercall::CALLS;
 
 use super::MICROVISOR;
+use super::root_registers::value;
 use crate::memory::Pages;
 use crate::probe::{self, GENERAL_PROTECTION, INVALID_OPCODE};
 use crate::report::{Outcome, cases, equal};
@@ -56,9 +57,7 @@ fn svms_registers_are_absent() -> Outcome {
         equal("a read", probe::rdmsr(msr), Err(GENERAL_PROTECTION))?;
         equal("a write", probe::wrmsr(msr, 0), Err(GENERAL_PROTECTION))?;
     }
-    let Ok(efer) = probe::rdmsr(EFER) else {
-        return crate::report::fail(format_args!("EFER cannot be read"));
-    };
+    let efer = value(EFER)?;
     equal("SVME", efer & SVME, 0)?;
     let with_svme = probe::wrmsr(EFER, efer | SVME);
     equal("SVME cannot be set", with_svme, Err(GENERAL_PROTECTION))?;
@@ -70,9 +69,7 @@ fn efer_follows_the_manual_for_root() -> Outcome {
     const EFER: u32 = 0xc000_0080;
     const LME: u64 = 1 << 8;
     const LMA: u64 = 1 << 10;
-    let Ok(efer) = probe::rdmsr(EFER) else {
-        return crate::report::fail(format_args!("EFER cannot be read"));
-    };
+    let efer = value(EFER)?;
     let without_lme = probe::wrmsr(EFER, efer & !LME);
     equal("LME off under paging", without_lme, Err(GENERAL_PROTECTION))?;
     let unknown = probe::wrmsr(EFER, efer | 1 << 63);

@@ -2,7 +2,7 @@
 
 use guest_proto::hypercall::ExitKind;
 
-use super::machine::counters;
+use super::machine::root_exits;
 use crate::memory::Pages;
 use crate::probe::{self, GENERAL_PROTECTION, rdmsr, wrmsr};
 use crate::report::{Outcome, cases, ensure, equal, fail};
@@ -23,8 +23,9 @@ cases![
 
 const APIC_BASE: u32 = 0x1b;
 
+/// What a register of root's holds.
 #[track_caller]
-fn value(msr: u32) -> Outcome<u64> {
+pub(super) fn value(msr: u32) -> Outcome<u64> {
     match rdmsr(msr) {
         Ok(value) => Ok(value),
         Err(vector) => fail(format_args!("{msr:#x} cannot be read: vector {vector}")),
@@ -162,7 +163,7 @@ fn branches_are_not_recorded() -> Outcome {
 }
 
 fn what_a_kernel_writes_often_does_not_exit() -> Outcome {
-    let exits = || Ok(counters(0, 0)?.exits[ExitKind::MsrWrite.raw() as usize]);
+    let exits = || root_exits(0, ExitKind::MsrWrite);
     let before = exits()?;
     // Kernel GS base, TSC_AUX, LSTAR, SYSENTER_EIP, PAT, a fixed memory type range.
     for msr in [0xc000_0102, 0xc000_0103, 0xc000_0082, 0x176, 0x277, 0x250] {
@@ -188,7 +189,7 @@ fn features_that_cannot_be_had_are_hidden() -> Outcome {
 }
 
 fn invd_writes_back() -> Outcome {
-    let exits = || Ok(counters(0, 0)?.exits[ExitKind::Other.raw() as usize]);
+    let exits = || root_exits(0, ExitKind::Other);
     let before = exits()?;
     equal("INVD", probe::invd(), Ok(0))?;
     equal("exits for it", exits()?, before + 1)

@@ -1,8 +1,9 @@
 //! What needs a second CPU.
 
 use guest_proto::Status;
-use guest_proto::hypercall::{Counters, ExitKind, Hypercall, MapRange};
+use guest_proto::hypercall::{ExitKind, Hypercall, MapRange};
 
+use super::machine::root_exits;
 use crate::hv::{self, Answer};
 use crate::memory::Pages;
 use crate::probe::{self, GENERAL_PROTECTION};
@@ -141,12 +142,7 @@ fn counters_are_each_cpus_own() -> Outcome {
             value: 0,
         }
     }
-    fn count(cpu: u64) -> Outcome<u64> {
-        let page = Pages::scratch();
-        hv::call(Hypercall::CountersRead, [0, cpu, page.pfn()]).ok()?;
-        let counters: Counters = page.load(0);
-        Ok(counters.exits[ExitKind::Cpuid.raw() as usize])
-    }
+    let count = |cpu| root_exits(cpu, ExitKind::Cpuid);
     let before = (count(0)?, count(1)?);
     second::begin(cpuids, [0; 5])?;
     second::finish()?;

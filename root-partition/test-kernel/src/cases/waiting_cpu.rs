@@ -5,7 +5,7 @@
 use guest_proto::Status;
 use guest_proto::hypercall::{ExitKind, Hypercall};
 
-use super::machine::counters;
+use super::machine::root_exits;
 use crate::memory::Pages;
 use crate::report::{Outcome, cases, ensure, equal};
 use crate::waiting::probe;
@@ -27,7 +27,7 @@ fn it_goes_on() -> Outcome {
 
 fn it_executes_in_guest_mode() -> Outcome {
     const SVM: u64 = 1 << 2;
-    let cpuid = || Ok(counters(0, 1)?.exits[ExitKind::Cpuid.raw() as usize]);
+    let cpuid = || root_exits(1, ExitKind::Cpuid);
     let before = cpuid()?;
     let found = probe(second::place()?.mailbox)?;
     equal("SVM in its CPUID", found.features & SVM, 0)?;
