@@ -83,6 +83,11 @@ printed_often() {
     [ "$(count "$1" "$3")" -ge "$2" ]
 }
 
+# partitions: how many there are, and what memory they hold.
+partitions() {
+    vmctl doctor --format json | grep -o '[0-9]* partitions with [^"]*'
+}
+
 # worker NAME: the process ID of a VM's worker.
 worker() {
     vmctl info "$1" --format json | grep -o '"worker_pid": *[0-9]*' | grep -o '[0-9]*'

@@ -10,11 +10,9 @@ mkdir $group
 pidof vmctl >$group/cgroup.procs || fail "the daemon does not move"
 of() { awk -v key="$1" '$1 == key { print $2 }' $group/memory.stat; }
 kernel=$(of kernel) ram=$(of shmem)
-vmctl create demo.toml >/dev/null && vmctl start demo --wait >/dev/null || fail start
-eventually 240 printed demo 'demo guest: up'
-metadata=$(vmctl doctor --format json | grep -o '[0-9]* partitions with [^"]*')
+up demo
 # The first block of metadata of a guest of 256 MiB has 1 MiB, and nothing else is as large; the guest touches
 # 64 MiB at least.
-[ $(($(of kernel) - kernel)) -ge 1048576 ] || fail "kernel memory: $kernel, then $(of kernel); $metadata"
+[ $(($(of kernel) - kernel)) -ge 1048576 ] || fail "kernel memory: $kernel, then $(of kernel); $(partitions)"
 [ $(($(of shmem) - ram)) -ge 67108864 ] || fail "RAM: $ram, then $(of shmem)"
 vmctl kill demo >/dev/null || fail kill

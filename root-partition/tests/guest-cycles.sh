@@ -2,7 +2,6 @@
 # timeout: 1200
 . /lib/testing.sh
 daemon=$(pidof vmctl)
-partitions() { vmctl doctor --format json | grep -o '[0-9]* partitions with [^"]*'; }
 once() {
     vmctl create demo.toml --set memory=128M >/dev/null || fail create
     vmctl start demo --wait >/dev/null || fail start

@@ -4,14 +4,11 @@
 # options: maxcpus=1
 # timeout: 600
 . /lib/testing.sh
-partitions() { vmctl doctor --format json | grep -o '[0-9]* partitions with [^"]*'; }
 [ "$(nproc)" = 1 ] || fail "nproc: $(nproc)"
-before=$(partitions)
-[ -n "$before" ] || fail "no partitions in: $(vmctl doctor)"
-vmctl create demo.toml >/dev/null || fail create
-vmctl start demo || fail start
-eventually 240 printed demo 'demo guest: up'
-[ "$(partitions)" != "$before" ] || fail "with a guest: $(partitions)"
+held=$(partitions)
+[ -n "$held" ] || fail "no partitions in: $(vmctl doctor)"
+up demo
+[ "$(partitions)" != "$held" ] || fail "with a guest: $(partitions)"
 vmctl stop demo --wait || fail stop
 vmctl delete demo || fail delete
-[ "$(partitions)" = "$before" ] || fail "was: $before; is: $(partitions)"
+[ "$(partitions)" = "$held" ] || fail "was: $held; is: $(partitions)"
