@@ -16,7 +16,7 @@ use super::devices::Devices;
 use super::end::End;
 use super::event::Event;
 use super::loader::{Boot, Entry, Initrd, Kernel};
-use super::machine::Machine;
+use super::machine::{self, Machine};
 use super::memory::{self, Ram};
 use super::virtio::transport::Transport;
 use super::virtio::{Device as Virtio, block::Block, console::Console, entropy::Entropy};
@@ -193,7 +193,7 @@ impl Partition {
 
     /// Gives everything back.
     pub(super) fn destroy(self) {
-        destroy(&self.vm);
+        machine::destroy(&self.vm);
     }
 }
 
@@ -251,14 +251,6 @@ fn put(
     insert(&mut bench.devices, slot, Box::new(transport));
     machine.settle(bench);
     Ok(())
-}
-
-/// Ends a partition, whose virtual CPUs' threads are gone.
-pub(super) fn destroy(vm: &Vm) {
-    if let Err(e) = vm.destroy() {
-        // The daemon tries again when this process is gone.
-        journal::say(format_args!("{e}"));
-    }
 }
 
 fn load(config: &VmConfig, images: Images, ram: &Ram) -> Result<Entry, End> {

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use guest_proto::limits::RING_ENTRIES;
 
-use super::build;
 use super::devices::{Devices, Request};
 use super::end::End;
 use super::event::Event;
@@ -139,10 +138,18 @@ pub(super) struct Machine {
     port: OnceLock<Arc<Port>>,
 }
 
+/// Ends a partition, whose virtual CPUs' threads are gone.
+pub(super) fn destroy(vm: &Vm) {
+    if let Err(e) = vm.destroy() {
+        // The daemon tries again when this process is gone.
+        journal::say(format_args!("{e}"));
+    }
+}
+
 impl Machine {
     /// Gives the partition and everything in it back. The virtual CPUs' threads are gone.
     pub(super) fn destroy(&self) {
-        build::destroy(&self.vm);
+        destroy(&self.vm);
     }
 
     /// A machine whose virtual CPUs have these rings. `wake` wakes the device thread; the driver

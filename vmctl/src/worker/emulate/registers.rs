@@ -41,14 +41,18 @@ impl<'a> Registers<'a> {
 
     /// Whether the guest's program is in ring 3: the privilege of SS is the CPU's.
     pub(super) fn is_user(&self) -> bool {
-        self.state.segment[SS].attributes >> 5 & 3 == 3
+        self.privilege() == 3
+    }
+
+    fn privilege(&self) -> u16 {
+        self.state.segment[SS].attributes >> 5 & 3
     }
 
     /// Whether the program may use every port: its privilege is IOPL's or a higher one, outside of virtual-8086
     /// mode.
     pub(super) fn may_use_ports(&self) -> bool {
         const IOPL_SHIFT: u32 = 12;
-        let privilege = u64::from(self.state.segment[SS].attributes >> 5 & 3);
+        let privilege = u64::from(self.privilege());
         let rflags = self.state.rflags;
         self.state.cr0 & CR0_PE == 0
             || rflags & RFLAGS_VM == 0 && privilege <= rflags >> IOPL_SHIFT & 3
