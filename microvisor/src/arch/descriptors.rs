@@ -22,6 +22,8 @@ struct PerCpu {
 
 /// Words of a task state segment without an I/O map (APM vol. 2 §12.2.5).
 const TASK_WORDS: usize = 26;
+/// Number of the interrupt stack that every exception uses.
+const FAULT_STACK: u8 = 1;
 /// Word of the first of the seven interrupt stacks.
 const TASK_STACK: usize = 9;
 
@@ -86,7 +88,7 @@ pub fn load() {
 
 fn fill_interrupts() {
     for (vector, gate) in INTERRUPTS.chunks_exact(2).enumerate() {
-        let [low, high] = interrupt_gate(exception::entry(vector));
+        let [low, high] = interrupt_gate(exception::entry(vector), CODE, FAULT_STACK);
         gate[0].store(low, Ordering::Relaxed);
         gate[1].store(high, Ordering::Relaxed);
     }
@@ -99,16 +101,13 @@ fn task_descriptor(base: u64) -> u64 {
     limit | (base & 0xff_ffff) << 16 | AVAILABLE_TASK | (base >> 24 & 0xff) << 56
 }
 
-/// A gate to `entry` on the first interrupt stack.
-fn interrupt_gate(entry: u64) -> [u64; 2] {
+/// A 64-bit interrupt gate to `entry` in the segment `code`, on the interrupt stack of that number; 0: on
+/// the stack of the time.
+pub fn interrupt_gate(entry: u64, code: u16, stack: u8) -> [u64; 2] {
     const PRESENT_INTERRUPT: u64 = 0x8e << 40;
-    const FIRST_STACK: u64 = 1 << 32;
     let low = entry & 0xffff | (entry >> 16 & 0xffff) << 48;
-    let selector = u64::from(CODE) << 16;
-    [
-        low | selector | FIRST_STACK | PRESENT_INTERRUPT,
-        entry >> 32,
-    ]
+    let (code, stack) = (u64::from(code) << 16, u64::from(stack) << 32);
+    [low | code | stack | PRESENT_INTERRUPT, entry >> 32]
 }
 
 #[cfg(test)]
@@ -120,9 +119,11 @@ mod tests {
     #[test]
     fn a_gate_holds_its_entry_in_three_parts() {
         // APM vol. 2 figure 4-24.
-        let [low, high] = interrupt_gate(ADDRESS);
+        let [low, high] = interrupt_gate(ADDRESS, CODE, FAULT_STACK);
         assert_eq!(low, 0x8765_8e01_0008_4321);
         assert_eq!(high, 0xffff_ffff);
+        let gate = interrupt_gate(0x1122_3344_5566_7788, 0x10, 0);
+        assert_eq!(gate, [0x5566_8e00_0010_7788, 0x1122_3344]);
     }
 
     #[test]

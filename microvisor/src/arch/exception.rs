@@ -176,7 +176,7 @@ global_asm!(
 );
 
 /// Reads a model-specific register that this CPU may not have.
-pub(super) fn try_read_msr(msr: u32) -> Option<u64> {
+pub fn try_read_msr(msr: u32) -> Option<u64> {
     let (low, high, taken): (u32, u32, u64);
     // SAFETY: reads a register; `handle` goes on where the CPU has none of this number.
     unsafe {

@@ -15,6 +15,7 @@ mod speculation;
 pub mod stack;
 pub mod svm;
 
+pub use exception::try_read_msr;
 pub use extended::predict_anew;
 pub use speculation::Speculation;
 pub use svm::{Cpu, automatic_ibrs};
@@ -72,11 +73,6 @@ fn read_msr(msr: u32) -> u64 {
         asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack));
     }
     u64::from(high) << 32 | u64::from(low)
-}
-
-/// Reads a model-specific register that this CPU may not have.
-pub fn try_read_msr(msr: u32) -> Option<u64> {
-    exception::try_read_msr(msr)
 }
 
 /// Whether this CPU is in a machine check: MCG_STATUS.MCIP (APM vol. 2 §9.3.1).

@@ -13,6 +13,7 @@ use guest_proto::limits::MAX_CPUS;
 
 use super::{Error, low};
 use crate::arch;
+use crate::arch::descriptors::interrupt_gate;
 use crate::arch::memory::BootMemory;
 
 const ICR: u64 = 0x300;
@@ -47,9 +48,13 @@ pub(super) fn start_others(
     if u64::from(listed) > MAX_CPUS {
         return Err(Error::TooManyCpus(listed));
     }
+    /// VM 0's first code segment.
+    const CODE: u16 = 0x10;
+    let [gate, rest] = interrupt_gate(low::WAIT, CODE, 0).map(u64::to_le_bytes);
     let written = memory.write(low::TRAMPOLINE, code.trampoline)
         && memory.zero(low::IDT, 4096)
-        && memory.write(low::IDT + NMI_GATE, &gate(low::WAIT))
+        && memory.write(low::IDT + NMI_GATE, &gate)
+        && memory.write(low::IDT + NMI_GATE + 8, &rest)
         && memory.write(low::WAIT, code.wait);
     if !written {
         return Err(Error::NoLowMemory);
@@ -111,23 +116,9 @@ fn pause() {
 /// Where the gate of vector 2 stands in an interrupt descriptor table.
 const NMI_GATE: u64 = 2 * 16;
 
-/// A 64-bit interrupt gate to `handler`, in the code segment 0x10 (APM vol. 2 figure 4-24).
-fn gate(handler: u64) -> [u8; 16] {
-    const PRESENT_INTERRUPT: u64 = 0x8e << 40;
-    const CODE: u64 = 0x10 << 16;
-    let low = handler & 0xffff | CODE | PRESENT_INTERRUPT | (handler >> 16 & 0xffff) << 48;
-    (u128::from(low) | u128::from(handler >> 32) << 64).to_le_bytes()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_gate_holds_its_handler_in_three_parts() {
-        let gate = u128::from_le_bytes(gate(0x1122_3344_5566_7788));
-        assert_eq!(gate, 0x1122_3344_5566_8e00_0010_7788);
-    }
 
     #[test]
     fn too_many_cpus_are_refused_before_one_is_started() {

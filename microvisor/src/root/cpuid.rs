@@ -7,30 +7,19 @@ use core::arch::x86_64::CpuidResult;
 
 use guest_proto::{ABI_VERSION, cpuid};
 
-/// A register of an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Register {
-    Eax,
-    Ebx,
-    Ecx,
-    Edx,
-}
-use Register::{Eax, Ebx, Ecx, Edx};
-
 /// Bits that promise what root cannot have.
 struct Hidden {
     leaf: u32,
     /// In leaves without subleaves every number means 0.
     subleaf: u32,
-    register: Register,
-    bits: u32,
+    /// Of EAX, EBX, ECX and EDX.
+    bits: [u32; 4],
 }
 
-const fn hidden(leaf: u32, register: Register, bits: u32) -> Hidden {
+const fn hidden(leaf: u32, bits: [u32; 4]) -> Hidden {
     Hidden {
         leaf,
         subleaf: 0,
-        register,
         bits,
     }
 }
@@ -39,45 +28,33 @@ const HIDDEN: &[Hidden] = &[
     // FRED: its registers are not swapped between root and guests.
     Hidden {
         subleaf: 1,
-        ..hidden(7, Eax, 1 << 17)
+        ..hidden(7, [1 << 17, 0, 0, 0])
     },
     // SVM, SKINIT: the instructions are #UD. IBS, LWP: they record what the microvisor executes. Watchdog
     // timer: a machine check of the whole machine.
     hidden(
         0x8000_0001,
-        Ecx,
-        1 << 2 | 1 << 10 | 1 << 12 | 1 << 13 | 1 << 15,
+        [0, 0, 1 << 2 | 1 << 10 | 1 << 12 | 1 << 13 | 1 << 15, 0],
     ),
     // Scalable machine check architecture: its registers from C000_2000 on always exit.
-    hidden(0x8000_0007, Ebx, 1 << 3),
-    // INVLPGB: it knows no nested paging. Branch sampling: it records what the microvisor executes.
-    hidden(0x8000_0008, Ebx, 1 << 3 | 1 << 31),
-    // The largest count of INVLPGB.
-    hidden(0x8000_0008, Edx, 0xffff),
+    hidden(0x8000_0007, [0, 1 << 3, 0, 0]),
+    // INVLPGB, and its largest count: it knows no nested paging. Branch sampling: it records what the
+    // microvisor executes.
+    hidden(0x8000_0008, [0, 1 << 3 | 1 << 31, 0, 0xffff]),
     // SVM.
-    hidden(0x8000_000a, Eax, !0),
-    hidden(0x8000_000a, Ebx, !0),
-    hidden(0x8000_000a, Ecx, !0),
-    hidden(0x8000_000a, Edx, !0),
+    hidden(0x8000_000a, [!0; 4]),
     // IBS.
-    hidden(0x8000_001b, Eax, !0),
+    hidden(0x8000_001b, [!0, 0, 0, 0]),
     // LWP.
-    hidden(0x8000_001c, Eax, !0),
-    hidden(0x8000_001c, Ebx, !0),
-    hidden(0x8000_001c, Ecx, !0),
-    hidden(0x8000_001c, Edx, !0),
+    hidden(0x8000_001c, [!0; 4]),
     // SME, SEV: they give the bits of physical addresses another meaning.
-    hidden(0x8000_001f, Eax, !0),
-    hidden(0x8000_001f, Ebx, !0),
-    hidden(0x8000_001f, Ecx, !0),
-    hidden(0x8000_001f, Edx, !0),
+    hidden(0x8000_001f, [!0; 4]),
     // Upper address ignore: EFER.UAIE. Prefetch control: its register is not root's to write.
-    hidden(0x8000_0021, Eax, 1 << 7 | 1 << 13),
+    hidden(0x8000_0021, [1 << 7 | 1 << 13, 0, 0, 0]),
     // Last branch records, and freezing them: they hold what the microvisor executes.
-    hidden(0x8000_0022, Eax, 1 << 1 | 1 << 2),
+    hidden(0x8000_0022, [1 << 1 | 1 << 2, 0, 0, 0]),
     // Memory encryption with several keys.
-    hidden(0x8000_0023, Eax, !0),
-    hidden(0x8000_0023, Ebx, !0),
+    hidden(0x8000_0023, [!0, !0, 0, 0]),
 ];
 
 /// What the answers depend on besides the CPU.
@@ -105,7 +82,9 @@ pub(super) fn answer(
     const VERSION: u32 = BASE + 1;
     for hidden in HIDDEN {
         if hidden.leaf == leaf && (leaf >= 0x8000_0000 || hidden.subleaf == subleaf) {
-            *register(&mut answer, hidden.register) &= !hidden.bits;
+            for (word, bits) in words(&mut answer).into_iter().zip(hidden.bits) {
+                *word &= !bits;
+            }
         }
     }
     let follow = |word: &mut u32, bit: u32, enabled: bool| {
@@ -140,13 +119,13 @@ pub(super) fn answer(
     answer
 }
 
-fn register(answer: &mut CpuidResult, register: Register) -> &mut u32 {
-    match register {
-        Eax => &mut answer.eax,
-        Ebx => &mut answer.ebx,
-        Ecx => &mut answer.ecx,
-        Edx => &mut answer.edx,
-    }
+fn words(answer: &mut CpuidResult) -> [&mut u32; 4] {
+    [
+        &mut answer.eax,
+        &mut answer.ebx,
+        &mut answer.ecx,
+        &mut answer.edx,
+    ]
 }
 
 #[cfg(test)]
@@ -204,9 +183,11 @@ mod tests {
                 let mut got = answer(leaf, subleaf, all(!0), &facts);
                 for row in HIDDEN.iter().filter(|row| row.leaf == leaf) {
                     let applies = leaf >= 0x8000_0000 || row.subleaf == subleaf;
-                    let word = register(&mut got, row.register);
-                    assert_eq!(*word & row.bits == 0, applies, "{leaf:#x} {subleaf}");
-                    *word |= row.bits;
+                    let words = words(&mut got).into_iter().zip(row.bits);
+                    for (word, bits) in words.filter(|(_, bits)| *bits != 0) {
+                        assert_eq!(*word & bits == 0, applies, "{leaf:#x} {subleaf}");
+                        *word |= bits;
+                    }
                 }
                 assert_eq!(got, all(!0), "{leaf:#x} {subleaf}");
             }

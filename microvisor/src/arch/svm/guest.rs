@@ -9,7 +9,7 @@ use crate::arch::hw::{Event, Exit, TurnState};
 use crate::memory::frame_table::OwnedFrame;
 use crate::memory::physmap::Placed;
 
-/// CPUID 8000_000A EDX.
+/// CPUID 8000_000A EDX: VMRUN loads SPEC_CTRL from the control block (APM vol. 2 §15.5.3).
 const VIRTUAL_SPEC_CTRL: u32 = 1 << 20;
 
 /// A virtual CPU.
@@ -27,8 +27,6 @@ pub struct Guest {
     /// Where the instruction of the last exit ends.
     next_rip: u64,
     has_next_rip: bool,
-    /// VMRUN loads SPEC_CTRL from the control block (APM vol. 2 §15.5.3); otherwise a turn swaps it.
-    has_virtual_spec_ctrl: bool,
 }
 
 impl Guest {
@@ -49,7 +47,7 @@ impl Guest {
                 components,
                 xcr0: 1,
                 spec_ctrl: 0,
-                swaps_spec_ctrl: false,
+                swaps_spec_ctrl: super::cpuid(0x8000_000a, 0).edx & VIRTUAL_SPEC_CTRL == 0,
                 tsc_aux: 0,
                 debug: [0; 4],
             },
@@ -58,9 +56,7 @@ impl Guest {
             asid: Asid::default(),
             next_rip: 0,
             has_next_rip,
-            has_virtual_spec_ctrl: super::cpuid(0x8000_000a, 0).edx & VIRTUAL_SPEC_CTRL != 0,
         };
-        guest.extended.swaps_spec_ctrl = !guest.has_virtual_spec_ctrl;
         guest.init();
         guest
     }
@@ -165,7 +161,7 @@ impl Guest {
 
     pub(crate) fn set_spec_ctrl(&mut self, value: u64) {
         self.keep_spec_ctrl(value);
-        if !self.has_virtual_spec_ctrl {
+        if self.extended.swaps_spec_ctrl {
             self.extended.load_spec_ctrl();
         }
     }
@@ -173,7 +169,7 @@ impl Guest {
     /// The same outside of a turn.
     pub(super) fn keep_spec_ctrl(&mut self, value: u64) {
         self.extended.spec_ctrl = value;
-        if self.has_virtual_spec_ctrl {
+        if !self.extended.swaps_spec_ctrl {
             self.vmcb.set_spec_ctrl(value);
         }
     }
