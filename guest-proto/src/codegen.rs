@@ -73,6 +73,10 @@ pub const CATALOG: &[Section] = &[
             C("EXIT_", &hypercall::ExitKind::LAYOUT),
             S(&hypercall::Counters::LAYOUT),
             S(&hypercall::MachineInfo::LAYOUT),
+            C("FRAME_", &hypercall::FrameOwner::LAYOUT),
+            C("VERIFY_", &hypercall::VerifyDifference::LAYOUT),
+            C("VERIFY_MAP_", &hypercall::verify_maps::LAYOUT),
+            S(&hypercall::VerifyReport::LAYOUT),
         ],
     },
     Section {
@@ -107,6 +111,7 @@ pub const CATALOG: &[Section] = &[
             S(&driver::VmList::LAYOUT),
             S(&driver::ReadLog::LAYOUT),
             S(&driver::ReadCounters::LAYOUT),
+            S(&driver::Verify::LAYOUT),
             C("MEMORY_", &driver::memory_flags::LAYOUT),
             S(&driver::MemorySlot::LAYOUT),
             S(&driver::Doorbell::LAYOUT),

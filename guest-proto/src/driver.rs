@@ -45,6 +45,8 @@ abi_consts! {
         DEV_READ_COUNTERS = super::ioc(super::BOTH, 0x06, size_of::<super::ReadCounters>()),
         /// DEV, `CreateVm` has only `id`: fills in a `VmInfo` for it.
         DEV_VM_INFO = super::ioc(super::BOTH, 0x07, size_of::<super::VmInfo>()),
+        /// DEV, `Verify`: one step of the check of all nested maps; go on until the position is 0.
+        DEV_VERIFY = super::ioc(super::BOTH, 0x08, size_of::<super::Verify>()),
         /// VM, `MemorySlot`: guest RAM from a memfd (sealed against shrinking).
         VM_SET_MEMORY = super::ioc(super::WRITE, 0x10, size_of::<super::MemorySlot>()),
         /// VM, `MemorySlot` with `slot` set: fills in the rest and a new fd of the memfd; ENOENT
@@ -181,6 +183,16 @@ abi_struct! {
         pub vcpu: u64,
         /// Address of a `Counters`.
         pub buffer: u64,
+    }
+}
+
+abi_struct! {
+    /// One step of the hypercall `verify`.
+    pub struct Verify: 72 {
+        /// 0, or what the step before left here; out: position of the next step, 0 after the last.
+        pub position: u64,
+        /// Out: the `VerifyReport`.
+        pub report: [u64; 8],
     }
 }
 

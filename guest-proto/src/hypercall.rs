@@ -105,6 +105,19 @@ hypercalls! {
         NotOwner: "`pfn` is not root's alone"
     ];
 
+    /// Checks the nested maps and the frame table against each other, some thousand pages a call: start at
+    /// position 0 and call again with each value until it is 0. Fills a page of root's with a
+    /// `VerifyReport`, which describes the first difference of this call, if there is one. What other CPUs
+    /// change meanwhile is no difference.
+    Verify = 0x0006, "verify"(
+        "pfn": "page of root's to fill",
+        "position": "0, or the value of the call before"
+    ) -> "position of the next call, 0 after the last" errors [
+        BadAddress: "`pfn` is not RAM",
+        NotOwner: "`pfn` is not root's alone",
+        OutOfRange: "no call answers this position"
+    ];
+
     /// Makes an empty partition. It has no memory, no virtual CPU and an empty pool.
     PartitionCreate = 0x0101, "partition_create"(
         "flags": "`partition_flags`"
@@ -442,5 +455,76 @@ abi_struct! {
         pub epoch: u64,
         /// Reserved, 0.
         pub reserved: [u64; 8],
+    }
+}
+
+abi_enum! {
+    /// What the frame table says of a frame: bits 7:0 of `VerifyReport::owner`. Bits 15:8 are the partition
+    /// that it names, bits 63:16 the guest page of `Guest` and `Shared`.
+    pub enum FrameOwner: u8 {
+        /// Not RAM that can be given away: a hole, a device, firmware's.
+        Absent = 0,
+        /// The microvisor's since boot.
+        Reserved = 1,
+        /// Root's alone.
+        Root = 2,
+        /// The microvisor's, for a partition: deposited and not in use.
+        Pool = 3,
+        /// The microvisor's, for a partition: a nested table, or the state of a virtual CPU.
+        Metadata = 4,
+        /// A partition's RAM that root cannot reach.
+        Guest = 5,
+        /// A partition's RAM that root can reach.
+        Shared = 6,
+        /// A `VcpuPage`: root and the microvisor share it.
+        SharedPage = 7,
+    }
+}
+
+abi_enum! {
+    /// Kinds of differences that `verify` finds.
+    pub enum VerifyDifference: u32 {
+        /// A nested map has a table in a frame that is not the microvisor's for this map.
+        Table = 1,
+        /// A nested map maps a frame that the frame table does not give to it at this page.
+        Page = 2,
+        /// The frame table says that a nested map maps a frame at this page, or, of root's map, that it does
+        /// not. The map says otherwise.
+        Frame = 3,
+        /// The frame table names a partition that does not exist.
+        Owner = 4,
+    }
+}
+
+abi_consts! {
+    /// Nested maps that are no partition's.
+    pub mod verify_maps: u64 {
+        /// The map of CPUs that root has not started.
+        WAITING = 256,
+    }
+}
+
+abi_struct! {
+    /// What `verify` fills in. After a call without a difference only the two counts are not 0.
+    pub struct VerifyReport: 64 {
+        /// `VerifyDifference`, 0 for none.
+        pub difference: u32,
+        /// Level of `entry`: 0 in a page table, 3 in the top table; 4 where `entry` stands for the pointer
+        /// to the top table.
+        pub level: u32,
+        /// Whose nested map: a partition id, 0 for root, or a number of `verify_maps`.
+        pub map: u64,
+        /// The page of that map, as the number of a guest page.
+        pub page: u64,
+        /// The entry for this page, as the CPU reads it.
+        pub entry: u64,
+        /// The frame.
+        pub frame: u64,
+        /// What the frame table says of the frame: see `FrameOwner`.
+        pub owner: u64,
+        /// Frames that this call looked up in nested maps.
+        pub frames: u64,
+        /// Mapped pages that this call looked up in the frame table; root's are all counted as frames.
+        pub pages: u64,
     }
 }

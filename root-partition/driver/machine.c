@@ -110,6 +110,27 @@ long mv_read_counters(struct mv_read_counters __user *user)
 	return error;
 }
 
+long mv_verify(struct mv_verify __user *user)
+{
+	struct mv_verify step;
+	void *page;
+	long error;
+
+	if (copy_from_user(&step, user, sizeof(step)))
+		return -EFAULT;
+	page = (void *)get_zeroed_page(GFP_KERNEL);
+	if (!page)
+		return -ENOMEM;
+	error = mv_call2(MV_CALL_VERIFY, mv_pfn(page), step.position, &step.position);
+	if (!error) {
+		memcpy(step.report, page, sizeof(step.report));
+		if (copy_to_user(user, &step, sizeof(step)))
+			error = -EFAULT;
+	}
+	free_page((unsigned long)page);
+	return error;
+}
+
 static void pass(void *unused)
 {
 	mv_call0(MV_CALL_EPOCH_PASS, NULL);

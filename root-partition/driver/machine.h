@@ -15,6 +15,7 @@ extern atomic64_t mv_metadata_pages;
 
 long mv_machine_info(struct mv_device_info __user *user);
 long mv_read_log(struct mv_read_log __user *user);
+long mv_verify(struct mv_verify __user *user);
 long mv_read_counters(struct mv_read_counters __user *user);
 
 /*

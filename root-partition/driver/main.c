@@ -39,6 +39,8 @@ static long device_ioctl(struct file *file, unsigned int command, unsigned long 
 		return mv_read_log(user);
 	case MV_IOCTL_DEV_READ_COUNTERS:
 		return mv_read_counters(user);
+	case MV_IOCTL_DEV_VERIFY:
+		return mv_verify(user);
 	default:
 		return -ENOTTY;
 	}

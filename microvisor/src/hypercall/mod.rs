@@ -10,6 +10,7 @@ mod machine;
 mod memory;
 mod partition;
 mod vcpu;
+mod verify;
 
 #[cfg(test)]
 mod tests;
@@ -107,6 +108,7 @@ fn route(cx: &mut Context<'_>, call: &Call) -> Outcome {
         Hypercall::LogRead => machine::log_read(cx, args),
         Hypercall::CountersRead => machine::counters_read(cx, args),
         Hypercall::MachineInfo => machine::machine_info(cx, args),
+        Hypercall::Verify => verify::verify(cx, args),
         Hypercall::PartitionCreate => partition::create(cx, args),
         Hypercall::PartitionDestroy => partition::destroy(cx, args),
         Hypercall::PartitionSet => partition::set(cx, args),

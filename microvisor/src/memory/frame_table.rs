@@ -20,6 +20,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use guest_proto::hypercall::FrameOwner;
+
 use super::{Frame, Hpa, PhysMap};
 
 /// Number of a partition; 0 is root.
@@ -47,6 +49,28 @@ pub enum Owner {
     SharedPage(PartitionId),
 }
 
+impl Owner {
+    /// The partition that it names.
+    pub fn partition(self) -> Option<PartitionId> {
+        match self {
+            Self::Absent | Self::Reserved | Self::Root => None,
+            Self::Pool(id)
+            | Self::Metadata(id)
+            | Self::Guest(id)
+            | Self::Shared(id)
+            | Self::SharedPage(id) => Some(id),
+        }
+    }
+
+    /// Whether root's nested map has the frame.
+    pub fn is_in_roots_map(self) -> bool {
+        match self {
+            Self::Absent | Self::Root | Self::Shared(_) | Self::SharedPage(_) => true,
+            Self::Reserved | Self::Pool(_) | Self::Metadata(_) | Self::Guest(_) => false,
+        }
+    }
+}
+
 /// Why a transition did not happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameError {
@@ -64,29 +88,29 @@ const ID_SHIFT: u32 = 8;
 
 const fn word(owner: Owner, payload: u64) -> u64 {
     let (kind, id) = match owner {
-        Owner::Absent => (0, 0),
-        Owner::Reserved => (1, 0),
-        Owner::Root => (2, 0),
-        Owner::Pool(id) => (3, id.0),
-        Owner::Metadata(id) => (4, id.0),
-        Owner::Guest(id) => (5, id.0),
-        Owner::Shared(id) => (6, id.0),
-        Owner::SharedPage(id) => (7, id.0),
+        Owner::Absent => (FrameOwner::Absent, 0),
+        Owner::Reserved => (FrameOwner::Reserved, 0),
+        Owner::Root => (FrameOwner::Root, 0),
+        Owner::Pool(id) => (FrameOwner::Pool, id.0),
+        Owner::Metadata(id) => (FrameOwner::Metadata, id.0),
+        Owner::Guest(id) => (FrameOwner::Guest, id.0),
+        Owner::Shared(id) => (FrameOwner::Shared, id.0),
+        Owner::SharedPage(id) => (FrameOwner::SharedPage, id.0),
     };
-    kind | (id as u64) << ID_SHIFT | (payload & PAYLOAD_NONE) << PAYLOAD_SHIFT
+    kind.raw() as u64 | (id as u64) << ID_SHIFT | (payload & PAYLOAD_NONE) << PAYLOAD_SHIFT
 }
 
 const fn owner_of(word: u64) -> Owner {
     let id = PartitionId((word >> ID_SHIFT) as u8);
-    match word & 0xff {
-        1 => Owner::Reserved,
-        2 => Owner::Root,
-        3 => Owner::Pool(id),
-        4 => Owner::Metadata(id),
-        5 => Owner::Guest(id),
-        6 => Owner::Shared(id),
-        7 => Owner::SharedPage(id),
-        _ => Owner::Absent,
+    match FrameOwner::from_raw(word as u8) {
+        Some(FrameOwner::Reserved) => Owner::Reserved,
+        Some(FrameOwner::Root) => Owner::Root,
+        Some(FrameOwner::Pool) => Owner::Pool(id),
+        Some(FrameOwner::Metadata) => Owner::Metadata(id),
+        Some(FrameOwner::Guest) => Owner::Guest(id),
+        Some(FrameOwner::Shared) => Owner::Shared(id),
+        Some(FrameOwner::SharedPage) => Owner::SharedPage(id),
+        Some(FrameOwner::Absent) | None => Owner::Absent,
     }
 }
 
@@ -165,6 +189,11 @@ impl FrameTable {
     pub fn owner(&self, frame: Frame) -> Owner {
         self.entry(frame)
             .map_or(Owner::Absent, |e| owner_of(e.load(Ordering::Acquire)))
+    }
+
+    /// The word of the table, as `VerifyReport::owner` has it.
+    pub fn raw(&self, frame: Frame) -> u64 {
+        self.entry(frame).map_or(0, |e| e.load(Ordering::Acquire))
     }
 
     /// The guest page at which a `Shared` or `Guest` frame is mapped.

@@ -6,9 +6,10 @@ use std::vec;
 use std::vec::Vec;
 
 use super::epoch::Epochs;
-use super::frame_table::{FrameTable, Owner};
+use super::frame_table::{FrameTable, PartitionId};
 use super::nested::root::RootLayout;
-use super::nested::{RootMap, waiting};
+use super::nested::verify::{Map, check_frame, check_page};
+use super::nested::{GUEST_PAGES, GuestMap, RootMap, waiting};
 use super::{Frame, Memory, PhysMap};
 use guest_proto::limits::PAGE_SIZE;
 use spin::Mutex;
@@ -88,17 +89,25 @@ impl Fake {
     }
 }
 
-/// Root's nested map says exactly what the frame table says.
-pub(crate) fn check_root_map(memory: &Memory) {
+/// The nested maps, root's and `maps`, say exactly what the frame table says.
+pub(crate) fn check_maps(memory: &Memory, maps: &[(PartitionId, &GuestMap)]) {
     let root = memory.root.lock();
+    let mut tops = vec![(Map::Root, root.top()), (Map::Waiting, memory.waiting)];
+    tops.extend(
+        maps.iter()
+            .filter_map(|(id, map)| Some((Map::Partition(*id), map.top()?))),
+    );
+    for (which, top) in tops {
+        let mut page = 0;
+        while page < GUEST_PAGES {
+            let (moved, _) = check_page(memory, which, top, page).unwrap();
+            page += moved;
+        }
+    }
     for n in 0..memory.frames.frames() {
         let frame = Frame::new(n);
         let owner = memory.frames.owner(frame);
-        let reachable = match owner {
-            Owner::Absent | Owner::Root | Owner::Shared(_) | Owner::SharedPage(_) => true,
-            Owner::Reserved | Owner::Pool(_) | Owner::Metadata(_) | Owner::Guest(_) => false,
-        };
-        let mapped = root.is_mapped(&memory.map, frame);
-        assert_eq!(mapped, reachable, "frame {n} is {owner:?}");
+        let map = maps.iter().find(|(id, _)| Some(*id) == owner.partition());
+        check_frame(memory, &root, map.map(|(_, map)| *map), frame, owner).unwrap();
     }
 }

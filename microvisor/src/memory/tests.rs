@@ -10,7 +10,7 @@ use super::frame_table::{FrameError, FrameTable, Owner, PartitionId};
 use super::nested::guest::{MapError, Run};
 use super::nested::{GUEST_PAGES, GuestMap, LARGE_PAGES};
 use super::pool::{Pool, Shortage};
-use super::testing::{Fake, check_root_map};
+use super::testing::{Fake, check_maps};
 use super::{Frame, Memory};
 
 const FRAMES: u64 = 6 * LARGE_PAGES;
@@ -203,7 +203,8 @@ impl World {
     }
 
     fn check(&self) {
-        check_root_map(&self.fake.memory);
+        let maps: Vec<_> = self.guests.iter().map(|g| (g.id, &g.map)).collect();
+        check_maps(&self.fake.memory, &maps);
         let memory = &self.fake.memory;
         let mut shared = 0;
         for guest in &self.guests {
@@ -243,7 +244,7 @@ impl World {
         let fresh = Fake::new(FRAMES);
         let whole = fresh.memory.root.lock().large_pages(&fresh.memory.map);
         assert_eq!(memory.root.lock().large_pages(&memory.map), whole);
-        check_root_map(&self.fake.memory);
+        check_maps(&self.fake.memory, &[]);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Guest time: its TSC, and kvmclock's records in its memory.
 
 use super::Partition;
-use crate::memory::nested::guest::lookup;
+use crate::memory::nested::lookup;
 use crate::memory::{Gpa, Hpa, Memory};
 use crate::vcpu::Local;
 use crate::vcpu::pvclock::{PvClock, Record};

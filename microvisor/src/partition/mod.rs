@@ -123,10 +123,16 @@ impl Partition {
         }
     }
 
+    /// Locks it. Where it is in its life does not change before it is unlocked.
+    pub fn lock(&self) -> (MutexGuard<'_, Control>, Life) {
+        let control = self.control.lock();
+        (control, self.life())
+    }
+
     /// Locks it for a change, if it is live.
     pub fn control(&self) -> Result<MutexGuard<'_, Control>, PartitionError> {
-        let control = self.control.lock();
-        match self.life() {
+        let (control, life) = self.lock();
+        match life {
             Life::Live => Ok(control),
             Life::Ending => Err(PartitionError::Ending),
             Life::Free => Err(PartitionError::NoSuchPartition),
@@ -197,8 +203,8 @@ impl Partition {
     /// Gives back up to some `budget` of frames, and answers how many, and whether it is over.
     /// Whatever was begun stays begun: call again until it is.
     pub fn destroy(&self, memory: &Memory, budget: u64) -> Result<(u64, bool), PartitionError> {
-        let mut control = self.control.lock();
-        match self.life() {
+        let (mut control, life) = self.lock();
+        match life {
             Life::Free => return Err(PartitionError::NoSuchPartition),
             Life::Live => self.vcpus.stop_for_good(|| self.set_life(Life::Ending))?,
             Life::Ending => {}
@@ -254,11 +260,15 @@ impl Partitions {
 
     /// The partition of this number, live or ending.
     pub fn find(&self, number: u64) -> Result<&'static Partition, PartitionError> {
-        let index = number.checked_sub(1).and_then(|n| usize::try_from(n).ok());
-        index
-            .and_then(|n| self.slots.get(n))
+        self.slot(number)
             .filter(|slot| slot.life() != Life::Free)
             .ok_or(PartitionError::NoSuchPartition)
+    }
+
+    /// The partition of this number, or the room for it.
+    pub fn slot(&self, number: u64) -> Option<&'static Partition> {
+        let index = usize::try_from(number.checked_sub(1)?).ok()?;
+        self.slots.get(index)
     }
 
     /// How many there are.

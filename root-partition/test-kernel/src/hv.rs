@@ -1,7 +1,7 @@
 //! Hypercalls as this kernel makes them, and what they answer.
 
 use guest_proto::Status;
-use guest_proto::hypercall::{Hypercall, MachineInfo};
+use guest_proto::hypercall::{Hypercall, MachineInfo, VerifyReport};
 use guest_proto::limits::MAX_PARTITIONS;
 
 use crate::cpu;
@@ -122,4 +122,24 @@ pub fn machine_info() -> Outcome<MachineInfo> {
     let info: MachineInfo = page.load(0);
     equal("reserved words of MachineInfo", info.reserved, [0; 8])?;
     Ok(info)
+}
+
+/// Checks the nested maps against the frame table. Answers the counts of the whole pass.
+#[track_caller]
+pub fn verify() -> Outcome<VerifyReport> {
+    let page = Pages::scratch();
+    let mut position = 0;
+    let mut sum = VerifyReport::default();
+    loop {
+        position = call(Hypercall::Verify, [page.pfn(), position]).ok()?;
+        let found: VerifyReport = page.load(0);
+        if found.difference != 0 {
+            return fail(format_args!("verify finds {found:x?}"));
+        }
+        sum.frames += found.frames;
+        sum.pages += found.pages;
+        if position == 0 {
+            return Ok(sum);
+        }
+    }
 }

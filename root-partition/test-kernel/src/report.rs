@@ -99,12 +99,19 @@ pub fn ensure(what: &str, holds: bool) -> Outcome {
     fail(format_args!("not so: {what}"))
 }
 
+/// The check of all nested maps after a group's cases.
+const VERIFY: Case = Case {
+    name: "the_nested_maps_are_right",
+    run: || hv::verify().map(|_| ()),
+};
+
 /// Runs the cases of one group and prints a line for each; whether all are well.
 ///
-/// Each case leaves the machine as it was: no partition, no frame given away.
+/// Each case leaves the machine as it was: no partition, no frame given away. After them the nested maps
+/// are checked.
 pub fn run(group: &str, cases: &[Case]) -> bool {
     let mut well = true;
-    for case in cases {
+    for case in cases.iter().chain([&VERIFY]) {
         match (case.run)().and_then(|()| nothing_left()) {
             Ok(()) => console::line(format_args!("ok - {group}::{}", case.name)),
             Err(why) => {

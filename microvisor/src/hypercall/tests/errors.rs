@@ -32,7 +32,7 @@ fn only_ring_0_may_call() {
 #[test]
 fn unknown_numbers_are_named() {
     let mut world = World::new();
-    for number in [0, 6, 0x100, 0x204, 0x306, 1 << 32 | 1, u64::MAX] {
+    for number in [0, 7, 0x100, 0x204, 0x306, 1 << 32 | 1, u64::MAX] {
         assert_eq!(world.raw(number, [0; 5]).status, UnknownCall, "{number:#x}");
     }
 }
@@ -119,6 +119,10 @@ fn errors_by_argument() {
         (MachineInfo, &[1 << 52 | PAGE], BadAddress),
         (MachineInfo, &[u64::MAX], BadAddress),
         (MachineInfo, &[reserved], NotOwner),
+        (Verify, &[end, 0], BadAddress),
+        (Verify, &[reserved, 0], NotOwner),
+        (Verify, &[PAGE, 258 << 36], OutOfRange),
+        (Verify, &[PAGE, u64::MAX], OutOfRange),
         (PartitionCreate, &[partition_flags::PRIVATE], NotSupported),
         (PartitionCreate, &[2], InvalidArgument),
         (PartitionDestroy, &[0], NoSuchPartition),

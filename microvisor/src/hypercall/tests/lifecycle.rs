@@ -9,9 +9,9 @@ use proptest::prelude::*;
 use zerocopy::FromBytes;
 
 use super::World;
+use super::verify::check_maps;
 use crate::memory::Frame;
 use crate::memory::frame_table::Owner;
-use crate::memory::testing::check_root_map;
 
 const PAGE: u64 = 1;
 
@@ -23,12 +23,12 @@ pub(super) fn info(world: &mut World) -> Info {
     Info::read_from_bytes(&bytes).unwrap_or_default()
 }
 
-fn all_is_roots(world: &World) {
+fn all_is_roots(world: &mut World) {
     for n in 1..world.ram_end {
         let owner = world.machine.memory.frames.owner(Frame::new(n));
         assert_eq!(owner, Owner::Root, "frame {n}");
     }
-    check_root_map(&world.machine.memory);
+    check_maps(world);
 }
 
 /// Maps a list to its end, depositing from `spare` what the calls ask for. Answers the calls.
@@ -76,7 +76,7 @@ fn the_count_of_pages_to_deposit_is_exact() {
         (2, 7, 5)
     );
     world.destroy(id);
-    all_is_roots(&world);
+    all_is_roots(&mut world);
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn long_maps_go_in_batches_and_use_large_pages() {
     let rest = world.call(MemoryUnmap, &[id, 512 + 4096, 2 * 1024 + 5]);
     assert_eq!((rest.status, rest.value), (Status::Ok, 2 * 1024 + 5));
     world.destroy(id);
-    all_is_roots(&world);
+    all_is_roots(&mut world);
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn a_partition_that_ends_takes_nothing_more() {
     assert_eq!(world.ok(PartitionCreate, &[0]), id + 1);
     world.destroy(id);
     world.destroy(id + 1);
-    all_is_roots(&world);
+    all_is_roots(&mut world);
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn a_hundred_cycles_lose_nothing() {
     assert_eq!(before.deposited_frames, after.deposited_frames);
     assert_eq!(before.guest_frames, after.guest_frames);
     assert_eq!(before.partitions, after.partitions);
-    all_is_roots(&world);
+    all_is_roots(&mut world);
 }
 
 proptest! {
@@ -192,11 +192,11 @@ proptest! {
                 break;
             }
         }
-        check_root_map(&world.machine.memory);
+        check_maps(&mut world);
         let ids: Vec<_> = (1..=4).collect();
         for id in ids {
             world.destroy(id);
         }
-        all_is_roots(&world);
+        all_is_roots(&mut world);
     }
 }

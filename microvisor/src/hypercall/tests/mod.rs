@@ -3,6 +3,7 @@
 mod errors;
 mod lifecycle;
 mod log;
+mod verify;
 
 use std::boxed::Box;
 use std::vec::Vec;

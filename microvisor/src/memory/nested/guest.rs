@@ -9,7 +9,7 @@
 //! between has either flushed, or has yet to pass that epoch.
 
 use super::entry::Entry;
-use super::{ENTRIES, GUEST_PAGES, LARGE_PAGES, index, load, split_into, store};
+use super::{ENTRIES, GUEST_PAGES, LARGE_PAGES, index, load, lookup, span, split_into, store};
 use crate::memory::frame_table::{FrameError, OwnedFrame, PartitionId};
 use crate::memory::pool::{Pool, Shortage};
 use crate::memory::{Frame, Memory, PhysMap};
@@ -96,7 +96,7 @@ impl GuestMap {
 
     /// Tables that entries of `level` lack for `run`, but that `earlier` runs do not bring.
     fn tables_below(&self, map: &PhysMap, run: &Run, earlier: &[Run], level: u32) -> u64 {
-        let span = 1 << (9 * level);
+        let span = span(level);
         let first = run.page / span;
         let last = (run.page + run.pages - 1) / span;
         (first..=last)
@@ -311,7 +311,7 @@ impl GuestMap {
                 return false;
             }
             if level == 0 || (level == 1 && entry.is_large()) {
-                let pages = 1 << (9 * level);
+                let pages = span(level);
                 store(&memory.map, table, slot, Entry::ABSENT);
                 self.unshare(memory, entry.frame(), pages);
                 *left = left.saturating_sub(pages);
@@ -403,27 +403,6 @@ impl GuestMap {
             let _ = memory.frames.guest_unshare(frame, self.id);
         }
     }
-}
-
-/// What `page` is mapped to, by the tables below `top`, and whether it may be written. Needs no lock:
-/// a table that another CPU takes out meanwhile stays as it is until this CPU passes an epoch.
-pub fn lookup(map: &PhysMap, top: Frame, page: u64) -> Option<(Frame, bool)> {
-    let mut table = top;
-    for level in (0..=3).rev() {
-        let entry = load(map, table, index(page, level));
-        if !entry.is_present() {
-            return None;
-        }
-        if level == 0 {
-            return Some((entry.frame(), entry.writable()));
-        }
-        if level == 1 && entry.is_large() {
-            let frame = Frame::new(entry.frame().number() + page % LARGE_PAGES);
-            return Some((frame, entry.writable()));
-        }
-        table = entry.frame();
-    }
-    None
 }
 
 impl Run {

@@ -7,6 +7,7 @@
 pub mod entry;
 pub mod guest;
 pub mod root;
+pub mod verify;
 pub mod waiting;
 
 pub use guest::GuestMap;
@@ -18,6 +19,9 @@ use entry::Entry;
 
 /// Entries of a table.
 const ENTRIES: u64 = 512;
+
+/// Levels of tables. The pointer to the top table counts as an entry of this level.
+const LEVELS: u32 = 4;
 
 /// Pages that an entry of a page directory spans.
 pub const LARGE_PAGES: u64 = 512;
@@ -48,24 +52,36 @@ fn slot(table: Frame, index: u64) -> Hpa {
     Hpa::new(table.base().as_u64() + index % ENTRIES * 8)
 }
 
-/// Whether the map of the table `top` reaches `frame` at its own address, by the tables as they stand.
-fn is_identity(map: &PhysMap, top: Frame, frame: Frame) -> bool {
-    let mut table = top;
-    for level in (0..4).rev() {
-        let entry = load(map, table, index(frame.number(), level));
-        if !entry.is_present() {
-            return false;
-        }
-        if level == 0 {
-            return entry.frame() == frame;
-        }
-        if level < 3 && entry.is_large() {
-            let mask = (1 << (9 * level)) - 1;
-            return entry.frame().number() + (frame.number() & mask) == frame.number();
-        }
-        table = entry.frame();
+/// What `page` is mapped to, by the tables below `top`, and whether it may be written. Needs no lock:
+/// a table that another CPU takes out meanwhile stays as it is until this CPU passes an epoch.
+pub fn lookup(map: &PhysMap, top: Frame, page: u64) -> Option<(Frame, bool)> {
+    let (entry, level) = walk(map, top, page, |_| true);
+    entry.is_present().then(|| {
+        let first = entry.frame().number();
+        (Frame::new(first + page % span(level)), entry.writable())
+    })
+}
+
+/// The entry at which the way to `page` ends, and its level: the entry is absent, or maps a page, or points
+/// to a table that `enter` refuses. The top table hangs on an entry of level [`LEVELS`].
+fn walk(map: &PhysMap, top: Frame, page: u64, enter: impl Fn(Frame) -> bool) -> (Entry, u32) {
+    let mut entry = Entry::table(top);
+    let mut level = LEVELS;
+    while level > 0 && entry.is_present() && !maps_page(entry, level) && enter(entry.frame()) {
+        level -= 1;
+        entry = load(map, entry.frame(), index(page, level));
     }
-    false
+    (entry, level)
+}
+
+/// Whether an entry of this level that is present maps a page, and not a table.
+fn maps_page(entry: Entry, level: u32) -> bool {
+    level == 0 || (level < 3 && entry.is_large())
+}
+
+/// Pages that an entry of `level` spans.
+const fn span(level: u32) -> u64 {
+    1 << (9 * level)
 }
 
 /// Fills a page table with the pages that the large page `large` spans.

@@ -133,7 +133,8 @@ impl RootMap {
 
     /// Whether root reaches `frame`, by the tables as they stand.
     pub fn is_mapped(&self, map: &PhysMap, frame: Frame) -> bool {
-        super::is_identity(map, self.first_table, frame)
+        let reached = super::lookup(map, self.first_table, frame.number());
+        reached.is_some_and(|(to, _)| to == frame)
     }
 
     /// Large pages of RAM that are whole.

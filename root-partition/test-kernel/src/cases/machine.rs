@@ -19,6 +19,7 @@ cases![
     a_page_to_fill_must_be_roots,
     root_exits_are_counted,
     counters_of_what_is_not_there_are_refused,
+    verify_refuses_other_positions,
 ];
 
 fn abi_version_is_the_crates() -> Outcome {
@@ -28,7 +29,7 @@ fn abi_version_is_the_crates() -> Outcome {
 
 fn unknown_numbers_are_refused() -> Outcome {
     let high = 1 << 32 | Hypercall::AbiVersion.raw();
-    for number in [0, 6, 0x100, 0x107, 0x204, 0x306, 0x400, high, u64::MAX] {
+    for number in [0, 7, 0x100, 0x107, 0x204, 0x306, 0x400, high, u64::MAX] {
         hv::raw(number, [0; 5]).is(Status::UnknownCall)?;
     }
     Ok(())
@@ -107,6 +108,7 @@ fn a_page_to_fill_must_be_roots() -> Outcome {
     for (pfn, status) in FOREIGN_PAGES {
         hv::call(Hypercall::MachineInfo, [pfn]).is(status)?;
         hv::call(Hypercall::CountersRead, [0, 0, pfn]).is(status)?;
+        hv::call(Hypercall::Verify, [pfn, 0]).is(status)?;
     }
     let partition = hv::create()?;
     let deposited = hv::deposit(partition, 1)?;
@@ -172,5 +174,17 @@ fn counters_of_what_is_not_there_are_refused() -> Outcome {
         answer.is(Status::NoSuchVcpu)?;
     }
     hv::destroy(partition)?;
+    Ok(())
+}
+
+fn verify_refuses_other_positions() -> Outcome {
+    let page = Pages::scratch().pfn();
+    for position in [258 << 36, 1 << 63, u64::MAX] {
+        hv::call(Hypercall::Verify, [page, position]).is(Status::OutOfRange)?;
+    }
+    // The last page of the last partition, and the last frame: both are positions in a pass.
+    for position in [(256 << 36) - 1, (258 << 36) - 1] {
+        hv::call(Hypercall::Verify, [page, position]).ok()?;
+    }
     Ok(())
 }

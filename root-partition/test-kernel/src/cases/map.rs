@@ -19,6 +19,7 @@ cases![
     long_lists_take_several_calls,
     unmapped_frames_are_roots_alone,
     bad_ranges_are_not_unmapped,
+    verify_looks_at_every_frame_and_page,
 ];
 
 /// First guest page of the maps here.
@@ -270,4 +271,26 @@ fn bad_ranges_are_not_unmapped() -> Outcome {
     unmap(id, GPA, 1).is(Status::BadAddress)?;
     hv::destroy(id)?;
     Ok(())
+}
+
+fn verify_looks_at_every_frame_and_page() -> Outcome {
+    let id = hv::create()?;
+    hv::deposit(id, 32)?;
+    let large = Pages::take_aligned(512, 512);
+    let small = MapRange {
+        flags: map_flags::READ_ONLY,
+        ..range(1 << 20, Pages::take(3))
+    };
+    map(id, &[range(0, large), small]).ok()?;
+    let seen = hv::verify()?;
+    ensure(
+        "all of RAM is looked at",
+        seen.frames >= hv::machine_info()?.frames,
+    )?;
+    equal("pages of the guest", seen.pages, 515)?;
+    // Splits the large page.
+    unmap(id, 7, 1).ok()?;
+    equal("pages of the guest", hv::verify()?.pages, 514)?;
+    hv::destroy(id)?;
+    equal("pages of guests", hv::verify()?.pages, 0)
 }

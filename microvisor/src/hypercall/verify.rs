@@ -1,0 +1,117 @@
+//! `verify`: the nested maps and the frame table against each other, a batch at a time.
+//!
+//! A position is a stage in its bits 63:36, and a page or a frame below. The stages are the nested maps, by
+//! partition, and then all frames. Each page and each frame is checked under the locks that keep both sides
+//! from moving: so a difference is one whatever other CPUs do, and no other call waits for long.
+
+use guest_proto::Status;
+use guest_proto::hypercall::{VerifyReport, verify_maps};
+use guest_proto::limits::ROOT_PARTITION;
+use zerocopy::IntoBytes;
+
+use super::args::{RootPage, take};
+use super::{Context, Outcome};
+use crate::machine::Machine;
+use crate::memory::Frame;
+use crate::memory::frame_table::PartitionId;
+use crate::memory::nested::GUEST_PAGES;
+use crate::memory::nested::verify::{Map, check_frame, check_page};
+use crate::partition::Life;
+
+/// Steps of one call. Each is a page or a frame, or, where that is more, a guest's mapped pages.
+const BATCH: u64 = 2048;
+/// The stage of all frames, after those of the maps.
+const FRAMES: u64 = verify_maps::WAITING + 1;
+
+pub(super) fn verify(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
+    let [pfn, position] = take(args)?;
+    let (mut stage, mut at) = (position / GUEST_PAGES, position % GUEST_PAGES);
+    if stage > FRAMES {
+        return Err(Status::OutOfRange.into());
+    }
+    let page = RootPage::new(cx.machine, pfn)?;
+    let mut report = VerifyReport::default();
+    let mut left = BATCH;
+    while left > 0 && stage <= FRAMES && report.difference == 0 {
+        let step = if stage == FRAMES {
+            frame_step(cx.machine, at, &mut report)
+        } else {
+            map_step(cx.machine, stage, at, &mut report)
+        };
+        match step {
+            Ok((moved, looked_up)) => {
+                at += moved;
+                left = left.saturating_sub(looked_up.max(1));
+            }
+            Err(found) => {
+                report = VerifyReport {
+                    frames: report.frames,
+                    pages: report.pages,
+                    ..found
+                };
+            }
+        }
+        if at >= GUEST_PAGES {
+            (stage, at) = (stage + 1, 0);
+        }
+    }
+    page.write(cx.machine, report.as_bytes())?;
+    if report.difference != 0 || stage > FRAMES {
+        return Ok(0);
+    }
+    Ok(stage * GUEST_PAGES + at)
+}
+
+/// How far a step has moved, and how many mapped pages it looked up.
+type Step = Result<(u64, u64), VerifyReport>;
+
+/// Checks a page of a map, and what is the same for the pages behind it.
+fn map_step(machine: &Machine, map: u64, page: u64, report: &mut VerifyReport) -> Step {
+    let memory = &machine.memory;
+    let step = match map {
+        ROOT_PARTITION => {
+            let top = memory.root.lock().top();
+            check_page(memory, Map::Root, top, page)?
+        }
+        verify_maps::WAITING => check_page(memory, Map::Waiting, memory.waiting, page)?,
+        id => {
+            let locked = machine.partitions.slot(id).map(|slot| slot.lock());
+            let top = match &locked {
+                Some((control, Life::Live | Life::Ending)) => control.map.top(),
+                _ => None,
+            };
+            let which = Map::Partition(PartitionId(id as u8));
+            match top {
+                Some(top) => check_page(memory, which, top, page)?,
+                None => (GUEST_PAGES, 0),
+            }
+        }
+    };
+    report.pages += step.1;
+    Ok(step)
+}
+
+/// Checks a frame. Does not move where the frame has just got another owner.
+fn frame_step(machine: &Machine, number: u64, report: &mut VerifyReport) -> Step {
+    let memory = &machine.memory;
+    if number >= memory.frames.frames() {
+        return Ok((GUEST_PAGES, 0));
+    }
+    let frame = Frame::new(number);
+    let id = memory.frames.owner(frame).partition();
+    let slot = id.and_then(|id| machine.partitions.slot(id.0.into()));
+    let locked = slot.map(|slot| slot.lock());
+    let root = memory.root.lock();
+    // A frame without a partition may still get one now, but leaves root's map under its lock alone.
+    let owner = memory.frames.owner(frame);
+    if owner.partition() != id {
+        return Ok((0, 0));
+    }
+    let map = match &locked {
+        Some((control, Life::Live | Life::Ending)) => Some(&control.map),
+        _ => None,
+    };
+    check_frame(memory, &root, map, frame, owner)?;
+    report.frames += 1;
+    Ok((1, 0))
+}
