@@ -8,5 +8,6 @@ vmctl kill demo >/dev/null
 vmctl delete demo >/dev/null
 eventually 30 rmmod microvisor
 refuse "driver" vmctl doctor
+refuse "/dev/microvisor" vmctl verify
 insmod /lib/modules/microvisor.ko || fail "does not load again"
 up demo

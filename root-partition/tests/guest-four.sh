@@ -16,11 +16,13 @@ for name in d c b a; do
     answer $name "read:secret of $name" 'echo "read:$(cat /tmp/secret)"'
     is $name running
 done
+expect "agree" vmctl verify
 tell b poweroff
 expect "guest powered off" vmctl wait b --timeout 60s
 expect killed vmctl kill d
 answer a "read:secret of a" 'clear; echo "read:$(cat /tmp/secret)"'
 start b
+expect "agree" vmctl verify
 for name in a c b; do
     expect killed vmctl kill $name
 done

@@ -115,5 +115,6 @@ lines=$(vmctl logs demo --worker | grep -c "guest:")
 [ "$lines" -ge 30 ] && [ "$lines" -le 80 ] || fail "$lines lines about the guest"
 vmctl logs demo --worker | grep "guest: disk: queue 0: a descriptor points outside of memory" >/dev/null || fail "$(vmctl logs demo --worker)"
 vmctl hv-log | grep -i "panic\|error" && fail "the microvisor has seen something"
+expect "agree" vmctl verify
 expect "demo: stopped (guest powered off)" vmctl stop demo --timeout 60s
 expect "data of the disk" head -n 1 disk.raw

@@ -7,6 +7,8 @@ worker=$(worker demo)
 kill -KILL "$worker"
 refuse "worker died: signal 9" vmctl wait demo --timeout 60s
 is demo "crashed worker died: signal 9"
+expect "agree" vmctl verify
 answer other 42 'echo $((6 * 7))'
 start demo
 answer demo 43 'echo $((6 * 7 + 1))'
+expect "agree" vmctl verify

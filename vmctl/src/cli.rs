@@ -1,7 +1,7 @@
 //! The command line.
 //!
 //! Every command is a function that answers `Ok` or a [`Failed`] with its exit code. Those about a
-//! VM ask the daemon; `doctor`, `top` and `hv-log` ask the driver and `net` the kernel, and work
+//! VM ask the daemon; `doctor`, `top`, `hv-log` and `verify` ask the driver and `net` the kernel, and work
 //! without one; `disk` and `image` ask nobody.
 
 mod console;
@@ -15,6 +15,7 @@ mod output;
 mod plug;
 mod show;
 mod top;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -110,6 +111,9 @@ enum Command {
     /// Print the microvisor's own log
     #[command(after_help = "Example:\n  vmctl hv-log -f")]
     HvLog(hv_log::HvLogArgs),
+    /// Check whose memory each VM, and root, can reach
+    #[command(after_help = "Example:\n  vmctl verify")]
+    Verify(verify::VerifyArgs),
     /// Make, remove and list host networks
     #[command(
         subcommand,
@@ -196,6 +200,7 @@ impl Cli {
             Command::Image(args) => image::run(&args)?,
             Command::Top(args) => top::run(&args)?,
             Command::HvLog(args) => hv_log::run(&args)?,
+            Command::Verify(args) => verify::run(&args)?,
             Command::Net(command) => net::run(command)?,
             Command::Events => show::events(connect()?)?,
             Command::Daemon(args) => return Ok(daemon::main(&args, &self.runtime_dir)),

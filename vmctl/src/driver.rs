@@ -22,10 +22,10 @@ use std::sync::Arc;
 
 use guest_proto::driver::{
     AttachVm, CreateVm, DeviceInfo, Doorbell, IrqFd, MemorySlot, Msi, ReadCounters, ReadLog,
-    SetProperty, VmInfo, VmList, ioctl as number,
+    SetProperty, Verify, VmInfo, VmList, ioctl as number,
 };
 use guest_proto::hypercall::{
-    Counters, DoorbellSpace, MachineInfo, Property, doorbell_flags, doorbell_tags,
+    Counters, DoorbellSpace, MachineInfo, Property, VerifyReport, doorbell_flags, doorbell_tags,
 };
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, NoArg, Opcode, Updater, ioctl};
@@ -242,6 +242,22 @@ impl Device {
         update::<{ opcode(number::DEV_READ_LOG) }, _>(&self.0, &mut arg)
             .map_err(failed("read the microvisor's log"))?;
         Ok((buffer.len().min(arg.copied as usize), arg.position))
+    }
+
+    /// One step of the check of all nested maps, from `position`: 0, or what the step before answered. Answers
+    /// what the step has found and the next position, 0 after the last.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn verify(&self, position: u64) -> Result<(VerifyReport, u64), DriverError> {
+        let mut arg = Verify {
+            position,
+            ..Verify::default()
+        };
+        update::<{ opcode(number::DEV_VERIFY) }, _>(&self.0, &mut arg)
+            .map_err(failed("verify the nested maps"))?;
+        Ok((zerocopy::transmute!(arg.report), arg.position))
     }
 
     /// Exit counters of a virtual CPU, or of a physical one (partition 0).

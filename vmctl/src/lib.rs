@@ -2,7 +2,7 @@
 //!
 //! [`cli`] is what a user types; [`client`] carries it to the [`daemon`], which supervises one
 //! [`worker`] process per VM. [`config`] is a VM's TOML file. The command line talks to the driver
-//! itself where no VM's state is asked for (`doctor`, `top`, `hv-log`), so that those work without
+//! itself where no VM's state is asked for (`doctor`, `top`, `hv-log`, `verify`), so that those work without
 //! a daemon. Imports run `cli → client, daemon, worker → config, disk, wire`; the daemon knows of a
 //! worker only its process, its socket and its messages. [`disk`] opens, locks and makes disk images,
 //! [`image`] makes whole systems, [`net`] makes host networks; none of them knows a VM that runs.

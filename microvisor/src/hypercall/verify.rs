@@ -7,6 +7,7 @@
 use guest_proto::Status;
 use guest_proto::hypercall::{VerifyReport, verify_maps};
 use guest_proto::limits::ROOT_PARTITION;
+use spin::MutexGuard;
 use zerocopy::IntoBytes;
 
 use super::args::{RootPage, take};
@@ -14,9 +15,9 @@ use super::{Context, Outcome};
 use crate::machine::Machine;
 use crate::memory::Frame;
 use crate::memory::frame_table::PartitionId;
-use crate::memory::nested::GUEST_PAGES;
 use crate::memory::nested::verify::{Map, check_frame, check_page};
-use crate::partition::Life;
+use crate::memory::nested::{GUEST_PAGES, GuestMap};
+use crate::partition::{Control, Life, Partition};
 
 /// Steps of one call. Each is a page or a frame, or, where that is more, a guest's mapped pages.
 const BATCH: u64 = 2048;
@@ -75,11 +76,8 @@ fn map_step(machine: &Machine, map: u64, page: u64, report: &mut VerifyReport) -
         }
         verify_maps::WAITING => check_page(memory, Map::Waiting, memory.waiting, page)?,
         id => {
-            let locked = machine.partitions.slot(id).map(|slot| slot.lock());
-            let top = match &locked {
-                Some((control, Life::Live | Life::Ending)) => control.map.top(),
-                _ => None,
-            };
+            let locked = machine.partitions.slot(id).map(Partition::lock);
+            let top = map_of(locked.as_ref()).and_then(GuestMap::top);
             let which = Map::Partition(PartitionId(id as u8));
             match top {
                 Some(top) => check_page(memory, which, top, page)?,
@@ -100,18 +98,20 @@ fn frame_step(machine: &Machine, number: u64, report: &mut VerifyReport) -> Step
     let frame = Frame::new(number);
     let id = memory.frames.owner(frame).partition();
     let slot = id.and_then(|id| machine.partitions.slot(id.0.into()));
-    let locked = slot.map(|slot| slot.lock());
+    let locked = slot.map(Partition::lock);
     let root = memory.root.lock();
     // A frame without a partition may still get one now, but leaves root's map under its lock alone.
     let owner = memory.frames.owner(frame);
     if owner.partition() != id {
         return Ok((0, 0));
     }
-    let map = match &locked {
-        Some((control, Life::Live | Life::Ending)) => Some(&control.map),
-        _ => None,
-    };
-    check_frame(memory, &root, map, frame, owner)?;
+    check_frame(memory, &root, map_of(locked.as_ref()), frame, owner)?;
     report.frames += 1;
     Ok((1, 0))
+}
+
+/// The map of a partition that is locked, if there is such a partition.
+fn map_of<'a>(locked: Option<&'a (MutexGuard<'_, Control>, Life)>) -> Option<&'a GuestMap> {
+    let (control, life) = locked?;
+    (*life != Life::Free).then_some(&control.map)
 }

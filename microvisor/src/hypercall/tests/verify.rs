@@ -110,6 +110,17 @@ fn write(world: &World, table: Frame, index: u64, entry: Entry) {
 
 /// Breaks something of partition `id`, whose tables are given.
 type Break = fn(&World, PartitionId, [Frame; 4]);
+/// Name, what is broken; the kind, map, page, level and frame of the difference, and the frame's owner.
+type Row = (
+    &'static str,
+    Break,
+    VerifyDifference,
+    u64,
+    u64,
+    u32,
+    u64,
+    FrameOwner,
+);
 
 #[test]
 fn each_kind_of_difference_is_found_with_both_sides() {
@@ -117,8 +128,7 @@ fn each_kind_of_difference_is_found_with_both_sides() {
     use VerifyDifference as Kind;
     let other = 30;
     let small = SMALL_AT % 512;
-    // What is broken; the kind, map, page, level and frame of the difference, and the frame's owner.
-    let table: &[(&str, Break, Kind, u64, u64, u32, u64, Is)] = &[
+    let table: &[Row] = &[
         (
             "a guest's page is root's",
             |w, _, t| write(w, t[3], SMALL_AT % 512, Entry::page(Frame::new(30), true)),
