@@ -55,7 +55,11 @@ enum Cli {
     /// Run every check and test
     Test(tests::Options),
     /// Run the test kernel's cases alone
-    TestKernel,
+    TestKernel {
+        /// Those of the long run, instead of the others
+        #[arg(long)]
+        long: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -68,7 +72,7 @@ fn main() -> ExitCode {
         Cli::Iso => iso::build().map(|iso| println!("{}", iso.display())),
         Cli::Run(options) => return run::run(&options),
         Cli::Test(options) => tests::run(&options),
-        Cli::TestKernel => tests::run_test_kernel(),
+        Cli::TestKernel { long } => tests::run_test_kernel(long),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

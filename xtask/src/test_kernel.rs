@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::files::context;
 use crate::machine::ACCELERATOR;
@@ -14,6 +14,9 @@ use crate::{Result, freestanding, supervise};
 
 /// Some seconds are usual.
 const TIMEOUT: Duration = Duration::from_secs(120);
+/// Calls of the long run, and its time.
+const LONG_CALLS: u64 = 1_000_000;
+const LONG_TIMEOUT: Duration = Duration::from_secs(1200);
 /// QEMU's status when the test kernel says that all is well.
 const WELL: i32 = 0x10 << 1 | 1;
 const CONSOLE: &str = "console.log";
@@ -26,15 +29,39 @@ pub(crate) fn build() -> Result<PathBuf> {
 /// Runs it and tells `record` of each case.
 pub(crate) fn run(record: &mut dyn FnMut(&str, &Result<()>)) {
     for cpus in [1, 2] {
-        let on = |name: &str| format!("test kernel, {cpus} CPUs: {name}");
-        let end = boot(cpus).and_then(|end| {
-            for (name, result) in end.console.lines().filter_map(case) {
-                record(&on(name), &result);
-            }
-            end.result()
-        });
-        record(&on("it runs to its end"), &end);
+        run_one(
+            &format!("test kernel, {cpus} CPUs"),
+            cpus,
+            "",
+            TIMEOUT,
+            record,
+        );
     }
+}
+
+/// Runs many calls at random on it, which differ each time, and tells `record` of them.
+pub(crate) fn run_long(record: &mut dyn FnMut(&str, &Result<()>)) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let seed = now.map_or(0, |now| now.as_secs());
+    let name = format!("test kernel, {LONG_CALLS} calls of seed {seed}");
+    let options = format!(" random={LONG_CALLS} seed={seed}");
+    run_one(&name, 2, &options, LONG_TIMEOUT, record);
+}
+
+fn run_one(
+    name: &str,
+    cpus: u32,
+    options: &str,
+    timeout: Duration,
+    record: &mut dyn FnMut(&str, &Result<()>),
+) {
+    let end = boot(cpus, options, timeout).and_then(|end| {
+        for (case, result) in end.console.lines().filter_map(case) {
+            record(&format!("{name}: {case}"), &result);
+        }
+        end.result(timeout)
+    });
+    record(&format!("{name}: it runs to its end"), &end);
 }
 
 /// What became of a machine.
@@ -46,11 +73,11 @@ struct End {
 }
 
 impl End {
-    fn result(&self) -> Result<()> {
+    fn result(&self, timeout: Duration) -> Result<()> {
         let what = match self.status {
             Some(WELL) => return Ok(()),
             Some(status) => format!("QEMU's status is {status}"),
-            None => format!("it hangs: no end after {} s", TIMEOUT.as_secs()),
+            None => format!("it hangs: no end after {} s", timeout.as_secs()),
         };
         let kept = self
             .folder
@@ -63,15 +90,16 @@ impl End {
     }
 }
 
-fn boot(cpus: u32) -> Result<End> {
+fn boot(cpus: u32, options: &str, timeout: Duration) -> Result<End> {
     packages::install_qemu()?;
     let (microvisor, kernel) = (freestanding::build()?, build()?);
     let folder = RunFolder::new()?;
     let log = folder.join(CONSOLE);
     let errors = folder.join("qemu.log");
-    let mut qemu = qemu(cpus, &microvisor, &kernel.to_string_lossy(), &log);
+    let module = format!("{}{options}", kernel.display());
+    let mut qemu = qemu(cpus, &microvisor, &module, &log);
     qemu.stderr(File::create(&errors).map_err(context(&errors))?);
-    let status = supervise::exit_code(&mut qemu, TIMEOUT)?;
+    let status = supervise::exit_code(&mut qemu, timeout)?;
     let console = fs::read(&log).map_err(context(&log))?;
     Ok(End {
         console: String::from_utf8_lossy(&console).into_owned(),

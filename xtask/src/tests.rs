@@ -45,6 +45,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     host::run(&mut report)?;
     if report.wants_some_of(TEST_KERNEL) {
         test_kernel::run(&mut |name, result| report.record(name, result));
+        if options.long {
+            test_kernel::run_long(&mut |name, result| report.record(name, result));
+        } else {
+            report.skip("test kernel, long", "takes long; --long runs it");
+        }
     }
     faults::run(&mut report);
     let parts = LazyParts::default();
@@ -53,9 +58,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     report.close()
 }
 
-/// `cargo xtask test-kernel`: its cases alone.
-pub(crate) fn run_test_kernel() -> Result<()> {
+/// `cargo xtask test-kernel`: its cases alone, or only those of the long run.
+pub(crate) fn run_test_kernel(is_long: bool) -> Result<()> {
     let mut report = Report::new(None);
-    test_kernel::run(&mut |name, result| report.record(name, result));
+    let mut record = |name: &str, result: &Result<()>| report.record(name, result);
+    if is_long {
+        test_kernel::run_long(&mut record);
+    } else {
+        test_kernel::run(&mut record);
+    }
     report.close()
 }

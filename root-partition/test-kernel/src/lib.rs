@@ -1,7 +1,7 @@
 //! A kernel that the microvisor boots in VM 0's place, and that drives every hypercall, good and
 //! bad, without a Linux in between: each case prints a line, and the machine ends with a status.
 //!
-//! `cpu`, `trap`, `apic`, `memory`, `acpi` and `second` are the little that a kernel needs; `hv`
+//! `cpu`, `trap`, `apic`, `memory`, `acpi`, `options` and `second` are the little that a kernel needs; `hv`
 //! makes hypercalls; `cases` are the tests. Everything but the entry points compiles on the
 //! host too, where nothing runs it.
 #![no_std]
@@ -16,6 +16,7 @@ pub mod cpu;
 pub mod guest;
 pub mod hv;
 pub mod memory;
+pub mod options;
 pub mod probe;
 pub mod registers;
 pub mod report;
@@ -24,7 +25,8 @@ pub mod second;
 pub mod trap;
 pub mod waiting;
 
-/// The first CPU: runs every case. `second_entry` is where the second CPU begins.
+/// The first CPU: runs every case, or with the options `random=CALLS seed=SEED` only that many random calls on
+/// both CPUs. `second_entry` is where the second CPU begins.
 pub fn first(boot_params: u64, second_entry: u64) -> ! {
     trap::init(0);
     cpu::enable_vectors();
@@ -44,8 +46,17 @@ pub fn first(boot_params: u64, second_entry: u64) -> ! {
             stop(format_args!("the second CPU: {why}"));
         }
     }
-    for (group, cases) in cases::GROUPS.iter().chain(more) {
-        well &= report::run(group, cases);
+    let random = options::number(boot_params, "random=");
+    match random.zip(options::number(boot_params, "seed=")) {
+        Some((calls, seed)) => {
+            cases::random::set_long(calls, seed);
+            well &= report::run("random", cases::random::LONG);
+        }
+        None => {
+            for (group, cases) in cases::GROUPS.iter().chain(more) {
+                well &= report::run(group, cases);
+            }
+        }
     }
     console::exit(well)
 }

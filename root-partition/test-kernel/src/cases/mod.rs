@@ -24,7 +24,7 @@ mod machine;
 mod map;
 mod partition;
 mod protection;
-mod random;
+pub mod random;
 mod root_registers;
 mod two_cpus;
 mod two_cpus_guests;
