@@ -24,6 +24,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::client::Client;
 use crate::daemon::{self, DaemonArgs};
+use crate::driver::{Device, DriverError};
 use crate::exit::{Exit, Failed};
 use crate::platform;
 use crate::worker::{self, WorkerArgs};
@@ -143,6 +144,18 @@ struct DeviceArgs {
     /// The driver's device
     #[arg(long, hide = true, value_name = "PATH", default_value = platform::DEVICE)]
     device: PathBuf,
+}
+
+impl DeviceArgs {
+    fn open(&self) -> Result<Device, Failed> {
+        platform::open_driver(&self.device).map_err(|e| Failed::new(Exit::Platform, e))
+    }
+}
+
+impl From<DriverError> for Failed {
+    fn from(error: DriverError) -> Self {
+        Self::new(Exit::Platform, error.to_string())
+    }
 }
 
 /// Runs `vmctl`.

@@ -5,8 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::DeviceArgs;
-use crate::exit::{Exit, Failed};
-use crate::platform;
+use crate::exit::Failed;
 
 /// How often a followed log is asked for more: nothing announces it.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -21,15 +20,12 @@ pub(super) struct HvLogArgs {
 }
 
 pub(super) fn run(args: &HvLogArgs) -> Result<(), Failed> {
-    let platform = |e: String| Failed::new(Exit::Platform, e);
-    let device = platform::open_driver(&args.device.device).map_err(platform)?;
+    let device = args.device.open()?;
     let mut out = io::stdout().lock();
     let mut chunk = vec![0; 64 << 10];
     let mut position = 0;
     loop {
-        let (copied, next) = device
-            .read_log(position, &mut chunk)
-            .map_err(|e| platform(e.to_string()))?;
+        let (copied, next) = device.read_log(position, &mut chunk)?;
         position = next;
         out.write_all(&chunk[..copied])?;
         if copied > 0 {

@@ -18,7 +18,6 @@ use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table};
 use crate::config::parse_duration;
 use crate::driver::Device;
 use crate::exit::{Exit, Failed};
-use crate::platform;
 use rates::{KINDS, Rates, compare};
 use sample::Sample;
 
@@ -52,9 +51,8 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: &TopArgs) -> Result<(), Failed> {
-    let platform = |e: String| Failed::new(Exit::Platform, e);
-    let device = platform::open_driver(&args.device.device).map_err(platform)?;
-    let take = || Sample::take(&device).map_err(platform);
+    let device = args.device.open()?;
+    let take = || Sample::take(&device).map_err(|e| Failed::new(Exit::Platform, e));
     let json = args.format.format == Format::Json;
     let stdout = io::IsTerminal::is_terminal(&io::stdout());
     if !args.batch && !json && stdout {

@@ -5,7 +5,6 @@ use guest_proto::limits::ROOT_PARTITION;
 
 use super::{DeviceArgs, output};
 use crate::exit::{Exit, Failed};
-use crate::platform;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct VerifyArgs {
@@ -14,14 +13,11 @@ pub(super) struct VerifyArgs {
 }
 
 pub(super) fn run(args: &VerifyArgs) -> Result<(), Failed> {
-    let platform = |e: String| Failed::new(Exit::Platform, e);
-    let device = platform::open_driver(&args.device.device).map_err(platform)?;
+    let device = args.device.open()?;
     let (mut frames, mut pages, mut position) = (0, 0, 0);
     loop {
         let found;
-        (found, position) = device
-            .verify(position)
-            .map_err(|e| platform(e.to_string()))?;
+        (found, position) = device.verify(position)?;
         if found.difference != 0 {
             return Err(Failed::new(Exit::Failed, describe(&found)));
         }
