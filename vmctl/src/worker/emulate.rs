@@ -221,7 +221,6 @@ impl<S: Space> Cpu<'_, S> {
             let into = &mut value[done..done + usize::from(part)];
             if !self.space.read_ram(gpa, into) {
                 self.reach_device(gpa, false)?;
-                let into = &mut value[done..done + usize::from(part)];
                 let word = self.space.read_device(gpa, part).to_le_bytes();
                 into.copy_from_slice(&word[..usize::from(part)]);
             }
