@@ -18,7 +18,7 @@ pub mod svm;
 pub use exception::try_read_msr;
 pub use extended::predict_anew;
 pub use speculation::Speculation;
-pub use svm::{Cpu, automatic_ibrs};
+pub use svm::{Cpu, guest_efer};
 
 /// Stops this CPU for good.
 pub fn halt() -> ! {

@@ -120,8 +120,8 @@ impl Turn<'_> {
                 arch::predict_anew(msr::write_spec_ctrl(allowed, value)?);
             }
             Msr::Efer => {
-                let allowed = msr::GUEST_EFER | arch::automatic_ibrs();
-                let value = msr::write_efer(allowed, local.hw.efer(), value, local.hw.cr0())?;
+                let value =
+                    msr::write_efer(arch::guest_efer(), local.hw.efer(), value, local.hw.cr0())?;
                 local.hw.set_efer(value);
             }
             Msr::Pat => local.hw.set_pat(msr::write_pat(value)?),

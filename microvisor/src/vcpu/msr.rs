@@ -148,8 +148,6 @@ impl Default for Mtrrs {
     }
 }
 
-/// EFER bits that a guest may have besides AutoIBRS: SCE, LME, LMA, NXE.
-pub const GUEST_EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 const CR0_PG: u64 = 1 << 31;
@@ -231,6 +229,8 @@ mod tests {
 
     #[test]
     fn efer_keeps_to_the_manual() {
+        // SCE, LME, LMA, NXE.
+        const GUEST_EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
         assert_eq!(write_efer(GUEST_EFER, 0, EFER_LME | 1, 0), Ok(EFER_LME | 1));
         let long = EFER_LME | EFER_LMA;
         assert_eq!(write_efer(GUEST_EFER, long, EFER_LME, CR0_PG), Ok(long));

@@ -15,6 +15,7 @@ mod switch;
 mod vmcb;
 
 pub use guest::Guest;
+pub use state::guest_efer;
 pub use vmcb::{Start, Vmcb};
 
 use super::extended::Features;

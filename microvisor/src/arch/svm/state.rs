@@ -6,14 +6,17 @@ use super::guest::Guest;
 use super::vmcb::Vmcb;
 use crate::arch::hw::BadState;
 
-/// EFER bits that a guest can have besides AutoIBRS: SCE, LME, LMA, NXE.
-const EFER_ALLOWED: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
 /// CR0 bits that exist: PE MP EM TS ET NE, WP, AM, NW CD PG.
 const CR0_ALLOWED: u64 = 0xe005_003f;
 /// CR4 bits that exist (up to UMIP; FSGSBASE, PCIDE, OSXSAVE; SMEP, SMAP, PKE), without those of
 /// features that guests do not have.
 const CR4_ALLOWED: u64 = 0x0077_0fff;
 const HIGH: u64 = !0xffff_ffff;
+
+/// EFER bits that a guest can have on this CPU: SCE, LME, LMA, NXE, and AutoIBRS where there is one.
+pub fn guest_efer() -> u64 {
+    1 | 1 << 8 | 1 << 10 | 1 << 11 | super::automatic_ibrs()
+}
 
 impl Guest {
     pub(crate) fn state(&self) -> VcpuState {
@@ -64,7 +67,7 @@ impl Guest {
         xcr0_allowed: bool,
     ) -> Result<(), BadState> {
         let bad = !xcr0_allowed
-            || state.efer & !(EFER_ALLOWED | super::automatic_ibrs()) != 0
+            || state.efer & !guest_efer() != 0
             || state.cr0 & !CR0_ALLOWED != 0
             || state.cr4 & !CR4_ALLOWED != 0
             || state.dr6 & HIGH != 0
