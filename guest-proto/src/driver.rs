@@ -189,7 +189,7 @@ abi_struct! {
 abi_struct! {
     /// One step of the hypercall `verify`.
     pub struct Verify: 72 {
-        /// 0, or what the step before left here; out: position of the next step, 0 after the last.
+        /// 0, or what the step before left here; out: position of the next step; 0 after the last, and after a difference.
         pub position: u64,
         /// Out: the `VerifyReport`.
         pub report: [u64; 8],

@@ -112,7 +112,7 @@ hypercalls! {
     Verify = 0x0006, "verify"(
         "pfn": "page of root's to fill",
         "position": "0, or the value of the call before"
-    ) -> "position of the next call, 0 after the last" errors [
+    ) -> "position of the next call; 0 after the last, and after a difference" errors [
         BadAddress: "`pfn` is not RAM",
         NotOwner: "`pfn` is not root's alone",
         OutOfRange: "no call answers this position"
