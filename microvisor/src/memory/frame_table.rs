@@ -187,18 +187,17 @@ impl FrameTable {
 
     /// The owner now. Another CPU may change it the next moment, unless the caller is the owner.
     pub fn owner(&self, frame: Frame) -> Owner {
-        self.entry(frame)
-            .map_or(Owner::Absent, |e| owner_of(e.load(Ordering::Acquire)))
+        owner_of(self.raw(frame))
     }
 
-    /// The word of the table, as `VerifyReport::owner` has it.
+    /// The word of the table, as `VerifyReport::owner` has it. Outside of the table 0: `Absent`.
     pub fn raw(&self, frame: Frame) -> u64 {
         self.entry(frame).map_or(0, |e| e.load(Ordering::Acquire))
     }
 
     /// The guest page at which a `Shared` or `Guest` frame is mapped.
     pub fn guest_page(&self, frame: Frame) -> Option<u64> {
-        let word = self.entry(frame)?.load(Ordering::Acquire);
+        let word = self.raw(frame);
         match owner_of(word) {
             Owner::Guest(_) | Owner::Shared(_) => Some(word >> PAYLOAD_SHIFT),
             _ => None,
@@ -260,7 +259,7 @@ impl FrameTable {
 
     /// The frame that a `Pool` frame is linked to.
     pub fn pool_next(&self, frame: Frame) -> Option<Frame> {
-        let word = self.entry(frame)?.load(Ordering::Acquire);
+        let word = self.raw(frame);
         match owner_of(word) {
             Owner::Pool(_) => unlink(word >> PAYLOAD_SHIFT),
             _ => None,

@@ -55,11 +55,13 @@ fn slot(table: Frame, index: u64) -> Hpa {
 /// What `page` is mapped to, by the tables below `top`, and whether it may be written. Needs no lock:
 /// a table that another CPU takes out meanwhile stays as it is until this CPU passes an epoch.
 pub fn lookup(map: &PhysMap, top: Frame, page: u64) -> Option<(Frame, bool)> {
-    let (entry, level) = walk(map, top, page, |_| true);
-    entry.is_present().then(|| {
-        let first = entry.frame().number();
-        (Frame::new(first + page % span(level)), entry.writable())
-    })
+    mapped(walk(map, top, page, |_| true), page)
+}
+
+/// What `page` is mapped to, where the way to it has this `end`, which is absent or maps a page.
+fn mapped((entry, level): (Entry, u32), page: u64) -> Option<(Frame, bool)> {
+    let frame = Frame::new(entry.frame().number() + page % span(level));
+    entry.is_present().then_some((frame, entry.writable()))
 }
 
 /// The entry at which the way to `page` ends, and its level: the entry is absent, or maps a page, or points

@@ -131,12 +131,6 @@ impl RootMap {
         }
     }
 
-    /// Whether root reaches `frame`, by the tables as they stand.
-    pub fn is_mapped(&self, map: &PhysMap, frame: Frame) -> bool {
-        let reached = super::lookup(map, self.first_table, frame.number());
-        reached.is_some_and(|(to, _)| to == frame)
-    }
-
     /// Large pages of RAM that are whole.
     pub fn large_pages(&self, map: &PhysMap) -> u64 {
         (0..self.layout.page_tables())

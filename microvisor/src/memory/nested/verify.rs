@@ -7,7 +7,8 @@
 use guest_proto::hypercall::{VerifyDifference, VerifyReport, verify_maps};
 use guest_proto::limits::ROOT_PARTITION;
 
-use super::{GuestMap, LEVELS, RootMap, lookup, maps_page, span, walk};
+use super::entry::Entry;
+use super::{GuestMap, LEVELS, RootMap, mapped, maps_page, span, walk};
 use crate::memory::frame_table::{Owner, PartitionId};
 use crate::memory::{Frame, Memory};
 
@@ -24,7 +25,7 @@ pub enum Map {
 
 impl Map {
     /// Its number in a report.
-    pub fn number(self) -> u64 {
+    fn number(self) -> u64 {
         match self {
             Self::Root => ROOT_PARTITION,
             Self::Waiting => verify_maps::WAITING,
@@ -48,35 +49,26 @@ pub fn check_page(
         Map::Partition(id) => Owner::Metadata(id),
     };
     let enter = |table| memory.frames.owner(table) == tables_are;
-    let (entry, level) = walk(&memory.map, top, page, enter);
-    let differs = |kind: VerifyDifference, page, frame: Frame| VerifyReport {
-        difference: kind.raw(),
-        level,
-        map: which.number(),
-        page,
-        entry: entry.raw(),
-        frame: frame.number(),
-        owner: memory.frames.raw(frame),
-        ..VerifyReport::default()
-    };
-    let rest = span(level) - page % span(level);
-    if !entry.is_present() {
-        return Ok((rest, 0));
-    }
-    if !maps_page(entry, level) {
+    let end = walk(&memory.map, top, page, enter);
+    let (entry, level) = end;
+    let differs = |kind, page, frame| report(memory, kind, which, page, end, frame);
+    if entry.is_present() && !maps_page(entry, level) {
         return Err(differs(VerifyDifference::Table, page, entry.frame()));
     }
-    let first = entry.frame().number() + page % span(level);
+    let rest = span(level) - page % span(level);
+    let Some((first, _)) = mapped(end, page) else {
+        return Ok((rest, 0));
+    };
     match which {
         // The pages of a large page are in order: the first one speaks for all.
-        Map::Root | Map::Waiting if first == page => Ok((rest, 0)),
-        Map::Root | Map::Waiting => Err(differs(VerifyDifference::Page, page, Frame::new(first))),
+        Map::Root | Map::Waiting if first.number() == page => Ok((rest, 0)),
+        Map::Root | Map::Waiting => Err(differs(VerifyDifference::Page, page, first)),
         Map::Partition(id) => {
             for n in 0..rest {
-                let frame = Frame::new(first + n);
-                let owner = memory.frames.owner(frame);
-                let is_guests = owner == Owner::Shared(id) || owner == Owner::Guest(id);
-                if !is_guests || memory.frames.guest_page(frame) != Some(page + n) {
+                let frame = Frame::new(first.number() + n);
+                let owner = memory.frames.owner(frame).partition();
+                // Only RAM of a guest's has a guest page.
+                if owner != Some(id) || memory.frames.guest_page(frame) != Some(page + n) {
                     return Err(differs(VerifyDifference::Page, page + n, frame));
                 }
             }
@@ -94,35 +86,52 @@ pub fn check_frame(
     frame: Frame,
     owner: Owner,
 ) -> Result<(), VerifyReport> {
-    let differs = |kind: VerifyDifference, which: Map, top: Option<Frame>, page| {
-        let end = top.map(|top| walk(&memory.map, top, page, |_| true));
-        Err(VerifyReport {
-            difference: kind.raw(),
-            level: end.map_or(LEVELS, |(_, level)| level),
-            map: which.number(),
-            page,
-            entry: end.map_or(0, |(entry, _)| entry.raw()),
-            frame: frame.number(),
-            owner: memory.frames.raw(frame),
-            ..VerifyReport::default()
-        })
+    let differs = |kind, which, page, end| Err(report(memory, kind, which, page, end, frame));
+    let end_of = |top: Option<Frame>, page| {
+        top.map_or(NOWHERE, |top| walk(&memory.map, top, page, |_| true))
     };
-    let reached = lookup(&memory.map, root.top(), frame.number());
-    if reached != owner.is_in_roots_map().then_some((frame, true)) {
-        let top = Some(root.top());
-        return differs(VerifyDifference::Frame, Map::Root, top, frame.number());
+    let page = frame.number();
+    let end = end_of(Some(root.top()), page);
+    if mapped(end, page) != owner.is_in_roots_map().then_some((frame, true)) {
+        return differs(VerifyDifference::Frame, Map::Root, page, end);
     }
     let Some(id) = owner.partition() else {
         return Ok(());
     };
     let which = Map::Partition(id);
     let Some(map) = map else {
-        return differs(VerifyDifference::Owner, which, None, 0);
+        return differs(VerifyDifference::Owner, which, 0, NOWHERE);
     };
-    match memory.frames.guest_page(frame) {
-        Some(page) if map.lookup(&memory.map, page).map(|(to, _)| to) != Some(frame) => {
-            differs(VerifyDifference::Frame, which, map.top(), page)
-        }
-        _ => Ok(()),
+    let Some(page) = memory.frames.guest_page(frame) else {
+        return Ok(());
+    };
+    let end = end_of(map.top(), page);
+    match mapped(end, page) {
+        Some((to, _)) if to == frame => Ok(()),
+        _ => differs(VerifyDifference::Frame, which, page, end),
+    }
+}
+
+/// Where the way to a page ends in a map without a table.
+const NOWHERE: (Entry, u32) = (Entry::ABSENT, LEVELS);
+
+/// A difference in `which` at `page`, the way to which has this end.
+fn report(
+    memory: &Memory,
+    kind: VerifyDifference,
+    which: Map,
+    page: u64,
+    (entry, level): (Entry, u32),
+    frame: Frame,
+) -> VerifyReport {
+    VerifyReport {
+        difference: kind.raw(),
+        level,
+        map: which.number(),
+        page,
+        entry: entry.raw(),
+        frame: frame.number(),
+        owner: memory.frames.raw(frame),
+        ..VerifyReport::default()
     }
 }
