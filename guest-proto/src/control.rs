@@ -13,8 +13,12 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
+mod devices;
+
+pub use devices::{DiskFile, DiskStatus, NicStatus};
+
 /// Version of every message in this module. Both ends must have the same.
-pub const CONTROL_VERSION: u32 = 3;
+pub const CONTROL_VERSION: u32 = 4;
 
 /// Longest frame, in bytes. A longer one is refused before anything is allocated for it.
 pub const MAX_FRAME: usize = 1 << 20;
@@ -424,34 +428,8 @@ pub struct VmInfo {
     pub worker_log: String,
     /// Its disks, as the worker has them; empty without a worker, or if it does not answer.
     pub disks: Vec<DiskStatus>,
-}
-
-/// A disk of a VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskStatus {
-    /// Name in messages.
-    pub name: String,
-    /// The image, and behind it its backing files.
-    pub files: Vec<DiskFile>,
-    /// Size of the disk, in bytes.
-    pub size: u64,
-    /// Bytes that the guest has read.
-    pub read: u64,
-    /// Bytes that the guest has written.
-    pub written: u64,
-    /// Requests that have no answer yet.
-    pub in_flight: u32,
-    /// Requests that were answered with an error.
-    pub errors: u64,
-}
-
-/// A file of a disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskFile {
-    /// Its path.
-    pub path: String,
-    /// Its format.
-    pub format: String,
+    /// Its network cards, likewise.
+    pub nics: Vec<NicStatus>,
 }
 
 /// Who the daemon is.
@@ -484,8 +462,8 @@ pub enum WorkerCommand {
     Resume,
     /// Presses the ACPI power button → `State(Stopping)`.
     PowerButton,
-    /// Asks for the disks → `Disks`.
-    Disks,
+    /// Asks for the disks and network cards → `Devices`.
+    Devices,
     /// Adds a disk. Its image and the backing files, in their order, come along as open, locked
     /// files → `Attached`, or `DiskRefused`.
     Attach {
@@ -542,10 +520,12 @@ pub enum WorkerEvent {
         /// Why; never blank: "guest powered off", "triple fault at rip 0x…".
         reason: String,
     },
-    /// The disks as they are now.
-    Disks {
-        /// In the order of the configuration.
+    /// The disks and network cards as they are now, in the order of the configuration.
+    Devices {
+        /// The disks.
         disks: Vec<DiskStatus>,
+        /// The network cards.
+        nics: Vec<NicStatus>,
     },
     /// The VM has a disk more.
     Attached {

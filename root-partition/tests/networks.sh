@@ -4,12 +4,12 @@
 . /lib/testing.sh
 links() { ip link | grep -c '^[0-9]'; }
 before=$(links)
-[ "$(vmctl net list)" = "NAME  STATE  MODE  ADDRESS  MAC  VLANS" ] || fail "networks: $(vmctl net list)"
+[ "$(vmctl net list)" = "NAME  STATE  MODE  VM  ADDRESS  MAC  VLANS" ] || fail "networks: $(vmctl net list)"
 expect "lan0: created (isolated)" vmctl net create lan0
 expect "lan1: created (nat)" vmctl net create lan1 --address 10.77.0.1/24 --nat
 expect "lan2: created (isolated)" vmctl net create lan2 --address 10.78.0.1/24 --vlan-filtering
-vmctl net list | grep -qE '^lan0 +no-carrier +isolated +- +[0-9a-f:]{17} +-$' || fail "lan0: $(vmctl net list)"
-vmctl net list | grep -qE '^lan1 +no-carrier +nat +10.77.0.1/24 +[0-9a-f:]{17} +-$' || fail "lan1: $(vmctl net list)"
+vmctl net list | grep -qE '^lan0 +no-carrier +isolated +- +- +[0-9a-f:]{17} +-$' || fail "lan0: $(vmctl net list)"
+vmctl net list | grep -qE '^lan1 +no-carrier +nat +- +10.77.0.1/24 +[0-9a-f:]{17} +-$' || fail "lan1: $(vmctl net list)"
 expect '"vlan_filtering": true' vmctl net list --format json
 ip address show lan1 | grep -q 'inet 10.77.0.1/24' || fail "$(ip address show lan1)"
 [ "$(cat /sys/class/net/lan2/bridge/vlan_filtering)" = 1 ] || fail "lan2 does not filter"
@@ -29,6 +29,11 @@ refuse '"a/b" is not an interface' vmctl net create a/b
 refuse '"10.1.0.1" is not an IPv4 address with a prefix' vmctl net create lan3 --address 10.1.0.1
 refuse "10.1.0.1/33: a prefix has 8 to 30 bits" vmctl net create lan3 --address 10.1.0.1/33
 refuse "10.1.0.0/16: that is the network" vmctl net create lan3 --address 10.1.0.0/16
+refuse "10.1.255.255/16: that is the broadcast address" vmctl net create lan3 --address 10.1.255.255/16
+refuse '"all": the kernel has this name' vmctl net create all
+refuse '"default": the kernel has this name' vmctl net create default
+refuse '".." is not an interface' vmctl net create ..
+refuse "MTU 67: expected a number from 68 to 65535" vmctl net create lan3 --mtu 67
 refuse "lan3: 10.77.0.9/16 overlaps lan1's 10.77.0.1/24" vmctl net create lan3 --address 10.77.0.9/16
 refuse "overlaps eth0's 10.0.2.15/24" vmctl net create lan3 --address 10.0.2.1/24
 refuse "--address" vmctl net create lan3 --nat

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 mod disk;
 mod duration;
+mod names;
+mod nic;
 mod size;
 mod source;
 #[cfg(test)]
@@ -22,6 +24,7 @@ mod tests;
 
 pub use disk::{DiskConfig, OnError, OnTimeout};
 pub use duration::parse_duration;
+pub use nic::{LinkState, NicConfig};
 pub use size::{format_size, parse_size};
 use source::Source;
 
@@ -64,6 +67,14 @@ pub struct VmConfig {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub disks: Vec<DiskConfig>,
+    /// The network cards, in the order in which the guest finds them.
+    #[serde(
+        default,
+        rename = "nic",
+        deserialize_with = "nic::list",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub nics: Vec<NicConfig>,
 }
 
 /// What happens when a guest reboots.
@@ -112,6 +123,9 @@ pub enum ConsoleDevice {
 const MIN_MEMORY: u64 = 2 << 20;
 /// RAM that a partition can have, in bytes: what 40 bits of guest physical address leave.
 const MAX_MEMORY: u64 = 512 << 30;
+/// Disks and NICs of a VM at most: each takes a slot of the bus, where the host bridge and the source of
+/// random numbers have one as well, and a virtio console.
+const MAX_DEVICES: usize = 30;
 /// Command lines longer than this overrun what Linux keeps of them.
 const MAX_CMDLINE: usize = 2047;
 
@@ -165,16 +179,23 @@ impl Loaded {
     /// What `text` and `overrides` say makes no VM.
     pub fn parse(origin: &str, text: String, overrides: &[String]) -> Result<Self, ConfigError> {
         let source = Source::new(origin, text, overrides)?;
-        let config: VmConfig = source.deserialize()?;
-        // Each device takes a slot of the bus.
-        let disks = config.disks.len();
-        if config.console.device == ConsoleDevice::Virtio && disks >= disk::MAX_DISKS {
+        let mut config: VmConfig = source.deserialize()?;
+        let is_virtio = config.console.device == ConsoleDevice::Virtio;
+        let (disks, nics) = (config.disks.len(), config.nics.len());
+        let limit = MAX_DEVICES - usize::from(is_virtio);
+        if disks + nics > limit {
+            let console = match is_virtio {
+                true => " with a virtio console",
+                false => "",
+            };
             return Err(ConfigError(format!(
-                "{}: {disks} disks: a VM with a virtio console has at most {}",
-                source.locate("disk"),
-                disk::MAX_DISKS - 1
+                "{}: {disks} disks and {nics} NICs: a VM{console} has at most {limit} of both",
+                source.locate(if disks > 0 { "disk" } else { "nic" }),
             )));
         }
+        let names: Vec<_> = config.disks.iter().map(|disk| &*disk.name).collect();
+        nic::complete(&config.name, &mut config.nics, &names)
+            .map_err(|e| ConfigError(format!("{}: nic: {e}", source.locate("nic"))))?;
         Ok(Self { config, source })
     }
 

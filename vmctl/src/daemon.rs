@@ -290,7 +290,7 @@ impl Daemon {
                     Some(Waiting::Disks(name, _)) if *name == change.name => {
                         let is_alive = |status: &VmStatus| status.state.is_alive();
                         let is_over = !status.as_ref().is_some_and(is_alive);
-                        (change.has_disks || is_over).then(|| request::info(&mut self.vms, name))
+                        (change.has_devices || is_over).then(|| request::info(&mut self.vms, name))
                     }
                     None if client.events && change.news => status.clone().map(Response::Event),
                     _ => None,

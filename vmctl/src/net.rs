@@ -1,21 +1,21 @@
 //! Host networks: a Linux bridge each, and the tap devices that join guests to it.
 //!
-//! [`create`], [`delete`], [`list`] and [`open_tap`] are all. The kernel alone keeps what they make,
+//! [`create`], [`delete`], [`list`] and [`plug_in`] are all. The kernel alone keeps what they make,
 //! and the alias of an interface says what it is to us (`mark`). `link` has the interfaces, `firewall` the
-//! packet filter of each network, `netlink` the way to both, `tap` makes tap devices. Nothing here
-//! knows a VM.
+//! packet filter of each network, `netlink` the way to both. `port` plugs guests in by tap devices, which
+//! [`tap`] makes. Nothing here knows a VM that runs.
 
 mod address;
 mod firewall;
 mod link;
 mod mark;
 mod netlink;
-mod tap;
+mod port;
+pub mod tap;
 
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use serde::Serialize;
@@ -23,11 +23,17 @@ use serde::Serialize;
 pub use self::address::{Cidr, Mac, Vlan};
 use self::link::{Interface, Links};
 use self::mark::{guest, mode, started_forwarding};
+pub use self::port::{Cable, Place, plug_in};
+pub use self::tap::Tap;
 
 /// Whether the machine forwards IPv4 packets at all.
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 /// The VLAN of ports that are told no other.
 const DEFAULT_VLAN: u16 = 1;
+/// Bytes of the largest packet of a network that is told no other: Ethernet's.
+const DEFAULT_MTU: u16 = 1500;
+/// The smallest MTU of IPv4 (RFC 791), and thereby of Linux's interfaces.
+const MIN_MTU: u16 = 68;
 
 /// One line that names the network, the interface or the address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +106,8 @@ pub struct Spec {
     pub mode: Mode,
     /// Whether ports can be in VLANs.
     pub vlan_filtering: bool,
+    /// Bytes of the largest packet.
+    pub mtu: Option<u16>,
 }
 
 /// A network that is.
@@ -117,6 +125,8 @@ pub struct Network {
     pub mac: Option<Mac>,
     /// Whether ports can be in VLANs.
     pub vlan_filtering: bool,
+    /// Bytes of the largest packet.
+    pub mtu: u32,
     /// What is plugged in.
     pub ports: Vec<Port>,
 }
@@ -126,6 +136,8 @@ pub struct Network {
 pub struct Port {
     /// The interface.
     pub name: String,
+    /// The VM whose guest it is.
+    pub vm: Option<String>,
     /// The guest's MAC address; the interface's own, if it is no guest's.
     pub mac: Option<Mac>,
     /// Its VLANs; none where the network filters none.
@@ -217,6 +229,9 @@ fn furnish(links: &mut Links, spec: &Spec) -> Result<(), NetError> {
     if let Some(mac) = bridge.mac {
         links.set_mac(bridge.index, mac).map_err(&failed)?;
     }
+    // The same goes for its MTU.
+    let mtu = spec.mtu.unwrap_or(DEFAULT_MTU);
+    links.set_mtu(bridge.index, mtu).map_err(&failed)?;
     if let Some(address) = spec.address {
         links.add_address(bridge.index, address).map_err(&failed)?;
     }
@@ -272,6 +287,7 @@ pub fn list() -> Result<Vec<Network>, NetError> {
             let vlan_filtering = bridge.bridge?;
             let port = |port: &Interface| Port {
                 name: port.name.clone(),
+                vm: mark::vm(port).map(str::to_owned),
                 mac: guest(port).or(port.mac),
                 vlans: vlans
                     .iter()
@@ -287,6 +303,7 @@ pub fn list() -> Result<Vec<Network>, NetError> {
                 address: address.map(|(_, address)| *address),
                 mac: bridge.mac,
                 vlan_filtering,
+                mtu: bridge.mtu,
                 ports: ports(&there, bridge).map(port).collect(),
             })
         })
@@ -305,65 +322,6 @@ fn state(there: &[Interface], bridge: &Interface) -> &'static str {
     }
 }
 
-/// A new tap device `name` on a network: the cable of a guest with this MAC address, which ends with
-/// its descriptor. Frames carry a `virtio_net_hdr`; reads and writes do not block.
-///
-/// # Errors
-///
-/// There is no such network, it filters no VLANs but one is wanted, the name is wrong or taken, or
-/// another guest of the network has the MAC address.
-pub fn open_tap(
-    network_name: &str,
-    name: &str,
-    mac: Mac,
-    vlan: Option<Vlan>,
-) -> Result<OwnedFd, NetError> {
-    check_name(name).map_err(NetError::Invalid)?;
-    let failed = kernel(name);
-    let mut links = Links::open().map_err(&failed)?;
-    let there = links.all().map_err(&failed)?;
-    let bridge = network(&there, network_name)?;
-    if let Some(vlan) = vlan
-        && bridge.bridge != Some(true)
-    {
-        let line = format!("{network_name}: VLAN {}: it filters none", vlan.id());
-        return Err(NetError::Conflict(line));
-    }
-    if let Some(other) = there.iter().find(|other| other.name == name) {
-        return Err(taken(other));
-    }
-    // Root's own address, too, is a station of the network.
-    let same = |other: &&Interface| guest(other).or(other.mac) == Some(mac);
-    let mut stations = ports(&there, bridge).chain([bridge]);
-    if let Some(other) = stations.find(same) {
-        let line = format!("{network_name}: {} has the MAC address {mac}", other.name);
-        return Err(NetError::Conflict(line));
-    }
-    // Whatever fails from here on, the tap goes with its descriptor.
-    let tap = tap::create(name).map_err(&failed)?;
-    plug(&mut links, name, bridge.index, mac, vlan).map_err(failed)?;
-    Ok(tap)
-}
-
-/// Plugs a new tap into a bridge. It comes up last, in its VLAN.
-fn plug(
-    links: &mut Links,
-    name: &str,
-    bridge: u32,
-    mac: Mac,
-    vlan: Option<Vlan>,
-) -> io::Result<()> {
-    let tap = find(links, name)?.index;
-    links.set_alias(tap, &mark::of_guest(mac))?;
-    links.set_mac(tap, mac.of_root_end())?;
-    links.attach(tap, bridge)?;
-    if let Some(vlan) = vlan {
-        links.leave_vlan(tap, DEFAULT_VLAN)?;
-        links.join_vlan(tap, vlan)?;
-    }
-    links.set_up(tap, true)
-}
-
 /// Checks the name of a network, which is an interface's.
 ///
 /// # Errors
@@ -377,6 +335,12 @@ pub fn check_name(name: &str) -> Result<(), String> {
         && bytes.first().is_some_and(u8::is_ascii_lowercase)
         && bytes.last().is_some_and(|&b| plain(b))
         && bytes.iter().all(|&b| plain(b) || b == b'-');
+    // The kernel has files of these names beside those of the interfaces.
+    if ["all", "default"].contains(&name) {
+        return Err(format!(
+            "\"{name}\": the kernel has this name for all interfaces"
+        ));
+    }
     if ok {
         return Ok(());
     }
@@ -386,6 +350,20 @@ pub fn check_name(name: &str) -> Result<(), String> {
         name.escape_default(),
         libc::IFNAMSIZ - 1
     ))
+}
+
+/// Checks the bytes of the largest packet.
+///
+/// # Errors
+///
+/// One line: no interface has such packets.
+pub fn check_mtu(bytes: i64) -> Result<u16, String> {
+    match u16::try_from(bytes) {
+        Ok(mtu @ MIN_MTU..) => Ok(mtu),
+        _ => Err(format!(
+            "MTU {bytes}: expected a number from {MIN_MTU} to 65535"
+        )),
+    }
 }
 
 /// The network of this name.
@@ -456,6 +434,9 @@ mod tests {
             "a/b",
             "a b",
             "abcdefghijklmnop",
+            "..",
+            "all",
+            "default",
         ] {
             assert!(check_name(wrong).is_err(), "{wrong}");
         }

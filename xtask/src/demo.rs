@@ -7,7 +7,7 @@ use crate::files::folder;
 use crate::kernel::Kernel;
 use crate::{Result, modules, root};
 
-/// Kernel modules of the demo guest: panic notification, power button, virtio devices.
+/// Kernel modules of the demo guest: panic notification, power button, virtio devices, VLANs.
 const MODULES: &[&str] = &[
     "drivers/misc/pvpanic/pvpanic",
     "drivers/misc/pvpanic/pvpanic-mmio",
@@ -16,6 +16,14 @@ const MODULES: &[&str] = &[
     "drivers/char/hw_random/virtio-rng",
     "drivers/char/virtio_console",
     "drivers/block/virtio_blk",
+    "net/core/failover",
+    "drivers/net/net_failover",
+    "drivers/net/virtio_net",
+    "net/llc/llc",
+    "net/802/stp",
+    "net/802/garp",
+    "net/802/mrp",
+    "net/8021q/8021q",
 ];
 
 /// Puts the configuration, the kernel and the initramfs into `archive`, in `home`.

@@ -41,6 +41,9 @@ pub(super) struct CreateArgs {
     /// Let its guests be in VLANs
     #[arg(long)]
     vlan_filtering: bool,
+    /// Bytes of the largest packet, 68 to 65535; Ethernet's 1500 otherwise
+    #[arg(long, value_name = "BYTES", value_parser = mtu)]
+    mtu: Option<u16>,
 }
 
 pub(super) fn run(command: NetCommand) -> Result<(), Failed> {
@@ -70,9 +73,15 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
         address,
         mode,
         vlan_filtering: args.vlan_filtering,
+        mtu: args.mtu,
     };
     net::create(&spec)?;
     output::text(&format!("{}: created ({})\n", spec.name, mode.name()))
+}
+
+fn mtu(text: &str) -> Result<u16, String> {
+    let bytes = text.parse().map_err(|_| "expected a number".to_owned())?;
+    net::check_mtu(bytes)
 }
 
 /// A row for each network, and one for each of its ports below it.
@@ -81,6 +90,7 @@ fn table(networks: &[Network]) -> Table {
         Column::Left("NAME"),
         Column::Left("STATE"),
         Column::Left("MODE"),
+        Column::Left("VM"),
         Column::Left("ADDRESS"),
         Column::Left("MAC"),
         Column::Left("VLANS"),
@@ -100,6 +110,7 @@ fn table(networks: &[Network]) -> Table {
             plain(Some(network.name.clone())),
             (network.state.to_owned(), colour),
             plain(Some(network.mode.name().to_owned())),
+            plain(None),
             plain(network.address.map(|address| address.to_string())),
             plain(mac),
             plain(Some(vlans.to_owned())),
@@ -111,13 +122,14 @@ fn table(networks: &[Network]) -> Table {
     table
 }
 
-fn row(port: &Port) -> [(String, Colour); 6] {
+fn row(port: &Port) -> [(String, Colour); 7] {
     let vlans: Vec<_> = port.vlans.iter().map(ToString::to_string).collect();
     let vlans = Some(vlans.join(",")).filter(|vlans| !vlans.is_empty());
     [
         plain(Some(format!("  {}", port.name))),
         plain(Some("port".to_owned())),
         plain(None),
+        plain(port.vm.clone()),
         plain(None),
         plain(port.mac.map(|mac| mac.to_string())),
         plain(vlans),
@@ -154,17 +166,19 @@ mod tests {
             address: "10.77.0.1/24".parse().ok(),
             mac: "52:54:00:00:00:01".parse().ok(),
             vlan_filtering: true,
+            mtu: 1500,
             ports: vec![Port {
-                name: "tap0".to_owned(),
+                name: "mv0".to_owned(),
+                vm: Some("web".to_owned()),
                 mac: "52:54:00:00:00:02".parse().ok(),
                 vlans: vec![Vlan::new(10, false).unwrap(), Vlan::new(20, true).unwrap()],
             }],
         }];
         assert_eq!(
             table(&networks).render(Style::default()),
-            "NAME    STATE  MODE  ADDRESS       MAC                VLANS\n\
-             lan0    up     nat   10.77.0.1/24  52:54:00:00:00:01  filtered\n  \
-               tap0  port   -     -             52:54:00:00:00:02  10,20t\n"
+            "NAME   STATE  MODE  VM   ADDRESS       MAC                VLANS\n\
+             lan0   up     nat   -    10.77.0.1/24  52:54:00:00:00:01  filtered\n  \
+               mv0  port   -     web  -             52:54:00:00:00:02  10,20t\n"
         );
     }
 }

@@ -3,14 +3,15 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use guest_proto::control::{DiskStatus, VmInfo, VmState, VmStatus};
+use guest_proto::control::{DiskStatus, NicStatus, VmInfo, VmState, VmStatus};
 use serde::Serialize;
 
 use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table};
 use crate::client::Client;
-use crate::config::{VmConfig, format_size};
+use crate::config::{NicConfig, VmConfig, format_size};
 use crate::console::log::Reader;
 use crate::exit::{Exit, Failed};
+use crate::net::Place;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ListArgs {
@@ -105,6 +106,7 @@ struct InfoJson<'a> {
     console_log: &'a str,
     worker_log: &'a str,
     disks: &'a [DiskStatus],
+    nics: &'a [NicStatus],
 }
 
 pub(super) fn info(args: &InfoArgs, mut client: Client) -> Result<(), Failed> {
@@ -123,6 +125,7 @@ pub(super) fn info(args: &InfoArgs, mut client: Client) -> Result<(), Failed> {
             console_log: &info.console_log,
             worker_log: &info.worker_log,
             disks: &info.disks,
+            nics: &info.nics,
         }),
         Format::Table => output::text(&describe(&info, &config)),
     }
@@ -166,9 +169,17 @@ fn describe(info: &VmInfo, config: &VmConfig) -> String {
         .map(|disk| (&*disk.name, describe_disk(disk)));
     let others = config.disks.iter().filter(|disk| !has_told(&disk.name));
     let disks = told.chain(others.map(|disk| (&*disk.name, path(&disk.path))));
+    let nics = config.nics.iter().map(|nic| {
+        let told = info.nics.iter().find(|told| told.name == nic.name);
+        (
+            &*nic.name,
+            told.map_or_else(|| planned_nic(nic), describe_nic),
+        )
+    });
     lines
         .into_iter()
         .chain(disks)
+        .chain(nics)
         .map(|(key, value)| {
             format!(
                 "{:<15} {}\n",
@@ -177,6 +188,31 @@ fn describe(info: &VmInfo, config: &VmConfig) -> String {
             )
         })
         .collect()
+}
+
+/// A card of a VM that does not run.
+fn planned_nic(nic: &NicConfig) -> String {
+    let place = nic.place();
+    let place = place.as_ref().map_or("-", Place::name);
+    let mac = nic
+        .mac
+        .map_or_else(|| "-".to_owned(), |mac| mac.to_string());
+    format!("{mac} at {place}")
+}
+
+fn describe_nic(nic: &NicStatus) -> String {
+    format!(
+        "{} at {} by {}; link {}, MTU {}, queues {} of {}, lost {}, refused {}",
+        nic.mac,
+        nic.place,
+        nic.tap,
+        if nic.is_up { "up" } else { "down" },
+        nic.mtu,
+        nic.pairs,
+        nic.max_pairs,
+        nic.lost,
+        nic.refused
+    )
 }
 
 fn describe_disk(disk: &DiskStatus) -> String {

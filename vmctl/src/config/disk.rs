@@ -5,11 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{ConfigError, Source};
+use super::{ConfigError, MAX_DEVICES, Source, names};
 use crate::disk::{Access, Cache, Format};
 
-/// Characters of a name.
-const MAX_NAME: usize = 32;
 /// Bytes of a serial number (virtio 1.2 §5.2.6).
 const MAX_SERIAL: usize = 20;
 /// Queues that a disk can have.
@@ -29,7 +27,7 @@ pub struct DiskConfig {
     /// extension. Empty only in a table that is not yet part of a VM's configuration.
     #[serde(
         default,
-        deserialize_with = "name",
+        deserialize_with = "names::deserialize",
         skip_serializing_if = "String::is_empty"
     )]
     pub name: String,
@@ -53,7 +51,7 @@ pub struct DiskConfig {
     #[serde(default)]
     pub cache: Cache,
     /// Number of queues, 1 to 16; by default one for each virtual CPU, but at most 4, and fewer
-    /// if there are more than 15 disks.
+    /// if there are many devices.
     #[serde(
         default,
         deserialize_with = "queues",
@@ -103,10 +101,6 @@ pub enum OnTimeout {
     Kill,
 }
 
-/// The most disks of a VM: each takes a slot of the bus, where the host bridge and the source of random
-/// numbers have one as well.
-pub(super) const MAX_DISKS: usize = 30;
-
 impl DiskConfig {
     /// Makes the configuration of the disk `path`, with more settings (`key=value`).
     ///
@@ -147,38 +141,17 @@ impl DiskConfig {
             false => Access::Write,
         }
     }
-
-    /// Returns the name that the disk has unless it gets another one.
-    fn default_name(&self) -> String {
-        let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
-        let name = stem.replace(|c: char| !is_name_character(c), "-");
-        let name = name.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
-        match name.get(..MAX_NAME).unwrap_or(name) {
-            "" => "disk".to_owned(),
-            name => name.to_owned(),
-        }
-    }
 }
 
-fn is_name_character(c: char) -> bool {
-    c.is_ascii_alphanumeric() || "-_.".contains(c)
-}
-
-/// Gives each disk a name that has none. A name that is taken gets a number.
+/// Gives each disk a name that has none.
 fn give_names(disks: &mut [DiskConfig]) {
     for index in 0..disks.len() {
-        if !disks[index].name.is_empty() {
-            continue;
+        if disks[index].name.is_empty() {
+            let stem = disks[index].path.file_stem().unwrap_or_default();
+            let wanted = names::name_of(&stem.to_string_lossy(), "disk");
+            let is_free = |name: &str| disks.iter().all(|disk| disk.name != name);
+            disks[index].name = names::free_name(wanted, is_free);
         }
-        let name = disks[index].default_name();
-        let is_free = |name: &String| disks.iter().all(|disk| disk.name != *name);
-        let numbered = (2..).map(|n| {
-            let end = format!("-{n}");
-            let len = name.len().min(MAX_NAME - end.len());
-            format!("{}{end}", &name[..len])
-        });
-        let free = std::iter::once(name.clone()).chain(numbered).find(is_free);
-        disks[index].name = free.unwrap_or(name);
     }
 }
 
@@ -188,9 +161,9 @@ pub(super) fn list<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<DiskConfig>, D::Error> {
     let mut disks = Vec::<DiskConfig>::deserialize(deserializer)?;
-    if disks.len() > MAX_DISKS {
+    if disks.len() > MAX_DEVICES {
         return Err(serde::de::Error::custom(format!(
-            "{}: a VM has at most {MAX_DISKS} disks",
+            "{}: a VM has at most {MAX_DEVICES} disks",
             disks.len()
         )));
     }
@@ -227,21 +200,6 @@ fn pause() -> OnError {
 
 fn report() -> OnError {
     OnError::Report
-}
-
-fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    let name = String::deserialize(deserializer)?;
-    let is_name = name.len() <= MAX_NAME
-        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && name.chars().all(is_name_character);
-    if !is_name {
-        return Err(serde::de::Error::custom(format!(
-            "\"{}\": expected at most {MAX_NAME} letters, digits, \".\", \"-\" and \"_\", and first a \
-             letter or digit",
-            name.escape_default()
-        )));
-    }
-    Ok(name)
 }
 
 fn serial<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {

@@ -1,6 +1,7 @@
 //! What is accepted, and what each mistake is called.
 
 use super::*;
+use crate::net::{Mac, Place, Vlan};
 
 const DEMO: &str = r#"# A comment.
 name = "demo"
@@ -52,7 +53,8 @@ fn errors_name_key_and_line() {
     assert_eq!(
         error("vcpus = 2", "vcpu = 2"),
         "demo.toml:3: unknown key \"vcpu\", expected one of \"name\", \"vcpus\", \"memory\", \
-         \"kernel\", \"initrd\", \"cmdline\", \"on_reboot\", \"console\", \"disk\""
+         \"kernel\", \"initrd\", \"cmdline\", \"on_reboot\", \"console\", \"disk\", \
+         \"nic\""
     );
     assert_eq!(
         error("log_limit = \"64K\"", "log_limt = \"64K\""),
@@ -310,4 +312,112 @@ fn wrong_disks_are_named() {
         let error = with_disks(&format!("[[disk]]\npath = '/a'\n{line}")).unwrap_err();
         assert!(error.contains(what), "{error}");
     }
+}
+
+fn with_nics(nics: &[&str]) -> Result<VmConfig, String> {
+    let table = |nic: &&str| format!("[[nic]]\n{nic}\n");
+    let nics: String = nics.iter().map(table).collect();
+    parse(&format!("{DEMO}\n{nics}"), &[])
+}
+
+#[test]
+fn nics_have_defaults_and_survive_the_wire() {
+    let config = with_nics(&[
+        "network = 'lan0'",
+        "bridge = 'br0'\nname = 'wan'\nmac = '52:54:00:00:00:09'\nvlan = 10\ntrunks = [30, 20, 30]\n\
+         mtu = 9000\nqueues = 2\nlink = 'down'",
+        "tap = 'tap7'",
+        "network = 'lan0'\nvlan = '20t'",
+    ])
+    .unwrap();
+    let names: Vec<_> = config.nics.iter().map(|nic| &*nic.name).collect();
+    assert_eq!(names, ["lan0", "wan", "tap7", "lan0-2"]);
+    let [first, second, third, last] = &config.nics[..] else {
+        panic!("{config:?}");
+    };
+    assert_eq!(first.place(), Some(Place::Network("lan0".to_owned())));
+    assert_eq!(first.mac, Some(Mac::of_text("demo/lan0")));
+    assert_eq!(last.mac, Some(Mac::of_text("demo/lan0-2")));
+    assert_eq!(
+        (first.mtu, first.queues, first.link),
+        (None, None, LinkState::Up)
+    );
+    assert_eq!(second.place(), Some(Place::Bridge("br0".to_owned())));
+    assert_eq!(second.vlan, Vlan::new(10, false).ok());
+    assert_eq!(second.trunks, [20, 30]);
+    assert_eq!((second.mtu, second.queues), (Some(9000), Some(2)));
+    assert_eq!(second.link, LinkState::Down);
+    assert_eq!(third.place(), Some(Place::Tap("tap7".to_owned())));
+    assert_eq!(last.vlan, Vlan::new(20, true).ok());
+    let text = config.to_toml().unwrap();
+    assert_eq!(VmConfig::parse("wire", &text).unwrap(), config);
+    // The name of a disk is taken, too.
+    let disk = "[[disk]]\npath = '/lan0'\n[[nic]]\nnetwork = 'lan0'";
+    let config = with_disks(disk).unwrap();
+    assert_eq!(config.nics[0].name, "lan0-2");
+}
+
+#[test]
+fn wrong_nics_are_named() {
+    for (nic, what) in [
+        ("", "one of the keys \"network\", \"bridge\" and \"tap\""),
+        ("network = 'a'\nbridge = 'b'", "one of the keys"),
+        ("tap = 'a'\nvlan = 10", "tap \"a\": whoever makes a tap"),
+        ("tap = 'a'\ntrunks = [10]", "tap \"a\": whoever makes a tap"),
+        ("network = 'a'\nvlan = 10\ntrunks = [10]", "VLAN 10 is both"),
+        (
+            "network = 'a'\nvlan = 0",
+            "VLAN 0: a VLAN has a number from 1 to 4094",
+        ),
+        ("network = 'a'\nvlan = 'x'", "\"x\" is not a VLAN"),
+        ("network = 'a'\nvlan = true", "expected a VLAN as 10"),
+        ("network = 'a'\ntrunks = [4095]", "a VLAN has a number"),
+        (
+            "network = 'a'\nmac = '01:00:5e:00:00:01'",
+            "not one station's MAC address",
+        ),
+        ("network = 'a'\nmac = 'x'", "\"x\" is not a MAC address"),
+        (
+            "network = 'a'\nmtu = 67",
+            "MTU 67: expected a number from 68 to 65535",
+        ),
+        ("network = 'a'\nmtu = 65536", "MTU 65536: expected"),
+        (
+            "network = 'a'\nqueues = 0",
+            "0: expected a number from 1 to 16",
+        ),
+        (
+            "network = 'a'\nqueues = 17",
+            "17: expected a number from 1 to 16",
+        ),
+        ("network = 'a'\nlink = 'on'", "\"on\""),
+        ("network = 'a'\nname = '-'", "\"-\": expected at most 32"),
+        ("network = 'a'\nfoo = 1", "unknown key \"foo\""),
+    ] {
+        let error = with_nics(&[nic]).unwrap_err();
+        assert!(error.contains(what), "{error}");
+        assert!(
+            !error.contains('\n') && error.starts_with("demo.toml:"),
+            "{error}"
+        );
+    }
+    let named = "network = 'a'\nname = 'x'";
+    let error = with_nics(&[named, named]).unwrap_err();
+    assert!(error.contains("two devices have the name \"x\""), "{error}");
+    let error = with_disks("[[disk]]\npath = '/a'\nname = 'x'\n[[nic]]\nnetwork = 'a'\nname = 'x'");
+    let error = error.unwrap_err();
+    assert!(error.contains("two devices have the name \"x\""), "{error}");
+    let same = "network = 'a'\nmac = '52:54:00:00:00:09'";
+    let error = with_nics(&[same, same]).unwrap_err();
+    assert!(error.contains("two NICs have the MAC address"), "{error}");
+    let many = |count| with_nics(&vec!["network = 'a'"; count]);
+    many(30).unwrap();
+    let error = many(31).unwrap_err();
+    assert!(error.contains("31: a VM has at most 30 NICs"), "{error}");
+    let both = "[[nic]]\nnetwork = 'a'\n".repeat(30);
+    let error = with_disks(&format!("[[disk]]\npath = '/a'\n{both}")).unwrap_err();
+    assert!(
+        error.contains("1 disks and 30 NICs: a VM has at most 30 of both"),
+        "{error}"
+    );
 }

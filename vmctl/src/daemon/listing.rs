@@ -50,10 +50,13 @@ impl Vms {
         })
     }
 
-    /// Asks a VM's worker for its disks. Returns false if it has no disks or nobody answers.
-    pub(super) fn ask_disks(&mut self, name: &str) -> bool {
-        let has_disks = |vm: &Vm| vm.worker.is_some() && !vm.record.config.disks.is_empty();
-        self.vm(name).is_ok_and(has_disks) && self.command(name, &WorkerCommand::Disks).is_ok()
+    /// Asks a VM's worker for its devices. Returns false if it has none or nobody answers.
+    pub(super) fn ask_devices(&mut self, name: &str) -> bool {
+        let has_devices = |vm: &Vm| {
+            let config = &vm.record.config;
+            vm.worker.is_some() && !(config.disks.is_empty() && config.nics.is_empty())
+        };
+        self.vm(name).is_ok_and(has_devices) && self.command(name, &WorkerCommand::Devices).is_ok()
     }
 
     pub(super) fn info(&mut self, name: &str) -> Result<VmInfo, Failure> {
@@ -79,6 +82,7 @@ impl Vms {
                 .worker
                 .as_ref()
                 .map_or_else(Vec::new, |w| w.disks.clone()),
+            nics: vm.worker.as_ref().map_or_else(Vec::new, |w| w.nics.clone()),
             status,
         })
     }

@@ -13,7 +13,7 @@ pub(super) enum Answer {
     Now(Box<Response>),
     /// An answer when the VM meets the condition.
     When(String, Until),
-    /// An answer when the VM's worker has told its disks.
+    /// An answer when the VM's worker has told its devices.
     Info(String),
     /// An answer when the disk of the VM was attached or detached.
     Disk(String, String),
@@ -37,7 +37,7 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
         Request::Resume { name } => vms.resume(&name).map(Response::Status),
         Request::Delete { name } => vms.delete(&name).map(|()| Response::Done),
         Request::List => Ok(Response::List(vms.list())),
-        Request::Info { name } if vms.ask_disks(&name) => return Answer::Info(name),
+        Request::Info { name } if vms.ask_devices(&name) => return Answer::Info(name),
         Request::Info { name } => Ok(info(vms, &name)),
         Request::Wait { name, until } => match vms.status(&name) {
             Err(e) => Err(e),
@@ -141,7 +141,7 @@ mod tests {
             status: status.cloned(),
             news: true,
             refused: refused.map(str::to_owned),
-            has_disks: false,
+            has_devices: false,
             disk: None,
         }
     }

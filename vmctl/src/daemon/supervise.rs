@@ -9,7 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use guest_proto::control::{
-    DiskStatus, EndCause, Failure, FailureKind, Role, WireError, WorkerCommand, WorkerEvent,
+    DiskStatus, EndCause, Failure, FailureKind, NicStatus, Role, WireError, WorkerCommand,
+    WorkerEvent,
 };
 
 use super::process::{Identity, Launch, Process, last_words};
@@ -31,6 +32,8 @@ pub(super) struct Worker {
     doom: Option<Instant>,
     /// Its disks as it told them last.
     pub(super) disks: Vec<DiskStatus>,
+    /// Its network cards, likewise.
+    pub(super) nics: Vec<NicStatus>,
 }
 
 impl Worker {
@@ -99,6 +102,7 @@ impl Vms {
             link: Some(link),
             doom: None,
             disks: Vec::new(),
+            nics: Vec::new(),
         });
         entering(&mut vm.record);
         self.changed(name);
@@ -130,6 +134,7 @@ impl Vms {
             link,
             doom: None,
             disks: Vec::new(),
+            nics: Vec::new(),
         }
     }
 
@@ -150,8 +155,8 @@ impl Vms {
             for event in heard.about_disks {
                 self.disk_event(name, event);
             }
-            if heard.has_disks {
-                self.tell_disks(name);
+            if heard.has_devices {
+                self.tell_devices(name);
             }
             if !heard.has_state {
                 return self.note_change(name, heard.refused);
@@ -277,8 +282,8 @@ struct Heard {
     refused: Option<String>,
     /// The last message was a state; there may be more messages.
     has_state: bool,
-    /// It has told its disks.
-    has_disks: bool,
+    /// It has told its devices.
+    has_devices: bool,
     /// What it tells about single disks.
     about_disks: Vec<WorkerEvent>,
 }
@@ -320,9 +325,10 @@ fn hear(record: &mut Record, worker: &mut Worker) -> Result<Heard, LinkError> {
                 heard.has_state = true;
                 break;
             }
-            WorkerEvent::Disks { disks } => {
+            WorkerEvent::Devices { disks, nics } => {
                 worker.disks = disks;
-                heard.has_disks = true;
+                worker.nics = nics;
+                heard.has_devices = true;
             }
             WorkerEvent::Refused { reason } => heard.refused = Some(reason),
             WorkerEvent::Ended { cause, reason } => {

@@ -84,8 +84,8 @@ pub(super) struct Change {
     pub(super) news: bool,
     /// What its worker would not do, and why.
     pub(super) refused: Option<String>,
-    /// Its worker has told its disks.
-    pub(super) has_disks: bool,
+    /// Its worker has told its devices.
+    pub(super) has_devices: bool,
     /// What became of a disk that was to be attached or detached.
     pub(super) disk: Option<DiskChange>,
 }
@@ -337,10 +337,10 @@ impl Vms {
         });
     }
 
-    /// Remembers to tell those who wait of a VM's disks.
-    pub(super) fn tell_disks(&mut self, name: &str) {
+    /// Remembers to tell those who wait of a VM's devices.
+    pub(super) fn tell_devices(&mut self, name: &str) {
         self.changes.push(Change {
-            has_disks: true,
+            has_devices: true,
             ..self.no_change(name)
         });
     }
@@ -362,7 +362,7 @@ impl Vms {
             status: self.status(name).ok(),
             news: false,
             refused: None,
-            has_disks: false,
+            has_devices: false,
             disk: None,
         }
     }

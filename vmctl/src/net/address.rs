@@ -1,10 +1,12 @@
 //! Addresses as users write them: of networks (CIDR), of Ethernet (MAC), and VLANs.
 
 use std::fmt;
+use std::hash::Hasher;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An IPv4 address and the length of its network's prefix: `10.77.0.1/24`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +70,11 @@ impl FromStr for Cidr {
         if special || address.octets()[0] >= 240 {
             return Err(format!("{text}: not an address that a host can have"));
         }
-        if address == cidr.network() || address == cidr.broadcast() {
+        if address == cidr.network() {
             return Err(format!("{text}: that is the network, not a host in it"));
+        }
+        if address == cidr.broadcast() {
+            return Err(format!("{text}: that is the broadcast address, not a host"));
         }
         Ok(cidr)
     }
@@ -99,6 +104,17 @@ impl Mac {
 
     pub(super) fn from_kernel(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
+    }
+
+    /// Returns an address that is always the same for the same text, and hardly that of another text:
+    /// locally administered, with 32 bits of a hash.
+    pub fn of_text(text: &str) -> Self {
+        let mut hasher = fnv::FnvHasher::default();
+        hasher.write(text.as_bytes());
+        // The low bits of this hash hardly depend on the first bytes.
+        let hash = hasher.finish();
+        let [a, b, c, d] = ((hash >> 32) as u32 ^ hash as u32).to_be_bytes();
+        Self([0x52, 0x54, a, b, c, d])
     }
 
     /// What root's end of a guest's cable has: a bridge takes frames for its ports' own addresses to
@@ -147,8 +163,16 @@ impl Serialize for Mac {
     }
 }
 
+impl<'de> Deserialize<'de> for Mac {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
 /// A VLAN as a port has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vlan {
     id: u16,
     tagged: bool,
@@ -163,7 +187,7 @@ impl Vlan {
     /// One line: there is no such VLAN.
     pub fn new(id: u16, tagged: bool) -> Result<Self, String> {
         if !(1..=4094).contains(&id) {
-            return Err(format!("VLAN {id}: there are 1 to 4094"));
+            return Err(format!("VLAN {id}: a VLAN has a number from 1 to 4094"));
         }
         Ok(Self { id, tagged })
     }
@@ -183,6 +207,40 @@ impl Vlan {
 impl fmt::Display for Vlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}", self.id, if self.tagged { "t" } else { "" })
+    }
+}
+
+impl FromStr for Vlan {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.strip_suffix('t');
+        let id = number.unwrap_or(text).parse();
+        let id = id.map_err(|_| format!("\"{text}\" is not a VLAN as 10, or tagged 10t"))?;
+        Self::new(id, number.is_some())
+    }
+}
+
+impl Serialize for Vlan {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A number, or a text.
+impl<'de> Deserialize<'de> for Vlan {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected a VLAN as 10, or tagged \"10t\"")]
+        enum Form {
+            Number(i64),
+            Text(String),
+        }
+        let text = match Form::deserialize(deserializer)? {
+            Form::Number(number) => number.to_string(),
+            Form::Text(text) => text,
+        };
+        text.parse().map_err(D::Error::custom)
     }
 }
 
@@ -242,5 +300,19 @@ mod tests {
     fn vlans_are_numbered_from_1() {
         assert!(Vlan::new(0, true).is_err() && Vlan::new(4095, false).is_err());
         assert_eq!(Vlan::new(10, true).unwrap().to_string(), "10t");
+        assert_eq!("10t".parse(), Vlan::new(10, true));
+        assert_eq!("10".parse(), Vlan::new(10, false));
+        for wrong in ["", "t", "10u", "-1", "0", "4095t", "99999"] {
+            assert!(wrong.parse::<Vlan>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_text_always_makes_the_same_station() {
+        let mac = Mac::of_text("web/lan0");
+        assert_eq!(mac.to_string(), "52:54:58:b5:a1:d9");
+        assert_eq!(mac.to_string().parse(), Ok(mac));
+        let names = (0..1000).map(|n| Mac::of_text(&format!("web{n}/lan0")));
+        assert_eq!(names.collect::<std::collections::HashSet<_>>().len(), 1000);
     }
 }

@@ -30,6 +30,10 @@ pub(super) struct Interface {
     pub(super) up: bool,
     /// Whether nothing is known to keep frames from it.
     pub(super) running: bool,
+    /// Whether somebody is at the other end of its cable.
+    pub(super) has_carrier: bool,
+    /// Bytes of the largest packet.
+    pub(super) mtu: u32,
     /// If it is a bridge, whether that filters VLANs.
     pub(super) bridge: Option<bool>,
 }
@@ -124,6 +128,10 @@ impl Links {
         self.set(index, LinkAttribute::Address(mac.octets().to_vec()))
     }
 
+    pub(super) fn set_mtu(&mut self, index: u32, mtu: u16) -> io::Result<()> {
+        self.set(index, LinkAttribute::Mtu(u32::from(mtu)))
+    }
+
     /// Makes an interface a port of a bridge.
     pub(super) fn attach(&mut self, index: u32, bridge: u32) -> io::Result<()> {
         self.set(index, LinkAttribute::Controller(bridge))
@@ -210,6 +218,8 @@ fn interface(link: LinkMessage) -> Interface {
             LinkAttribute::IfName(name) => found.name = name,
             LinkAttribute::Address(bytes) => found.mac = Mac::from_kernel(&bytes),
             LinkAttribute::IfAlias(alias) => found.alias = alias,
+            LinkAttribute::Mtu(mtu) => found.mtu = mtu,
+            LinkAttribute::Carrier(carrier) => found.has_carrier = carrier != 0,
             LinkAttribute::Controller(index) => found.controller = Some(index),
             LinkAttribute::OperState(state) => {
                 found.running = matches!(state, State::Up | State::Unknown);

@@ -6,7 +6,7 @@ use super::link::Interface;
 
 /// What the alias of a network's bridge begins with; its mode follows.
 const NETWORK: &str = "microvisor network: ";
-/// What the alias of a guest's tap begins with; the guest's MAC address follows.
+/// What the alias of a guest's tap begins with; the guest's MAC address and the name of its VM follow.
 const GUEST: &str = "microvisor guest: ";
 /// Follows the mode where NAT found the machine not forwarding.
 const FORWARDING: &str = ", forwarding";
@@ -18,8 +18,8 @@ pub(super) fn of_network(mode: Mode, started: bool) -> String {
 }
 
 /// The alias of a guest's tap.
-pub(super) fn of_guest(mac: Mac) -> String {
-    format!("{GUEST}{mac}")
+pub(super) fn of_guest(mac: Mac, vm: &str) -> String {
+    format!("{GUEST}{mac} {vm}")
 }
 
 /// The mode of a bridge that is a network.
@@ -37,7 +37,14 @@ pub(super) fn started_forwarding(interface: &Interface) -> bool {
 
 /// The guest's MAC address, if it is a guest's tap.
 pub(super) fn guest(interface: &Interface) -> Option<Mac> {
-    interface.alias.strip_prefix(GUEST)?.parse().ok()
+    let (mac, _) = interface.alias.strip_prefix(GUEST)?.split_once(' ')?;
+    mac.parse().ok()
+}
+
+/// The name of the guest's VM, if it is a guest's tap.
+pub(super) fn vm(interface: &Interface) -> Option<&str> {
+    let (_, vm) = interface.alias.strip_prefix(GUEST)?.split_once(' ')?;
+    Some(vm)
 }
 
 #[cfg(test)]
@@ -62,7 +69,9 @@ mod tests {
             }
         }
         let mac: Mac = "52:54:00:00:00:01".parse().unwrap();
-        assert_eq!(guest(&interface(of_guest(mac), None)), Some(mac));
-        assert_eq!(guest(&interface("a cable".to_owned(), None)), None);
+        let tap = interface(of_guest(mac, "web"), None);
+        assert_eq!((guest(&tap), vm(&tap)), (Some(mac), Some("web")));
+        let other = interface("a cable".to_owned(), None);
+        assert_eq!((guest(&other), vm(&other)), (None, None));
     }
 }

@@ -19,12 +19,13 @@ use super::loader::{Boot, Entry, Initrd, Kernel};
 use super::machine::{self, Machine};
 use super::memory::{self, Ram};
 use super::virtio::transport::Transport;
-use super::virtio::{Device as Virtio, block::Block, console::Console, entropy::Entropy};
-use super::{acpi, devices, disks, firmware, journal};
+use super::virtio::{Device as Virtio, block::Block, console::Console, entropy::Entropy, net::Net};
+use super::{acpi, devices, disks, firmware, journal, nics};
 use crate::config::{ConsoleDevice, DiskConfig, VmConfig};
 use crate::disk::Image;
 use crate::driver::page::Ring;
 use crate::driver::{Device, DriverError, Vcpu, Vm};
+use crate::net::Tap;
 
 /// The files that a VM starts from, opened and checked.
 #[derive(Debug)]
@@ -32,6 +33,7 @@ pub(super) struct Images {
     kernel: Kernel,
     initrd: Option<Initrd>,
     disks: Vec<Image>,
+    taps: Vec<Tap>,
 }
 
 impl Images {
@@ -44,10 +46,12 @@ impl Images {
         };
         let disks = disks::open(config)?;
         memory::check_available(config.memory).map_err(End::start_failed)?;
+        let taps = nics::open(config)?;
         Ok(Self {
             kernel,
             initrd,
             disks,
+            taps,
         })
     }
 }
@@ -109,6 +113,7 @@ impl Partition {
     /// Gives it all that it needs to run.
     pub(super) fn furnish(self, config: &VmConfig, mut images: Images) -> Result<Built, End> {
         let disks = std::mem::take(&mut images.disks);
+        let taps = std::mem::take(&mut images.taps);
         let parts = match self.parts(config, images) {
             Ok(parts) => parts,
             Err(end) => {
@@ -117,7 +122,7 @@ impl Partition {
             }
         };
         let machine = Machine::new(self.vm, parts.ram, parts.rings, parts.wake);
-        if let Err(end) = plug(&machine, config, disks) {
+        if let Err(end) = plug(&machine, config, disks, taps) {
             drop(parts.vcpus);
             machine.destroy();
             return Err(end);
@@ -198,14 +203,24 @@ impl Partition {
 }
 
 /// Puts the VM's devices onto the PCI bus.
-fn plug(machine: &Machine, config: &VmConfig, images: Vec<Image>) -> Result<(), End> {
+fn plug(
+    machine: &Machine,
+    config: &VmConfig,
+    images: Vec<Image>,
+    taps: Vec<Tap>,
+) -> Result<(), End> {
     let insert = |devices: &mut Devices, slot, device| devices.pci().insert(slot, device);
     let count = config.disks.len();
     for (disk, image) in config.disks.iter().zip(images) {
-        let options = disks::options(disk, config.vcpus, count);
+        let options = disks::options(disk, config.vcpus, count, !taps.is_empty());
         let block = Block::new(image, options, Arc::clone(&machine.stalls));
         machine.plugs.add(block.monitor());
         put(machine, Box::new(block), insert).map_err(End::start_failed)?;
+    }
+    for (nic, tap) in config.nics.iter().zip(taps) {
+        let net = Net::new(tap, nics::options(&config.name, nic));
+        machine.plugs.add_nic(net.monitor());
+        put(machine, Box::new(net), insert).map_err(End::start_failed)?;
     }
     put(machine, Box::new(Entropy), insert).map_err(End::start_failed)?;
     if config.console.device == ConsoleDevice::Virtio {
@@ -223,7 +238,8 @@ fn plug(machine: &Machine, config: &VmConfig, images: Vec<Image>) -> Result<(), 
 /// One line.
 pub(super) fn plug_disk(machine: &Machine, disk: &DiskConfig, image: Image) -> Result<(), String> {
     let count = machine.plugs.names().len() + 1;
-    let options = disks::options(disk, machine.vcpus(), count);
+    let has_nics = machine.plugs.has_nics();
+    let options = disks::options(disk, machine.vcpus(), count, has_nics);
     let block = Block::new(image, options, Arc::clone(&machine.stalls));
     let monitor = block.monitor();
     put(machine, Box::new(block), Devices::plug)?;

@@ -31,6 +31,7 @@ mod journal;
 pub mod loader;
 mod machine;
 pub mod memory;
+mod nics;
 pub mod pci;
 mod plugs;
 mod sandbox;
@@ -186,7 +187,10 @@ fn await_configuration(control: &mut Control) -> Result<VmConfig, End> {
                 }),
                 // A later one comes when the user's terminal has another size.
                 WorkerCommand::Resize { .. } => {}
-                WorkerCommand::Disks => control.send(&WorkerEvent::Disks { disks: Vec::new() }),
+                WorkerCommand::Devices => control.send(&WorkerEvent::Devices {
+                    disks: Vec::new(),
+                    nics: Vec::new(),
+                }),
                 WorkerCommand::Pause
                 | WorkerCommand::Resume
                 | WorkerCommand::PowerButton

@@ -1,4 +1,4 @@
-//! The disks of a VM: those that it starts with, and those that come and go while it runs.
+//! The disks and network cards of a VM: those that it starts with, and those that come and go while it runs.
 //!
 //! To open an image and to close one can take long, so each happens on a thread of its own. What the
 //! threads have done waits here for the device thread.
@@ -8,11 +8,12 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
-use guest_proto::control::DiskStatus;
+use guest_proto::control::{DiskStatus, NicStatus};
 
 use super::event::Event;
 use super::journal;
 use super::virtio::block::Monitor;
+use super::virtio::net;
 use super::virtio::transport::Transport;
 use crate::config::DiskConfig;
 use crate::disk::{Chain, Image};
@@ -30,6 +31,7 @@ pub(super) enum Outcome {
 #[derive(Debug)]
 pub(super) struct Plugs {
     disks: Mutex<Vec<Monitor>>,
+    nics: Mutex<Vec<net::Monitor>>,
     /// Names of disks whose images are being opened.
     opening: Mutex<Vec<String>>,
     outcomes: Mutex<Vec<Outcome>>,
@@ -44,6 +46,7 @@ impl Plugs {
     pub(super) fn new(wake: Arc<Event>) -> Self {
         Self {
             disks: Mutex::default(),
+            nics: Mutex::default(),
             opening: Mutex::default(),
             outcomes: Mutex::default(),
             closing: Mutex::default(),
@@ -54,6 +57,21 @@ impl Plugs {
     /// Adds a disk.
     pub(super) fn add(&self, disk: Monitor) {
         lock(&self.disks).push(disk);
+    }
+
+    /// Adds a network card.
+    pub(super) fn add_nic(&self, nic: net::Monitor) {
+        lock(&self.nics).push(nic);
+    }
+
+    /// Returns whether there are network cards.
+    pub(super) fn has_nics(&self) -> bool {
+        !lock(&self.nics).is_empty()
+    }
+
+    /// Returns what the network cards are, and what they have done.
+    pub(super) fn nic_statuses(&self) -> Vec<NicStatus> {
+        lock(&self.nics).iter().map(net::Monitor::status).collect()
     }
 
     /// Returns what the disks are, and what they have done.

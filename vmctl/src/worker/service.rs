@@ -247,9 +247,10 @@ impl Service {
             WorkerCommand::Pause => self.pause(control),
             WorkerCommand::Resume => self.resume(control),
             WorkerCommand::PowerButton => self.press_power_button(control),
-            WorkerCommand::Disks => {
-                let disks = self.machine.plugs.statuses();
-                control.send(&WorkerEvent::Disks { disks });
+            WorkerCommand::Devices => {
+                let plugs = &self.machine.plugs;
+                let (disks, nics) = (plugs.statuses(), plugs.nic_statuses());
+                control.send(&WorkerEvent::Devices { disks, nics });
             }
             WorkerCommand::Resize { columns, rows } => self.resize(columns, rows),
             WorkerCommand::Attach { name, disk, files } => {

@@ -13,6 +13,7 @@ pub mod block;
 mod buffers;
 pub mod console;
 pub mod entropy;
+pub mod net;
 mod registers;
 #[cfg(test)]
 mod tests;
@@ -20,10 +21,12 @@ mod thread;
 pub mod transport;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::event::Event;
 use super::journal;
@@ -37,6 +40,8 @@ const ISR_CONFIG: u8 = 1 << 1;
 /// The device types (§5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// A network card (§5.1).
+    Net,
     /// A disk (§5.2).
     Block,
     /// A console (§5.3).
@@ -49,6 +54,7 @@ impl Kind {
     /// Returns the virtio device ID.
     pub fn id(self) -> u16 {
         match self {
+            Self::Net => 1,
             Self::Block => 2,
             Self::Console => 3,
             Self::Entropy => 4,
@@ -58,6 +64,8 @@ impl Kind {
     /// Returns the PCI base class, subclass and programming interface.
     pub fn class(self) -> [u8; 3] {
         match self {
+            // Network controller, Ethernet.
+            Self::Net => [0x02, 0, 0],
             // Mass storage, other.
             Self::Block => [0x01, 0x80, 0],
             // Simple communication controller, other.
@@ -89,6 +97,9 @@ pub trait Device: fmt::Debug + Send {
 
     /// Writes the device's configuration from offset `at` on.
     fn write_config(&mut self, _at: usize, _bytes: &[u8]) {}
+
+    /// A driver that accepted `features` is ready. Its queues start next.
+    fn activate(&mut self, _features: u64) {}
 
     /// Returns the code that serves queue `index` for a driver that accepted `features`.
     fn server(&mut self, index: u16, features: u64) -> Box<dyn Serve>;
@@ -201,12 +212,20 @@ pub type Chain<'a> = DescriptorChain<&'a Memory>;
 pub struct Vring {
     /// The queue's number.
     pub index: u16,
-    /// The queue's addresses and positions, which threads lock for each step.
-    queue: Mutex<Queue>,
+    /// What threads lock for each step.
+    ring: Mutex<Ring>,
     /// The event that the driver's notifications signal.
     pub kick: Arc<Event>,
     /// How the queue interrupts the driver.
     pub call: Interrupt,
+}
+
+/// A queue's addresses and positions.
+#[derive(Debug)]
+struct Ring {
+    queue: Queue,
+    /// Position in the used ring when the driver was last considered for an interrupt.
+    considered: u16,
 }
 
 /// How a queue interrupts the driver.
@@ -247,7 +266,10 @@ impl Vring {
     pub fn new(index: u16, queue: Queue, kick: Arc<Event>, call: Interrupt) -> Self {
         Self {
             index,
-            queue: Mutex::new(queue),
+            ring: Mutex::new(Ring {
+                queue,
+                considered: 0,
+            }),
             kick,
             call,
         }
@@ -259,8 +281,8 @@ impl Vring {
     ///
     /// The available ring's index is more than a queue ahead.
     pub fn pop<'a>(&self, memory: &'a Memory) -> Result<Option<Chain<'a>>, Malformed> {
-        let mut queue = self.queue();
-        let mut available = queue.iter(memory).map_err(|_| BAD_RING)?;
+        let mut ring = self.ring();
+        let mut available = ring.queue.iter(memory).map_err(|_| BAD_RING)?;
         Ok(available.next())
     }
 
@@ -270,7 +292,31 @@ impl Vring {
     ///
     /// The queue has no descriptor `head`.
     pub fn push(&self, memory: &Memory, head: u16, written: u32) -> Result<(), Malformed> {
-        let pushed = self.queue().add_used(memory, head, written);
+        self.push_all(memory, &[(head, written)])
+    }
+
+    /// Returns some chains to the driver, each with bytes that were written to it. The driver sees either
+    /// none of them or all.
+    ///
+    /// # Errors
+    ///
+    /// The queue has no such descriptor.
+    pub fn push_all(&self, memory: &Memory, chains: &[(u16, u32)]) -> Result<(), Malformed> {
+        let Some((&(head, written), others)) = chains.split_last() else {
+            return Ok(());
+        };
+        let queue = &mut self.ring().queue;
+        for &(head, written) in others {
+            let element = u64::from(written) << 32 | u64::from(head);
+            let slot = queue.next_used() % queue.size();
+            let at = used_element(queue.used_ring(), slot).ok_or(BAD_RING)?;
+            memory
+                .write_obj(element.to_le(), at)
+                .map_err(|_| BAD_RING)?;
+            queue.set_next_used(queue.next_used().wrapping_add(1));
+        }
+        // With the last one the driver sees the new position.
+        let pushed = queue.add_used(memory, head, written);
         pushed.map_err(|_| Malformed("a chain's head is no descriptor of the queue"))
     }
 
@@ -280,8 +326,7 @@ impl Vring {
     ///
     /// The ring is not in memory.
     pub fn notify(&self, memory: &Memory) -> Result<(), Malformed> {
-        let wanted = self.queue().needs_notification(memory);
-        if wanted.map_err(|_| BAD_RING)? {
+        if self.ring().wants_interrupt(memory)? {
             self.call.send();
         }
         Ok(())
@@ -293,7 +338,7 @@ impl Vring {
     ///
     /// The ring is not in memory.
     pub fn disable_notification(&self, memory: &Memory) -> Result<(), Malformed> {
-        let disabled = self.queue().disable_notification(memory);
+        let disabled = self.ring().queue.disable_notification(memory);
         disabled.map_err(|_| BAD_RING)
     }
 
@@ -304,11 +349,41 @@ impl Vring {
     ///
     /// The ring is not in memory.
     pub fn enable_notification(&self, memory: &Memory) -> Result<bool, Malformed> {
-        let enabled = self.queue().enable_notification(memory);
+        let enabled = self.ring().queue.enable_notification(memory);
         enabled.map_err(|_| BAD_RING)
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns where an element of the used ring is: 32 bits of the chain's head, 32 bits of the length
+/// (§2.7.8).
+fn used_element(used_ring: u64, slot: u16) -> Option<GuestAddress> {
+    let offset = 4 + 8 * u64::from(slot);
+    used_ring.checked_add(offset).map(GuestAddress)
+}
+
+impl Ring {
+    /// Returns whether the driver asked to hear of the chains that were pushed since the last call
+    /// (§2.7.7).
+    fn wants_interrupt(&mut self, memory: &Memory) -> Result<bool, Malformed> {
+        let queue = &self.queue;
+        // The driver sees the chains before its wish is read: it looks for chains after it wishes.
+        fence(Ordering::SeqCst);
+        let read = |offset: u64| {
+            let at = queue.avail_ring().checked_add(offset).ok_or(BAD_RING)?;
+            let word = memory.load::<u16>(GuestAddress(at), Ordering::Relaxed);
+            word.map(u16::from_le).map_err(|_| BAD_RING)
+        };
+        let now = queue.next_used();
+        let before = std::mem::replace(&mut self.considered, now);
+        if !queue.event_idx_enabled() {
+            return Ok(now != before && read(0)? & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0);
+        }
+        let event = read(4 + 2 * u64::from(queue.size()))?;
+        let is_behind = now.wrapping_sub(event).wrapping_sub(1);
+        Ok(is_behind < now.wrapping_sub(before))
     }
 }

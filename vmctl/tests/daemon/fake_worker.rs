@@ -191,8 +191,8 @@ impl Worker {
                     self.enter(VmState::IoStalled, "disk0: no space left");
                 }
             }
-            WorkerCommand::Disks if says("no-disks", &self.config) => {}
-            WorkerCommand::Disks => {
+            WorkerCommand::Devices if says("no-disks", &self.config) => {}
+            WorkerCommand::Devices => {
                 let file = |path: &str, format: &str| DiskFile {
                     path: path.to_owned(),
                     format: format.to_owned(),
@@ -206,7 +206,10 @@ impl Worker {
                     in_flight: 7,
                     errors: 8,
                 };
-                self.say(&WorkerEvent::Disks { disks: vec![disk] });
+                self.say(&WorkerEvent::Devices {
+                    disks: vec![disk],
+                    nics: Vec::new(),
+                });
             }
             WorkerCommand::Resize { columns, rows } => {
                 let size = format!("{columns} by {rows}\r\n");

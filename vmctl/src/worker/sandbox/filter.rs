@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::net::tap::request as tap;
 use guest_proto::driver::ioctl as driver;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
@@ -68,7 +69,8 @@ const NOT_EXECUTABLE: &[(i64, u8)] = &[(libc::SYS_mmap, 2), (libc::SYS_mprotect,
 
 /// The ioctls of a VM that runs: of its partition and virtual CPUs, never of the driver's device, which reaches
 /// other partitions; for non-blocking sockets; and for the sizes of a block device and of its sectors (Linux's
-/// `include/uapi/linux/fs.h`).
+/// `include/uapi/linux/fs.h`); and
+/// for the queues, offloads, filters and link of a tap device, but not to become another tap.
 const IOCTLS: &[u64] = &[
     driver::VM_DOORBELL,
     driver::VM_IRQFD,
@@ -81,6 +83,12 @@ const IOCTLS: &[u64] = &[
     driver::VCPU_APIC,
     driver::VCPU_KICK,
     libc::FIONBIO,
+    tap::SET_OFFLOAD as u64,
+    tap::SET_ADDRESSES as u64,
+    tap::ATTACH_FILTER as u64,
+    tap::DETACH_FILTER as u64,
+    tap::SET_QUEUE as u64,
+    tap::SET_CARRIER as u64,
     BLKGETSIZE64,
     BLKSSZGET,
 ];

@@ -29,7 +29,7 @@ pub(super) struct Driver {
     pins: Arc<Event>,
     sent: u16,
     /// The one queue that it uses.
-    queue: u16,
+    pub(super) queue: u16,
     /// Descriptors of chains that were not answered, at the start of the table.
     pub(super) kept: u16,
 }
@@ -57,6 +57,12 @@ impl Driver {
 
     fn get(&mut self, at: u32, size: u8) -> u64 {
         self.transport.read(0, at, size)
+    }
+
+    /// Reads the device's configuration.
+    pub(super) fn config<const N: usize>(&mut self, at: u32) -> [u8; N] {
+        let read = |n| self.transport.read(0, 0x2000 + at + n as u32, 1) as u8;
+        std::array::from_fn(read)
     }
 
     fn put(&mut self, at: u32, size: u8, value: u64) {
@@ -175,7 +181,7 @@ impl Driver {
         self.transport.write(1, port, 2, 0, &mut Vec::new());
     }
 
-    fn used(&self) -> u16 {
+    pub(super) fn used(&self) -> u16 {
         self.memory.read_obj(GuestAddress(USED + 2)).unwrap()
     }
 
@@ -185,6 +191,12 @@ impl Driver {
         let slot = u64::from(self.sent.wrapping_sub(1) % QUEUE);
         let len = GuestAddress(USED + 4 + 8 * slot + 4);
         self.memory.read_obj(len).unwrap()
+    }
+
+    /// Returns an element of the used ring: the length of a chain that was answered.
+    pub(super) fn used_len(&self, slot: u16) -> u32 {
+        let at = GuestAddress(USED + 4 + 8 * u64::from(slot % QUEUE) + 4);
+        self.memory.read_obj(at).unwrap()
     }
 
     /// Waits until all chains but `count` are answered.

@@ -333,6 +333,7 @@ impl Transport {
             Action::Start => {
                 let event = self.msix.event(self.registers.config_vector).cloned();
                 self.notifier.set_config_event(event);
+                self.device.activate(self.registers.driver_features);
                 for index in 0..self.queues.len() {
                     self.start_queue(index);
                 }

@@ -2,15 +2,14 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmctl::net::{self, Mac, Mode, NetError, Network, Spec, Vlan};
+use vmctl::net::tap::HEADER as VIRTIO_HEADER;
+use vmctl::net::{self, Cable, Mac, Mode, NetError, Network, Place, Spec, Tap, Vlan};
 
-/// Bytes of the `virtio_net_hdr` before each frame.
-const VIRTIO_HEADER: usize = 10;
 const EVERYBODY: [u8; 6] = [0xff; 6];
 const ARP: u16 = 0x0806;
 const IPV4: u16 = 0x0800;
@@ -31,6 +30,7 @@ impl Net {
             address,
             mode,
             vlan_filtering,
+            mtu: None,
         })
         .unwrap();
         Self(name)
@@ -41,11 +41,15 @@ impl Net {
         all.find(|network| network.name == self.0).unwrap()
     }
 
-    fn guest(&self, name: &str, number: u8, vlan: Option<Vlan>) -> Guest {
-        let mac = mac(number);
+    fn guest(&self, vm: &str, number: u8, vlan: Option<Vlan>) -> Guest {
+        let place = Place::Network(self.0.to_owned());
+        let cable = Cable {
+            vlan,
+            ..cable(vm, &place, number)
+        };
         Guest {
-            tap: net::open_tap(self.0, name, mac, vlan).unwrap(),
-            mac: mac.octets(),
+            tap: net::plug_in(&cable).unwrap(),
+            mac: mac(number).octets(),
         }
     }
 }
@@ -60,32 +64,50 @@ fn mac(number: u8) -> Mac {
     format!("52:54:00:00:00:{number:02x}").parse().unwrap()
 }
 
+/// The cable of a guest without VLANs.
+fn cable<'a>(vm: &'a str, place: &'a Place, number: u8) -> Cable<'a> {
+    Cable {
+        vm,
+        place,
+        mac: mac(number),
+        vlan: None,
+        trunks: &[],
+        mtu: None,
+        pairs: 1,
+        min_pairs: 1,
+    }
+}
+
 fn vlan(id: u16, tagged: bool) -> Option<Vlan> {
     Some(Vlan::new(id, tagged).unwrap())
 }
 
 struct Guest {
-    tap: OwnedFd,
+    tap: Tap,
     mac: [u8; 6],
 }
 
 impl Guest {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.tap.queue(0).unwrap()
+    }
+
     fn send(&self, to: [u8; 6], kind: u16, body: &[u8]) {
         let header = [0; VIRTIO_HEADER];
         let frame = [&header[..], &to, &self.mac, &kind.to_be_bytes(), body].concat();
-        assert_eq!(rustix::io::write(&self.tap, &frame).unwrap(), frame.len());
+        assert_eq!(rustix::io::write(self.fd(), &frame).unwrap(), frame.len());
     }
 
     /// The next frame's kind and body, if one comes by then.
     fn receive(&self, end: Instant) -> Option<(u16, Vec<u8>)> {
         let left = end.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left).unwrap();
-        let mut fds = [PollFd::new(&self.tap, PollFlags::IN)];
+        let mut fds = [PollFd::from_borrowed_fd(self.fd(), PollFlags::IN)];
         if poll(&mut fds, Some(&left)).unwrap() == 0 {
             return None;
         }
         let mut frame = [0; 4096];
-        let length = rustix::io::read(&self.tap, &mut frame).unwrap();
+        let length = rustix::io::read(self.fd(), &mut frame).unwrap();
         let frame = &frame[VIRTIO_HEADER..length];
         let kind = u16::from_be_bytes([frame[12], frame[13]]);
         Some((kind, frame[14..].to_vec()))
@@ -183,7 +205,8 @@ fn vlans_are_kept_apart() {
     assert_eq!(b.heard(EXPERIMENT), [b"tagged"]);
     let ports = net.listed().ports;
     let vlans = |name: &str| {
-        let port = ports.iter().find(|port| port.name == name).unwrap();
+        let port = ports.iter().find(|port| port.vm.as_deref() == Some(name));
+        let port = port.unwrap();
         let vlans: Vec<_> = port.vlans.iter().map(ToString::to_string).collect();
         (port.mac.unwrap(), vlans.join(","))
     };
@@ -197,32 +220,51 @@ fn vlans_are_kept_apart() {
 fn a_tap_is_refused_or_ends_with_its_descriptor() {
     let net = Net::new("taps", None, Mode::Isolated, false);
     let guest = net.guest("taps-a", 1, None);
-    let refused = |network, name, number, vlan| {
-        let result = net::open_tap(network, name, mac(number), vlan);
+    let name = guest.tap.name().to_owned();
+    let refused = |place: Place, number, change: fn(&mut Cable<'_>)| {
+        let mut cable = cable("b", &place, number);
+        change(&mut cable);
+        let result = net::plug_in(&cable);
         result.map(drop).unwrap_err().to_string()
     };
-    let line = refused("nowhere", "taps-b", 2, None);
+    let same: fn(&mut Cable<'_>) = |_| {};
+    let network = |name: &str| Place::Network(name.to_owned());
+    let line = refused(network("nowhere"), 2, same);
     assert!(line.starts_with("nowhere: no such network"), "{line}");
-    let line = refused("eth0", "taps-b", 2, None);
+    let line = refused(network("eth0"), 2, same);
     assert!(line.starts_with("eth0: an interface"), "{line}");
-    let line = refused("taps", "taps-a", 2, None);
-    assert!(line.starts_with("taps-a: an interface"), "{line}");
-    let line = refused("taps", "a-name-too-long-for-it", 2, None);
-    assert!(line.contains("is not an interface's name"), "{line}");
-    let line = refused("taps", "taps-b", 1, None);
-    assert_eq!(line, "taps: taps-a has the MAC address 52:54:00:00:00:01");
-    let line = refused("taps", "taps-b", 2, vlan(10, false));
-    assert_eq!(line, "taps: VLAN 10: it filters none");
+    let line = refused(Place::Bridge("eth0".to_owned()), 2, same);
+    assert_eq!(line, "eth0: not a bridge");
+    let line = refused(Place::Bridge("br9".to_owned()), 2, same);
+    assert_eq!(line, "br9: VM 0 has no such interface");
+    let line = refused(Place::Tap("br9".to_owned()), 2, same);
+    assert_eq!(line, "br9: VM 0 has no such interface");
+    let line = refused(Place::Tap("eth0".to_owned()), 2, same);
+    assert_eq!(line, "eth0: not a tap device");
+    let line = refused(Place::Tap(name.clone()), 2, same);
+    assert_eq!(line, format!("{name}: another program uses this tap"));
+    let line = refused(network("taps"), 1, same);
+    assert_eq!(
+        line,
+        "taps: VM taps-a has the MAC address 52:54:00:00:00:01"
+    );
+    let line = refused(network("taps"), 2, |cable| cable.vlan = vlan(10, false));
+    assert!(line.starts_with("taps: VLAN 10: this bridge"), "{line}");
+    let line = refused(network("taps"), 2, |cable| cable.trunks = &[20]);
+    assert!(line.starts_with("taps: VLAN 20: this bridge"), "{line}");
+    let line = refused(network("taps"), 2, |cable| cable.mtu = Some(1501));
+    assert_eq!(line, "taps: its MTU is 1500: a NIC can't have 1501");
     assert_eq!(
         net::delete("taps"),
-        Err(NetError::Conflict("taps: in use by taps-a".to_owned()))
+        Err(NetError::Conflict(format!("taps: in use by {name}")))
     );
-    let there = |name| Path::new("/sys/class/net").join(name).exists();
-    assert!(there("taps-a") && !there("taps-b"));
+    let there = |name: &str| Path::new("/sys/class/net").join(name).exists();
+    assert!(there(&name));
+    assert_eq!(net.listed().ports.len(), 1);
     // The bridge keeps its address, whoever comes and goes.
     let before = net.listed().mac;
     drop(guest);
-    super::eventually("the tap goes", || !there("taps-a"));
+    super::eventually("the tap goes", || !there(&name));
     assert_eq!(net.listed().mac, before);
     drop(net.guest("taps-a", 1, None));
 }

@@ -1,0 +1,85 @@
+# Two guests and root in one network: names of interfaces, MTU, large transfers with and without offloads, several queues,
+# VLANs; and each wrong NIC with its line.
+# timeout: 600
+. /lib/testing.sh
+nic() { printf '[[nic]]\n'; printf '%s\n' "$@"; }
+expect "lan0: created" vmctl net create lan0 --address 10.77.0.1/24 --mtu 9000
+expect "lan1: created" vmctl net create lan1 --vlan-filtering
+{ cat demo.toml; nic 'network = "lan0"' 'queues = 2'; nic 'network = "lan1"' 'vlan = 10'; } >a.toml
+# A tap that somebody has made, and plugged into the bridge.
+tunctl -t tap7 >/dev/null && ip link set tap7 master lan0 mtu 9000 up || fail "tap7"
+{ cat demo.toml; nic 'tap = "tap7"'; nic 'network = "lan1"' 'vlan = "10t"' 'trunks = [20]'; } >b.toml
+for name in a b; do
+    expect "$name: defined" vmctl create $name.toml --name $name --set vcpus=2
+    start $name
+done
+vmctl net list
+vmctl net list | grep -qE '^  mv0 +port +- +a +- +52:54:' || fail "no port of a: $(vmctl net list)"
+vmctl info a
+vmctl info a | grep -qE '^lan0 +52:54:.* at lan0 by mv0; link up, MTU 9000, queues 2 of 2, lost 0, refused 0$' ||
+    fail "a: $(vmctl info a)"
+answer a "mtu 9000" 'echo mtu $(cat /sys/class/net/eth0/mtu)'
+answer a "queues 2" 'echo queues $(ls -d /sys/class/net/eth0/queues/rx-* | wc -l)'
+tell a 'ip address add 10.77.0.10/24 dev eth0; ip link set eth0 up; ip address add 10.78.0.10/24 dev eth1; ip link set eth1 up'
+tell b 'ip address add 10.77.0.11/24 dev eth0; ip link set eth0 up; ip link set eth1 up'
+eventually 30 ping -c 1 -W 1 10.77.0.10
+eventually 30 ping -c 1 -W 1 10.77.0.11
+expect " 3 packets received" ping -c 3 -W 5 -s 8900 10.77.0.10
+answer a "0 lost" 'ping -c 3 -W 5 -s 8900 10.77.0.11 | grep -o " 0% packet loss" >/dev/null && echo 0 lost'
+
+# Large transfers: from root to a guest, from a guest to root, and from guest to guest.
+dd if=/dev/urandom of=data bs=1M count=8 2>/dev/null
+sum=$(md5sum <data | cut -d' ' -f1)
+tell a 'nc -l -p 5000 >/tmp/data; echo sum $(md5sum </tmp/data)'
+sleep 1
+nc 10.77.0.10 5000 <data
+eventually 60 printed a "^sum $sum"
+# `nc` ends when the other side has no more to say, so that nobody may be silent too early.
+mkfifo open
+sleep 1000 <>open &
+nc -l -p 5001 <open >back &
+tell a 'nc 10.77.0.1 5001 </tmp/data'
+wait $!
+[ "$(md5sum <back | cut -d' ' -f1)" = "$sum" ] || fail "what a sent came otherwise"
+tell b 'nc -l -p 5002 >/tmp/data; echo sum $(md5sum </tmp/data)'
+answer a sent 'sleep 1; nc 10.77.0.11 5002 </tmp/data; echo sent'
+eventually 60 printed b "^sum $sum"
+vmctl info a | grep -q '^lan0 .*lost 0, refused 0$' || fail "a: $(vmctl info a)"
+
+# A guest in a VLAN, and one that tags its frames.
+tell b 'ip link add link eth1 name eth1.10 type vlan id 10 && ip address add 10.78.0.11/24 dev eth1.10 && ip link set eth1.10 up'
+answer b "vlan 0 lost" 'ping -c 3 -W 5 10.78.0.10 | grep -o " 0% packet loss" >/dev/null && echo vlan 0 lost'
+
+wrong() {
+    what=$1
+    shift
+    { cat demo.toml; nic "$@"; } >wrong.toml
+    expect "wrong: defined" vmctl create wrong.toml --name wrong
+    refuse "$what" vmctl start wrong --wait --timeout 60s
+    expect "wrong: deleted" vmctl delete wrong
+}
+wrong "lan9: no such network" 'network = "lan9"'
+wrong "br9: VM 0 has no such interface" 'bridge = "br9"'
+wrong "lo: not a bridge" 'bridge = "lo"'
+wrong "lo: not a tap device" 'tap = "lo"'
+wrong "tap7: another program uses this tap" 'tap = "tap7"'
+wrong "mv0: another program uses this tap" 'tap = "mv0"'
+wrong "lan0: VLAN 10: this bridge does not filter VLANs" 'network = "lan0"' 'vlan = 10'
+wrong "lan0: its MTU is 9000: a NIC can't have 9001" 'network = "lan0"' 'mtu = 9001'
+mac=$(vmctl info a --format json | grep -o '52:54:[0-9a-f:]*' | head -n 1)
+wrong "lan0: VM a has the MAC address $mac" 'network = "lan0"' "mac = \"$mac\""
+mv /dev/net/tun .
+wrong "/dev/net/tun: No such file or directory" 'network = "lan0"'
+mv tun /dev/net/tun
+
+# A guest that ends unplugs its cables; nobody keeps a network then.
+refuse "lan0: in use by tap7, mv0" vmctl net delete lan0
+for name in a b; do
+    expect killed vmctl kill $name
+done
+wrong "tap7: this tap has one queue" 'tap = "tap7"' 'queues = 2'
+tunctl -d tap7
+eventually 10 vmctl net delete lan0
+eventually 10 vmctl net delete lan1
+dmesg | grep -E 'WARNING: CPU|BUG:|Oops|protection fault' && fail "the kernel complains"
+true

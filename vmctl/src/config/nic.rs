@@ -1,0 +1,190 @@
+//! The tables `[[nic]]`: network cards.
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::{ConfigError, MAX_DEVICES, Source, names};
+use crate::net::{Mac, Place, Vlan};
+
+/// Pairs of queues that a NIC can have.
+const MAX_PAIRS: u16 = 16;
+
+/// A network card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicConfig {
+    /// Network of `vmctl net` that the NIC is plugged into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// Bridge of VM 0 that the NIC is plugged into, in place of a network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
+    /// Tap device of VM 0 that is the other end of the NIC's cable, in place of a network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
+    /// Name in messages, and for `vmctl detach`: by default the name of the network, bridge or tap.
+    /// Empty only in a table that is not yet part of a VM's configuration.
+    #[serde(
+        default,
+        deserialize_with = "names::deserialize",
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub name: String,
+    /// MAC address; by default one that is made from the names of the VM and the NIC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
+    /// VLAN that the NIC is in. Frames of the guest carry its tag only if it is tagged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<Vlan>,
+    /// More VLANs that the NIC is in, tagged.
+    #[serde(
+        default,
+        deserialize_with = "trunks",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub trunks: Vec<u16>,
+    /// Bytes of the largest packet, 68 to 65535; by default that of the network.
+    #[serde(
+        default,
+        deserialize_with = "mtu",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub mtu: Option<u16>,
+    /// Number of pairs of queues, 1 to 16; by default one for each virtual CPU, but at most 4.
+    #[serde(
+        default,
+        deserialize_with = "pairs",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub queues: Option<u16>,
+    /// Whether the cable is plugged in.
+    #[serde(default)]
+    pub link: LinkState,
+}
+
+/// Whether a cable is plugged in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkState {
+    /// It is.
+    #[default]
+    Up,
+    /// It is not.
+    Down,
+}
+
+impl NicConfig {
+    /// Makes the configuration of a NIC of settings (`key=value`).
+    ///
+    /// # Errors
+    ///
+    /// A setting is wrong.
+    pub fn new(settings: &[String]) -> Result<Self, ConfigError> {
+        let nic: Self = Source::new("nic", String::new(), settings)?.deserialize()?;
+        nic.check().map_err(|e| ConfigError(format!("nic: {e}")))?;
+        Ok(nic)
+    }
+
+    /// Returns where the NIC is plugged in. A NIC of a VM's configuration has exactly one place.
+    pub fn place(&self) -> Option<Place> {
+        match (&self.network, &self.bridge, &self.tap) {
+            (Some(name), None, None) => Some(Place::Network(name.clone())),
+            (None, Some(name), None) => Some(Place::Bridge(name.clone())),
+            (None, None, Some(name)) => Some(Place::Tap(name.clone())),
+            _ => None,
+        }
+    }
+
+    /// Checks what no single key tells.
+    fn check(&self) -> Result<(), String> {
+        let Some(place) = self.place() else {
+            return Err("a NIC has one of the keys \"network\", \"bridge\" and \"tap\"".to_owned());
+        };
+        let has_vlans = self.vlan.is_some() || !self.trunks.is_empty();
+        if matches!(place, Place::Tap(_)) && has_vlans {
+            return Err(format!(
+                "tap \"{}\": whoever makes a tap puts it into its VLANs",
+                place.name()
+            ));
+        }
+        let vlan = self.vlan.map(Vlan::id);
+        if let Some(id) = self.trunks.iter().find(|&&id| vlan == Some(id)) {
+            return Err(format!("VLAN {id} is both \"vlan\" and among \"trunks\""));
+        }
+        Ok(())
+    }
+}
+
+/// Gives each NIC of the VM `vm` a name and a MAC address that has none. Devices of other kinds have
+/// the names `taken`.
+///
+/// # Errors
+///
+/// Two devices have one name, or two NICs one MAC address.
+pub(super) fn complete(vm: &str, nics: &mut [NicConfig], taken: &[&str]) -> Result<(), String> {
+    for index in 0..nics.len() {
+        let nic = &nics[index];
+        let has_name = |name: &str, nics: &[NicConfig]| nics.iter().any(|nic| nic.name == name);
+        if nic.name.is_empty() {
+            let place = nic.place();
+            let place = place.as_ref().map_or("nic", Place::name);
+            let is_free = |name: &str| !has_name(name, nics) && !taken.contains(&name);
+            let name = names::free_name(names::name_of(place, "nic"), is_free);
+            nics[index].name = name;
+        } else if taken.contains(&&*nic.name) || has_name(&nic.name, &nics[..index]) {
+            return Err(format!("two devices have the name \"{}\"", nic.name));
+        }
+        let nic = &mut nics[index];
+        let made = || Mac::of_text(&format!("{vm}/{}", nic.name));
+        let mac = *nic.mac.get_or_insert_with(made);
+        if nics[..index].iter().any(|other| other.mac == Some(mac)) {
+            return Err(format!("two NICs have the MAC address {mac}"));
+        }
+    }
+    Ok(())
+}
+
+/// Reads the list of NICs.
+pub(super) fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<NicConfig>, D::Error> {
+    let nics = Vec::<NicConfig>::deserialize(deserializer)?;
+    if nics.len() > MAX_DEVICES {
+        return Err(serde::de::Error::custom(format!(
+            "{}: a VM has at most {MAX_DEVICES} NICs",
+            nics.len()
+        )));
+    }
+    let checked = nics.iter().try_for_each(NicConfig::check);
+    checked.map_err(serde::de::Error::custom)?;
+    Ok(nics)
+}
+
+fn trunks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u16>, D::Error> {
+    let ids = Vec::<i64>::deserialize(deserializer)?;
+    let vlan = |id: i64| {
+        let id = u16::try_from(id).unwrap_or(0);
+        Vlan::new(id, true).map(Vlan::id)
+    };
+    let mut ids: Vec<u16> = ids
+        .into_iter()
+        .map(vlan)
+        .collect::<Result<_, _>>()
+        .map_err(serde::de::Error::custom)?;
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+fn mtu<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    let bytes = i64::deserialize(deserializer)?;
+    let mtu = crate::net::check_mtu(bytes).map_err(serde::de::Error::custom)?;
+    Ok(Some(mtu))
+}
+
+fn pairs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    let count = i64::deserialize(deserializer)?;
+    match u16::try_from(count) {
+        Ok(count @ 1..=MAX_PAIRS) => Ok(Some(count)),
+        _ => Err(serde::de::Error::custom(format!(
+            "{count}: expected a number from 1 to {MAX_PAIRS}"
+        ))),
+    }
+}

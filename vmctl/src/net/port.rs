@@ -1,0 +1,190 @@
+//! Ports: tap devices that are the cables of guests.
+
+use std::io;
+
+use super::address::{Mac, Vlan};
+use super::link::{Interface, Links};
+use super::mark::{self, guest};
+use super::tap::{self, Tap};
+use super::{DEFAULT_VLAN, NetError, find, kernel, network, ports};
+
+/// Name of a new tap device. The kernel puts the lowest free number for `%d`.
+const PATTERN: &str = "mv%d";
+
+/// Where a guest's NIC is plugged in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A network of vmctl's.
+    Network(String),
+    /// Any bridge.
+    Bridge(String),
+    /// No bridge: the NIC's cable ends in a tap device that is there already.
+    Tap(String),
+}
+
+impl Place {
+    /// Returns the name of the network, bridge or tap.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Network(name) | Self::Bridge(name) | Self::Tap(name) => name,
+        }
+    }
+}
+
+/// A cable that is to be.
+#[derive(Clone, Debug)]
+pub struct Cable<'a> {
+    /// Name of the guest's VM.
+    pub vm: &'a str,
+    /// Where it ends.
+    pub place: &'a Place,
+    /// The guest's MAC address.
+    pub mac: Mac,
+    /// VLAN of the guest's frames.
+    pub vlan: Option<Vlan>,
+    /// More VLANs, tagged.
+    pub trunks: &'a [u16],
+    /// Bytes of the largest packet; by default those of the place.
+    pub mtu: Option<u16>,
+    /// Pairs of queues.
+    pub pairs: u16,
+    /// A tap device that has fewer pairs of queues is refused.
+    pub min_pairs: u16,
+}
+
+/// Plugs a guest in. The cable goes with its descriptors, unless it was there before.
+///
+/// # Errors
+///
+/// There is no such place, it has no such VLANs, its largest packet is smaller, or another guest of the
+/// bridge has the MAC address.
+pub fn plug_in(cable: &Cable<'_>) -> Result<Tap, NetError> {
+    let place = cable.place.name();
+    let failed = kernel(place);
+    let mut links = Links::open().map_err(&failed)?;
+    let there = links.all().map_err(&failed)?;
+    let end = end(&there, cable.place)?;
+    let mtu = mtu(cable, end)?;
+    if let Place::Tap(_) = cable.place {
+        return existing_tap(cable, end, mtu);
+    }
+    check_vlans(cable, end)?;
+    check_mac(&there, end, cable.mac, None)?;
+    // Whatever fails from here on, the tap goes with its descriptors.
+    let tap = Tap::new(PATTERN, cable.pairs, mtu).map_err(&failed)?;
+    plug(&mut links, cable, &tap, end.index).map_err(kernel(tap.name()))?;
+    // Two guests that come at the same time see each other at the latest here.
+    let there = links.all().map_err(&failed)?;
+    check_mac(&there, end, cable.mac, Some(tap.name()))?;
+    let index = find(&mut links, tap.name()).map_err(&failed)?.index;
+    links.set_up(index, true).map_err(&failed)?;
+    Ok(tap)
+}
+
+/// Returns the interface that the cable ends at.
+fn end<'a>(there: &'a [Interface], place: &Place) -> Result<&'a Interface, NetError> {
+    let name = place.name();
+    if let Place::Network(_) = place {
+        return network(there, name);
+    }
+    let printable = name.escape_default();
+    let missing = || NetError::NotFound(format!("{printable}: VM 0 has no such interface"));
+    let end = there.iter().find(|it| it.name == name);
+    let end = end.ok_or_else(missing)?;
+    if matches!(place, Place::Bridge(_)) && end.bridge.is_none() {
+        return Err(NetError::Conflict(format!("{printable}: not a bridge")));
+    }
+    Ok(end)
+}
+
+fn mtu(cable: &Cable<'_>, end: &Interface) -> Result<u16, NetError> {
+    // No frame of Ethernet has more.
+    let most = u16::try_from(end.mtu).unwrap_or(u16::MAX);
+    match cable.mtu {
+        Some(mtu) if mtu > most => Err(NetError::Conflict(format!(
+            "{}: its MTU is {most}: a NIC can't have {mtu}",
+            end.name
+        ))),
+        mtu => Ok(mtu.unwrap_or(most)),
+    }
+}
+
+fn check_vlans(cable: &Cable<'_>, bridge: &Interface) -> Result<(), NetError> {
+    let first = cable.vlan.map(Vlan::id);
+    match first.or_else(|| cable.trunks.first().copied()) {
+        Some(id) if bridge.bridge != Some(true) => Err(NetError::Conflict(format!(
+            "{}: VLAN {id}: this bridge does not filter VLANs (\"vmctl net create\" has \
+             --vlan-filtering)",
+            bridge.name
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that no other station of a bridge has a MAC address.
+fn check_mac(
+    there: &[Interface],
+    bridge: &Interface,
+    mac: Mac,
+    own: Option<&str>,
+) -> Result<(), NetError> {
+    // Root's own address, too, is a station of the network.
+    let same = |other: &&Interface| guest(other).or(other.mac) == Some(mac);
+    let mut stations = ports(there, bridge).chain([bridge]);
+    match stations.find(|other| own != Some(&*other.name) && same(other)) {
+        None => Ok(()),
+        Some(other) => {
+            let owner = mark::vm(other);
+            let owner = owner.map_or(other.name.clone(), |vm| format!("VM {vm}"));
+            let line = format!("{}: {owner} has the MAC address {mac}", bridge.name);
+            Err(NetError::Conflict(line))
+        }
+    }
+}
+
+/// Plugs a new tap into a bridge, in its VLANs. It is down.
+fn plug(links: &mut Links, cable: &Cable<'_>, tap: &Tap, bridge: u32) -> io::Result<()> {
+    let index = find(links, tap.name())?.index;
+    links.set_alias(index, &mark::of_guest(cable.mac, cable.vm))?;
+    links.set_mac(index, cable.mac.of_root_end())?;
+    links.set_mtu(index, tap.mtu())?;
+    links.attach(index, bridge)?;
+    let trunks = cable
+        .trunks
+        .iter()
+        .filter_map(|&id| Vlan::new(id, true).ok());
+    // A port of a trunk alone has no VLAN for frames without a tag.
+    if cable.vlan.is_some() || !cable.trunks.is_empty() {
+        links.leave_vlan(index, DEFAULT_VLAN)?;
+    }
+    for vlan in cable.vlan.into_iter().chain(trunks) {
+        links.join_vlan(index, vlan)?;
+    }
+    Ok(())
+}
+
+/// Opens a tap device that somebody has made.
+fn existing_tap(cable: &Cable<'_>, tap: &Interface, mtu: u16) -> Result<Tap, NetError> {
+    let name = &*tap.name;
+    let conflict = |what: &str| NetError::Conflict(format!("{name}: {what}"));
+    let flags = tap::flags(name).map_err(kernel(name))?;
+    let flags = flags.ok_or_else(|| conflict("not a tap device"))?;
+    let in_use = "another program uses this tap";
+    // Several programs can share the queues of a tap.
+    if tap.has_carrier {
+        return Err(conflict(in_use));
+    }
+    let pairs = match flags.is_multi_queue {
+        true => cable.pairs,
+        false if cable.min_pairs > 1 => {
+            return Err(conflict(
+                "this tap has one queue (\"ip tuntap add\" has multi_queue)",
+            ));
+        }
+        false => 1,
+    };
+    Tap::existing(name, flags, pairs, mtu).map_err(|e| match e.kind() {
+        io::ErrorKind::ResourceBusy => conflict(in_use),
+        _ => kernel(name)(e),
+    })
+}
