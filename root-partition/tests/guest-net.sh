@@ -11,13 +11,17 @@ tunctl -t tap7 >/dev/null && ip link set tap7 master lan0 mtu 9000 up || fail "t
 { cat demo.toml; nic 'tap = "tap7"'; nic 'network = "lan1"' 'vlan = "10t"' 'trunks = [20]'; } >b.toml
 for name in a b; do
     expect "$name: defined" vmctl create $name.toml --name $name --set vcpus=2
-    start $name
 done
-vmctl net list
+start a
+# Without vhost-net the worker moves the frames.
+mv /dev/vhost-net .
+start b
+mv vhost-net /dev/
 vmctl net list | grep -qE '^  mv0 +port +- +a +- +52:54:' || fail "no port of a: $(vmctl net list)"
-vmctl info a
-vmctl info a | grep -qE '^lan0 +52:54:.* at lan0 by mv0; link up, MTU 9000, queues 2 of 2, lost 0, refused 0$' ||
+vmctl info a | grep -qE '^lan0 +52:54:.* at lan0 by mv0; vhost-net, link up, MTU 9000, queues 2 of 2, lost 0, refused 0$' ||
     fail "a: $(vmctl info a)"
+vmctl info b | grep -qE '^tap7 +52:54:.* at tap7 by tap7; worker, link up, MTU 9000, queues 1 of 1, lost 0, refused 0$' ||
+    fail "b: $(vmctl info b)"
 answer a "mtu 9000" 'echo mtu $(cat /sys/class/net/eth0/mtu)'
 answer a "queues 2" 'echo queues $(ls -d /sys/class/net/eth0/queues/rx-* | wc -l)'
 tell a 'ip address add 10.77.0.10/24 dev eth0; ip link set eth0 up; ip address add 10.78.0.10/24 dev eth1; ip link set eth1 up'

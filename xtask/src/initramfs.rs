@@ -39,6 +39,7 @@ const ON_DEMAND: &[&str] = &[
     "crypto/crc32c_generic",
     "net/bridge/bridge",
     "drivers/net/tun",
+    "drivers/vhost/vhost_net",
     "net/netfilter/nf_tables",
     "net/netfilter/nft_ct",
     "net/netfilter/nft_chain_nat",

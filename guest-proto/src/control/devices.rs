@@ -39,6 +39,8 @@ pub struct NicStatus {
     pub mtu: u16,
     /// Whether the cable is plugged in.
     pub is_up: bool,
+    /// Who moves frames: `vhost-net`, which is root's kernel, or `worker`.
+    pub data_plane: String,
     /// Pairs of queues that the guest uses.
     pub pairs: u16,
     /// Pairs of queues that there are.

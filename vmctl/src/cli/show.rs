@@ -202,10 +202,11 @@ fn planned_nic(nic: &NicConfig) -> String {
 
 fn describe_nic(nic: &NicStatus) -> String {
     format!(
-        "{} at {} by {}; link {}, MTU {}, queues {} of {}, lost {}, refused {}",
+        "{} at {} by {}; {}, link {}, MTU {}, queues {} of {}, lost {}, refused {}",
         nic.mac,
         nic.place,
         nic.tap,
+        nic.data_plane,
         if nic.is_up { "up" } else { "down" },
         nic.mtu,
         nic.pairs,

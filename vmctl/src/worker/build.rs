@@ -25,7 +25,6 @@ use crate::config::{ConsoleDevice, DiskConfig, VmConfig};
 use crate::disk::Image;
 use crate::driver::page::Ring;
 use crate::driver::{Device, DriverError, Vcpu, Vm};
-use crate::net::Tap;
 
 /// The files that a VM starts from, opened and checked.
 #[derive(Debug)]
@@ -33,7 +32,7 @@ pub(super) struct Images {
     kernel: Kernel,
     initrd: Option<Initrd>,
     disks: Vec<Image>,
-    taps: Vec<Tap>,
+    nics: Vec<nics::Opened>,
 }
 
 impl Images {
@@ -46,12 +45,12 @@ impl Images {
         };
         let disks = disks::open(config)?;
         memory::check_available(config.memory).map_err(End::start_failed)?;
-        let taps = nics::open(config)?;
+        let nics = nics::open(config)?;
         Ok(Self {
             kernel,
             initrd,
             disks,
-            taps,
+            nics,
         })
     }
 }
@@ -113,7 +112,7 @@ impl Partition {
     /// Gives it all that it needs to run.
     pub(super) fn furnish(self, config: &VmConfig, mut images: Images) -> Result<Built, End> {
         let disks = std::mem::take(&mut images.disks);
-        let taps = std::mem::take(&mut images.taps);
+        let nics = std::mem::take(&mut images.nics);
         let parts = match self.parts(config, images) {
             Ok(parts) => parts,
             Err(end) => {
@@ -122,7 +121,7 @@ impl Partition {
             }
         };
         let machine = Machine::new(self.vm, parts.ram, parts.rings, parts.wake);
-        if let Err(end) = plug(&machine, config, disks, taps) {
+        if let Err(end) = plug(&machine, config, disks, nics) {
             drop(parts.vcpus);
             machine.destroy();
             return Err(end);
@@ -207,18 +206,20 @@ fn plug(
     machine: &Machine,
     config: &VmConfig,
     images: Vec<Image>,
-    taps: Vec<Tap>,
+    nics: Vec<nics::Opened>,
 ) -> Result<(), End> {
     let insert = |devices: &mut Devices, slot, device| devices.pci().insert(slot, device);
     let count = config.disks.len();
     for (disk, image) in config.disks.iter().zip(images) {
-        let options = disks::options(disk, config.vcpus, count, !taps.is_empty());
+        let options = disks::options(disk, config.vcpus, count, !nics.is_empty());
         let block = Block::new(image, options, Arc::clone(&machine.stalls));
         machine.plugs.add(block.monitor());
         put(machine, Box::new(block), insert).map_err(End::start_failed)?;
     }
-    for (nic, tap) in config.nics.iter().zip(taps) {
-        let net = Net::new(tap, nics::options(&config.name, nic));
+    for (nic, opened) in config.nics.iter().zip(nics) {
+        let options = nics::options(&config.name, nic);
+        let memory = machine.ram.mapping().clone();
+        let net = Net::new(opened.tap, opened.vhosts, options, memory);
         machine.plugs.add_nic(net.monitor());
         put(machine, Box::new(net), insert).map_err(End::start_failed)?;
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
@@ -23,10 +24,12 @@ use super::stall::Stalls;
 use super::virtio::block::{Block, Options};
 use super::virtio::console::{Console, Port};
 use super::virtio::entropy::Entropy;
+use super::virtio::net::{Net, Options as NetOptions};
 use super::virtio::transport::Transport;
 use super::virtio::{Device, Interrupt, Vring};
 use crate::config::{OnError, OnTimeout};
 use crate::disk::{Access, Cache, Chain, Format, Image};
+use crate::net::{Mac, Tap};
 
 const RAM: u64 = 256 << 10;
 const DISK: u64 = 1 << 20;
@@ -68,6 +71,8 @@ struct Target {
     device: Box<dyn Device>,
     port: Option<Arc<Port>>,
     image: Option<File>,
+    /// The other end of a cable.
+    network: Option<OwnedFd>,
 }
 
 fn event() -> Arc<Event> {
@@ -81,8 +86,9 @@ impl Target {
             device: Box::new(Entropy),
             port: None,
             image: None,
+            network: None,
         };
-        match kind % 4 {
+        match kind % 5 {
             0 => {}
             1 => {
                 #[expect(clippy::expect_used, reason = "a test's process has descriptors left")]
@@ -91,8 +97,13 @@ impl Target {
                 target.device = Box::new(Console::new(Arc::clone(&port)));
                 target.port = Some(port);
             }
+            2 => {
+                let (card, network) = card();
+                target.device = Box::new(card);
+                target.network = Some(network);
+            }
             kind => {
-                let access = if kind == 2 {
+                let access = if kind == 3 {
                     Access::Write
                 } else {
                     Access::Read
@@ -112,6 +123,27 @@ impl Target {
             assert_eq!(file.metadata().map_or(0, |meta| meta.len()), DISK);
         }
     }
+}
+
+/// A network card to which its network has sent some frames, and the network.
+fn card() -> (Net, OwnedFd) {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+    #[expect(clippy::expect_used, reason = "a test's process has descriptors left")]
+    let (tap, network) = pair.expect("sockets");
+    for len in [20, 100, 2000, 5] {
+        // What does not fit the guest's buffers is lost.
+        let _ = rustix::io::write(&network, &vec![0xee; len]);
+    }
+    let options = NetOptions {
+        name: "nic0".to_owned(),
+        place: "lan0".to_owned(),
+        mac: Mac::of_text("nic0"),
+        is_up: true,
+    };
+    let tap = Tap::of_sockets(vec![tap]);
+    let memory = ram().mapping().clone();
+    (Net::new(tap, Vec::new(), options, memory), network)
 }
 
 fn image(access: Access) -> (File, Image) {
@@ -153,7 +185,7 @@ pub fn queue(data: &[u8]) {
     let ram = ram();
     let memory = ram.mapping();
     let choices = input.byte();
-    let index = u16::from(choices & 1);
+    let index = u16::from(choices & 1 | choices >> 5 & 2);
     let Some(vring) = make_queue(&mut input, memory, index, choices) else {
         return;
     };
@@ -282,17 +314,18 @@ pub fn bus(data: &[u8]) {
     let ram = ram();
     let mut bus = Bus::default();
     let mut targets = Vec::new();
-    for (slot, kind) in (1u8..).zip(0..4) {
+    for (slot, kind) in (1u8..).zip(0..5) {
         let Target {
             device,
             port,
             image,
+            network,
         } = Target::of(kind);
         let Ok(transport) = Transport::new(slot, device, ram.mapping().clone(), event()) else {
             return;
         };
         bus.insert(slot, Box::new(transport));
-        targets.push((port, image));
+        targets.push((port, image, network));
     }
     while !input.is_empty() {
         access(&mut input, &mut bus, ram.mapping());
@@ -301,14 +334,14 @@ pub fn bus(data: &[u8]) {
         for mut device in bus.take_removed() {
             device.close();
         }
-        for port in targets.iter().filter_map(|(port, _)| port.as_ref()) {
+        for port in targets.iter().filter_map(|(port, ..)| port.as_ref()) {
             port.take_output();
         }
     }
     for mut device in bus.take_devices() {
         device.close();
     }
-    for (_, image) in &targets {
+    for (_, image, _) in &targets {
         let len = image
             .as_ref()
             .map(|file| file.metadata().map_or(0, |meta| meta.len()));

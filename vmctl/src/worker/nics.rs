@@ -1,31 +1,44 @@
 //! Network cards of a configuration: their cables, which are plugged in before the worker loses the
 //! privileges for it, and their options.
 
+use std::fs::File;
+use std::io::ErrorKind;
+
 use super::disks::DOORBELLS;
 use super::end::End;
-use super::virtio::net::Options;
+use super::journal;
+use super::virtio::net::{Options, vhost};
 use crate::config::{LinkState, NicConfig, VmConfig};
 use crate::net::{self, Cable, Mac, NetError, Tap};
 
 /// Largest default number of pairs of queues.
 const DEFAULT_PAIRS: u32 = 4;
 
+/// What a card works with.
+#[derive(Debug)]
+pub(super) struct Opened {
+    /// The other end of its cable.
+    pub(super) tap: Tap,
+    /// The kernel's part of each pair of queues; none if the kernel has no vhost-net.
+    pub(super) vhosts: Vec<File>,
+}
+
 /// Plugs all cables in.
 ///
 /// # Errors
 ///
 /// One line that names the network, bridge or tap.
-pub(super) fn open(config: &VmConfig) -> Result<Vec<Tap>, End> {
+pub(super) fn open(config: &VmConfig) -> Result<Vec<Opened>, End> {
     let pairs = default_pairs(config.vcpus, config.nics.len());
     let open = |nic: &NicConfig| open_one(&config.name, nic, pairs);
-    let taps: Result<_, _> = config.nics.iter().map(open).collect();
-    taps.map_err(End::start_failed)
+    let opened: Result<_, _> = config.nics.iter().map(open).collect();
+    opened.map_err(End::start_failed)
 }
 
-fn open_one(vm: &str, nic: &NicConfig, default_pairs: u16) -> Result<Tap, NetError> {
+fn open_one(vm: &str, nic: &NicConfig, default_pairs: u16) -> Result<Opened, NetError> {
     let incomplete = || NetError::Invalid(format!("{}: the NIC has no place", nic.name));
     let place = nic.place().ok_or_else(incomplete)?;
-    net::plug_in(&Cable {
+    let tap = net::plug_in(&Cable {
         vm,
         place: &place,
         mac: mac(vm, nic),
@@ -34,7 +47,15 @@ fn open_one(vm: &str, nic: &NicConfig, default_pairs: u16) -> Result<Tap, NetErr
         mtu: nic.mtu,
         pairs: nic.queues.unwrap_or(default_pairs),
         min_pairs: nic.queues.unwrap_or(1),
-    })
+    })?;
+    let vhosts: Result<_, _> = (0..tap.pairs()).map(|_| vhost::open()).collect();
+    let vhosts = vhosts.unwrap_or_else(|e| {
+        if e.kind() != ErrorKind::NotFound {
+            journal::say(format_args!("{}: vhost-net: {e}", nic.name));
+        }
+        Vec::new()
+    });
+    Ok(Opened { tap, vhosts })
 }
 
 /// Returns the MAC address of a NIC, which each NIC of a VM's configuration has.

@@ -228,6 +228,19 @@ struct Ring {
     considered: u16,
 }
 
+/// Where a queue is in guest memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Number of descriptors.
+    pub size: u16,
+    /// Address of the descriptor table.
+    pub descriptors: u64,
+    /// Address of the available ring.
+    pub available: u64,
+    /// Address of the used ring.
+    pub used: u64,
+}
+
 /// How a queue interrupts the driver.
 #[derive(Debug)]
 pub enum Interrupt {
@@ -272,6 +285,17 @@ impl Vring {
             }),
             kick,
             call,
+        }
+    }
+
+    /// Returns where the queue is.
+    pub fn layout(&self) -> Layout {
+        let queue = &self.ring().queue;
+        Layout {
+            size: queue.size(),
+            descriptors: queue.desc_table(),
+            available: queue.avail_ring(),
+            used: queue.used_ring(),
         }
     }
 

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::net::tap::request as tap;
 use guest_proto::driver::ioctl as driver;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
     SeccompFilter, SeccompRule, TargetArch,
 };
+use vhost::vhost_kern::vhost_binding as vhost;
+
+use crate::net::tap::request as tap;
 
 /// Allowed with any arguments: reading, writing and waiting for open files; taking files from the
 /// daemon; allocating, freeing and flushing disk images; a new console log; locks between threads; memory; the end of a thread.
@@ -67,7 +69,7 @@ const ALLOWED: &[i64] = &[
 /// Allowed, but never to make memory executable; the argument with the protection.
 const NOT_EXECUTABLE: &[(i64, u8)] = &[(libc::SYS_mmap, 2), (libc::SYS_mprotect, 2)];
 
-/// The ioctls of a VM that runs: of its partition and virtual CPUs, never of the driver's device, which reaches
+/// The ioctls of a VM that runs, beside those of vhost-net: of its partition and virtual CPUs, never of the driver's device, which reaches
 /// other partitions; for non-blocking sockets; and for the sizes of a block device and of its sectors (Linux's
 /// `include/uapi/linux/fs.h`); and
 /// for the queues, offloads, filters and link of a tap device, but not to become another tap.
@@ -94,6 +96,23 @@ const IOCTLS: &[u64] = &[
 ];
 const BLKGETSIZE64: u64 = 0x8008_1272;
 const BLKSSZGET: u64 = 0x1268;
+
+/// The ioctls by which root's kernel serves the queues of network cards.
+fn vhost_net() -> [u64; 11] {
+    [
+        vhost::VHOST_SET_OWNER(),
+        vhost::VHOST_SET_MEM_TABLE(),
+        vhost::VHOST_GET_FEATURES(),
+        vhost::VHOST_SET_FEATURES(),
+        vhost::VHOST_SET_VRING_NUM(),
+        vhost::VHOST_SET_VRING_BASE(),
+        vhost::VHOST_SET_VRING_ADDR(),
+        vhost::VHOST_SET_VRING_KICK(),
+        vhost::VHOST_SET_VRING_CALL(),
+        vhost::VHOST_SET_VRING_ERR(),
+        vhost::VHOST_NET_SET_BACKEND(),
+    ]
+}
 
 /// The commands of `fcntl`: copies of a descriptor, its flags and its file's, and locks on disk images. None
 /// has signals sent to another process.
@@ -137,7 +156,8 @@ pub(super) fn program() -> Result<BpfProgram, BackendError> {
     // A thread sets its name.
     let name = is(0, libc::PR_SET_NAME as u64)?;
     rules.insert(libc::SYS_prctl, vec![name]);
-    let numbers = IOCTLS.iter().map(|&number| is(1, number));
+    let numbers = IOCTLS.iter().copied().chain(vhost_net());
+    let numbers = numbers.map(|number| is(1, number));
     rules.insert(libc::SYS_ioctl, numbers.collect::<Result<_, _>>()?);
     let commands = FCNTLS.iter().map(|&command| is(1, command as u64));
     rules.insert(libc::SYS_fcntl, commands.collect::<Result<_, _>>()?);

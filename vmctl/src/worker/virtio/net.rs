@@ -1,7 +1,8 @@
 //! A network card (virtio 1.2 §5.1), at the other end of whose cable is a tap device.
 //!
-//! A thread for each queue copies nothing: root's kernel reads frames from guest memory and writes them
-//! there (`transmit`, `receive`). What the guest's driver wants to change comes by the control queue
+//! Where root's kernel has vhost-net, the kernel serves the queues (`vhost`). Elsewhere a thread for each queue
+//! does, which copies nothing: root's kernel reads frames from guest memory and writes them there
+//! (`transmit`, `receive`). What the guest's driver wants to change comes by the control queue
 //! (`control`), and most of it is a setting of the tap (`filter`).
 
 mod control;
@@ -10,7 +11,9 @@ mod receive;
 #[cfg(test)]
 mod tests;
 mod transmit;
+pub mod vhost;
 
+use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,10 +33,12 @@ use self::control::Control;
 use self::filter::Filter;
 use self::receive::Receive;
 use self::transmit::Transmit;
+use self::vhost::{Relay, Vhost};
 use super::{Device, Kind, Serve, read_bytes};
 use crate::net::tap::{self, offload};
 use crate::net::{Mac, Tap};
 use crate::worker::journal;
+use crate::worker::memory::Memory;
 
 /// Largest size of a queue.
 const QUEUE_SIZE: u16 = 256;
@@ -86,6 +91,8 @@ pub struct Options {
 struct Card {
     options: Options,
     tap: Tap,
+    /// The kernel's part of each pair of queues; none if the kernel has no vhost-net.
+    vhosts: Vec<Arc<Vhost>>,
     state: Mutex<State>,
     counters: Counters,
 }
@@ -96,6 +103,8 @@ struct State {
     is_up: bool,
     /// The driver is to announce itself to the network.
     announces: bool,
+    /// Root's kernel serves the queues.
+    is_in_kernel: bool,
     /// Pairs of queues in use.
     pairs: u16,
     filter: Filter,
@@ -119,6 +128,31 @@ impl Card {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Prepares root's kernel for a driver that accepted `features`. Returns whether it serves the queues.
+    fn prepare_kernel(&self, features: u64) -> bool {
+        let prepare = |vhost: &Arc<Vhost>| vhost.prepare(features);
+        let prepared = self.vhosts.iter().try_for_each(prepare);
+        if let Err(e) = &prepared {
+            let name = &self.options.name;
+            journal::say(format_args!("{name}: vhost-net: {e}; the worker serves it"));
+        }
+        prepared.is_ok() && !self.vhosts.is_empty()
+    }
+
+    /// Returns the code that has root's kernel serve a queue, if it is the kernel's.
+    fn relay(&self, pair: usize, index: usize) -> Option<Relay> {
+        let vhost = self
+            .vhosts
+            .get(pair)
+            .filter(|_| self.state().is_in_kernel)?;
+        let relay = Relay::new(Arc::clone(vhost), index, self.tap.queue(pair)?);
+        if let Err(e) = &relay {
+            let name = &self.options.name;
+            journal::say(format_args!("{name}: vhost-net: {e}; the worker serves it"));
+        }
+        relay.ok()
+    }
+
     /// Logs that root's kernel does not do something with the tap.
     fn check(&self, what: &str, result: io::Result<()>) -> bool {
         if let Err(e) = &result {
@@ -137,19 +171,24 @@ pub struct Net {
 }
 
 impl Net {
-    /// Makes a card whose cable ends in `tap`.
-    pub fn new(tap: Tap, options: Options) -> Self {
+    /// Makes a card whose cable ends in `tap`. `vhosts` are what [`vhost::open`] returned for each pair of
+    /// queues, or are empty.
+    pub fn new(tap: Tap, vhosts: Vec<File>, options: Options, memory: Memory) -> Self {
         let mut queues = vec![QUEUE_SIZE; 2 * usize::from(tap.pairs())];
         queues.push(CONTROL_QUEUE_SIZE);
         let state = State {
             is_up: options.is_up,
             announces: false,
+            is_in_kernel: false,
             pairs: 1,
             filter: Filter::default(),
         };
+        let memory = Arc::new(memory);
+        let vhost = |fd| Arc::new(Vhost::new(fd, Arc::clone(&memory)));
         let card = Card {
             options,
             tap,
+            vhosts: vhosts.into_iter().map(vhost).collect(),
             state: Mutex::new(state),
             counters: Counters::default(),
         };
@@ -189,6 +228,10 @@ impl Monitor {
             mac: card.options.mac.to_string(),
             mtu: card.tap.mtu(),
             is_up: state.is_up,
+            data_plane: match state.is_in_kernel {
+                true => "vhost-net".to_owned(),
+                false => "worker".to_owned(),
+            },
             pairs: state.pairs,
             max_pairs: card.tap.pairs(),
             lost: card.counters.lost.load(Ordering::Relaxed),
@@ -257,6 +300,7 @@ impl Device for Net {
         let mut state = card.state();
         state.announces = false;
         state.pairs = 1;
+        state.is_in_kernel = card.prepare_kernel(features);
         card.check("queues", card.tap.set_pairs(1));
         let offloads = tap_offloads(features);
         card.check("offloads", card.tap.set_offload(offloads));
@@ -278,8 +322,14 @@ impl Device for Net {
             _ => card.tap.pairs(),
         };
         let pair = usize::from(index / 2);
+        let control = 2 * pairs;
+        if index < control
+            && let Some(relay) = card.relay(pair, usize::from(index % 2))
+        {
+            return Box::new(relay);
+        }
         match index {
-            index if index >= 2 * pairs => Box::new(Control::new(card, features)),
+            index if index >= control => Box::new(Control::new(card, features)),
             index if index % 2 == 0 => Box::new(Receive::new(card, pair, features)),
             _ => Box::new(Transmit::new(card, pair)),
         }

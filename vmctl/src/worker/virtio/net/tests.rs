@@ -12,6 +12,7 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_RX, VIRTI
 use super::super::tests::Driver;
 use super::control::change_filter;
 use super::*;
+use crate::worker::memory::Ram;
 
 const DATA: u64 = 0x4_0000;
 const CONTROL: u16 = 2;
@@ -39,7 +40,8 @@ fn guest(queue: u16, features: u64) -> Guest {
         mac: mac(),
         is_up: true,
     };
-    let net = Net::new(Tap::of_sockets(vec![tap]), options);
+    let memory = Ram::new(4 << 20).unwrap().mapping().clone();
+    let net = Net::new(Tap::of_sockets(vec![tap]), Vec::new(), options, memory);
     let monitor = net.monitor();
     let mut driver = Driver::new(Box::new(net));
     driver.queue = queue;

@@ -1,0 +1,222 @@
+//! Queues that root's kernel serves by itself: vhost-net (Linux's `drivers/vhost/net.c`). A notification of
+//! the guest wakes the kernel's thread, and that thread's interrupt reaches the guest, by eventfds: this
+//! process takes no part.
+
+#![allow(
+    unsafe_code,
+    reason = "an ioctl, and descriptors for the type that the vhost crate takes"
+)]
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Arc, OnceLock};
+
+use vhost::vhost_kern::VhostKernBackend;
+use vhost::vhost_kern::vhost_binding::{VHOST_NET_SET_BACKEND, vhost_vring_file};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+use vm_memory::GuestMemoryBackend;
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+
+use crate::worker::event::{Event, wait_any};
+use crate::worker::memory::Memory;
+use crate::worker::virtio::{Interrupt, Malformed, Serve, Vring};
+
+const DEVICE: &str = "/dev/vhost-net";
+
+/// Opens the kernel's part of one pair of queues.
+///
+/// # Errors
+///
+/// The kernel has no vhost-net.
+pub fn open() -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(DEVICE)
+}
+
+/// The kernel's part of one pair of queues.
+pub(super) struct Vhost {
+    fd: File,
+    memory: Arc<Memory>,
+    /// Whether the kernel's thread has started.
+    started: OnceLock<Result<u64, String>>,
+}
+
+impl fmt::Debug for Vhost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fd.fmt(f)
+    }
+}
+
+impl AsRawFd for Vhost {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+impl VhostKernBackend for Vhost {
+    type AS = Arc<Memory>;
+
+    fn mem(&self) -> &Self::AS {
+        &self.memory
+    }
+
+    /// The transport has checked the queue. The trait's own check refuses a ring at the end of memory.
+    fn is_valid(&self, _config: &VringConfigData) -> bool {
+        true
+    }
+}
+
+impl Vhost {
+    /// Takes what [`open`] returned.
+    pub(super) fn new(fd: File, memory: Arc<Memory>) -> Self {
+        Self {
+            fd,
+            memory,
+            started: OnceLock::new(),
+        }
+    }
+
+    /// Prepares for a driver that accepted `features`. No queue is served.
+    ///
+    /// # Errors
+    ///
+    /// One line: the kernel can't serve such a driver.
+    pub(super) fn prepare(&self, features: u64) -> Result<(), String> {
+        let known = self.started.get_or_init(|| self.start()).clone()?;
+        let needed = 1 << VIRTIO_F_VERSION_1 | features & 1 << VIRTIO_NET_F_MRG_RXBUF;
+        if known & needed != needed {
+            return Err("this kernel's vhost-net is too old".to_owned());
+        }
+        self.set_features(features & known)
+            .map_err(|e| e.to_string())
+    }
+
+    /// Has the kernel start its thread, which shares the memory of this process. Returns the features that
+    /// it knows.
+    fn start(&self) -> Result<u64, String> {
+        let start = || {
+            self.set_owner()?;
+            let regions = self.memory.iter();
+            let regions = regions.map(VhostUserMemoryRegionInfo::from_guest_region);
+            let regions = regions.collect::<Result<Vec<_>, _>>()?;
+            self.set_mem_table(&regions)?;
+            self.get_features()
+        };
+        start().map_err(|e: vhost::Error| e.to_string())
+    }
+
+    /// Has the kernel serve a queue of the pair, 0 or 1, between guest memory and `tap`; or serve it no
+    /// longer.
+    fn set_backend(&self, index: usize, tap: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let backend = vhost_vring_file {
+            index: index as u32,
+            fd: tap.map_or(-1, |tap| tap.as_raw_fd()),
+        };
+        // SAFETY: the kernel reads one structure of this type.
+        match unsafe { ioctl_with_ref(self, VHOST_NET_SET_BACKEND(), &backend) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Has the kernel serve one queue.
+pub(super) struct Relay {
+    vhost: Arc<Vhost>,
+    /// Number of the queue in its pair.
+    index: usize,
+    tap: File,
+}
+
+impl Relay {
+    /// `tap` is the pair's queue of the tap.
+    ///
+    /// # Errors
+    ///
+    /// The process has no file descriptors left.
+    pub(super) fn new(vhost: Arc<Vhost>, index: usize, tap: BorrowedFd<'_>) -> io::Result<Self> {
+        let tap = tap.try_clone_to_owned()?.into();
+        Ok(Self { vhost, index, tap })
+    }
+
+    /// Tells the kernel where the queue is, and how it notifies.
+    fn set_up(&self, vring: &Vring, call: &Event, broken: &Event) -> Result<(), vhost::Error> {
+        let (vhost, index) = (&self.vhost, self.index);
+        let layout = vring.layout();
+        vhost.set_vring_num(index, layout.size)?;
+        vhost.set_vring_base(index, 0)?;
+        vhost.set_vring_addr(
+            index,
+            &VringConfigData {
+                queue_max_size: layout.size,
+                queue_size: layout.size,
+                flags: 0,
+                desc_table_addr: layout.descriptors,
+                used_ring_addr: layout.used,
+                avail_ring_addr: layout.available,
+                log_addr: None,
+            },
+        )?;
+        vhost.set_vring_kick(index, &eventfd(&vring.kick)?)?;
+        vhost.set_vring_call(index, &eventfd(call)?)?;
+        vhost.set_vring_err(index, &eventfd(broken)?)?;
+        let backend = vhost.set_backend(index, Some(self.tap.as_fd()));
+        backend.map_err(vhost::Error::IoctlError)
+    }
+}
+
+/// Returns an event as the crate takes it.
+fn eventfd(event: &Event) -> Result<EventFd, vhost::Error> {
+    let fd = event.as_fd().try_clone_to_owned();
+    let fd = fd.map_err(vhost::Error::IOError)?.into_raw_fd();
+    // SAFETY: the descriptor is an eventfd, and nobody else has it.
+    Ok(unsafe { EventFd::from_raw_fd(fd) })
+}
+
+impl Serve for Relay {
+    /// Waits while the kernel serves the queue.
+    fn run(&mut self, _memory: &Memory, vring: &Vring, stop: &Event) -> Result<(), Malformed> {
+        const FAILED: Malformed = Malformed("root's kernel does not serve it");
+        let own = Event::new().map_err(|_| FAILED)?;
+        let broken = Event::new().map_err(|_| FAILED)?;
+        let call = match &vring.call {
+            Interrupt::Vector(event) => event,
+            // The pin's interrupt goes through this process.
+            Interrupt::None | Interrupt::Pin(_) => &own,
+        };
+        let outcome = match self.set_up(vring, call, &broken) {
+            Ok(()) => {
+                // The kernel looks once more for what came before.
+                vring.kick.signal();
+                wait(vring, stop, &own, &broken)
+            }
+            Err(_) => Err(FAILED),
+        };
+        // It fails only if the queue was not served. When it returns, the kernel no longer uses the queue.
+        let _ = self.vhost.set_backend(self.index, None);
+        outcome
+    }
+}
+
+fn wait(vring: &Vring, stop: &Event, own: &Event, broken: &Event) -> Result<(), Malformed> {
+    loop {
+        let waited = wait_any(&[stop.as_fd(), own.as_fd(), broken.as_fd()], None);
+        if !waited || stop.is_signalled() {
+            return Ok(());
+        }
+        if broken.is_signalled() {
+            return Err(Malformed("root's kernel finds it malformed"));
+        }
+        own.clear();
+        vring.call.send();
+    }
+}
