@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 mod devices;
 
-pub use devices::{DiskFile, DiskStatus, NicStatus};
+pub use devices::{DeviceTable, DiskFile, DiskStatus, NicStatus};
 
 /// Version of every message in this module. Both ends must have the same.
 pub const CONTROL_VERSION: u32 = 4;
@@ -298,19 +298,26 @@ pub enum Request {
     },
     /// Answers with one `Event` per change of any VM's state until the CLI hangs up.
     Events,
-    /// Adds a disk to a VM and its configuration. Answers when the VM has it → `Disk`.
+    /// Adds a device to a VM and its configuration. Answers when the VM has it → `Device`.
     Attach {
         /// Name of the VM.
         name: String,
-        /// A table `[[disk]]`: TOML text, paths absolute.
-        disk: String,
+        /// The device.
+        device: DeviceTable,
     },
-    /// Takes a disk from a VM and its configuration. Answers when the guest has given it up → `Disk`.
+    /// Takes a device from a VM and its configuration. Answers when the guest has given it up → `Device`.
     Detach {
         /// Name of the VM.
         name: String,
-        /// Name of the disk.
-        disk: String,
+        /// Name of the device.
+        device: String,
+    },
+    /// Changes a key of a VM's configuration, also while the VM runs → `Status`.
+    Set {
+        /// Name of the VM.
+        name: String,
+        /// `key=value`.
+        setting: String,
     },
     /// Tells the size of the terminal at a VM's console → `Done`, also if its console has no size.
     Resize {
@@ -351,8 +358,8 @@ pub enum Response {
     Daemon(DaemonInfo),
     /// A state changed.
     Event(VmStatus),
-    /// The disk with this name was attached or detached.
-    Disk(String),
+    /// The device with this name was attached or detached.
+    Device(String),
 }
 
 /// Why a request failed; decides the CLI's exit code.
@@ -464,20 +471,29 @@ pub enum WorkerCommand {
     PowerButton,
     /// Asks for the disks and network cards → `Devices`.
     Devices,
-    /// Adds a disk. Its image and the backing files, in their order, come along as open, locked
-    /// files → `Attached`, or `DiskRefused`.
+    /// Adds a device. Its open files come along: a disk's image and the backing files, in their order, locked;
+    /// a network card's queues of the tap and, if there are as many more, of vhost-net → `Attached`, or
+    /// `DeviceRefused`.
     Attach {
-        /// Name of the disk.
+        /// Name of the device.
         name: String,
-        /// Its table `[[disk]]`: TOML text, paths absolute, with the name and the format.
-        disk: String,
+        /// The device, with the name; a disk with the format, a network card with the address, the pairs of
+        /// queues and the MTU.
+        device: DeviceTable,
         /// Number of files that come along.
         files: u32,
     },
-    /// Asks the guest to give up a disk → `Detached` when it has, or `DiskRefused`.
+    /// Asks the guest to give up a device → `Detached` when it has, or `DeviceRefused`.
     Detach {
-        /// Name of the disk.
+        /// Name of the device.
         name: String,
+    },
+    /// Plugs the cable of a network card in or out. Has no answer.
+    SetLink {
+        /// Name of the network card.
+        name: String,
+        /// Whether the cable is plugged in.
+        is_up: bool,
     },
     /// Tells the size of the terminal at the console. Has no answer.
     Resize {
@@ -495,8 +511,8 @@ pub enum WorkerEvent {
     Ready {
         /// Its id.
         partition: u64,
-        /// Names of its disks.
-        disks: Vec<String>,
+        /// Names of its disks and network cards.
+        devices: Vec<String>,
     },
     /// The state changed, to one that is alive.
     State {
@@ -527,19 +543,19 @@ pub enum WorkerEvent {
         /// The network cards.
         nics: Vec<NicStatus>,
     },
-    /// The VM has a disk more.
+    /// The VM has a device more.
     Attached {
-        /// Name of the disk.
+        /// Name of the device.
         name: String,
     },
-    /// The VM has a disk less; its files are closed.
+    /// The VM has a device less; its files are closed.
     Detached {
-        /// Name of the disk.
+        /// Name of the device.
         name: String,
     },
-    /// A disk can't be attached or detached.
-    DiskRefused {
-        /// Name of the disk.
+    /// A device can't be attached or detached.
+    DeviceRefused {
+        /// Name of the device.
         name: String,
         /// One line.
         reason: String,

@@ -16,7 +16,7 @@ vmctl disk create data.qcow2 1G >/dev/null || fail "no image"
 expect "web: disk data attached" vmctl attach web disk data.qcow2 --set serial=DATA
 tell web 'until [ -e /dev/disk/by-id/virtio-DATA ]; do sleep 0.1; done; mkfs.ext4 -q /dev/disk/by-id/virtio-DATA && mount /dev/disk/by-id/virtio-DATA /mnt && cp /boot/vmlinuz* /mnt && umount /mnt && echo us""ed'
 eventually 60 printed web '^used.$'
-expect "web: disk data detached" vmctl detach web data
+expect "web: data detached" vmctl detach web data
 answer web gone 'udevadm settle; [ ! -e /dev/disk/by-id/virtio-DATA ] && echo gone'
 
 tell web 'seq 100000 >/root/synced && sync && echo all""synced'

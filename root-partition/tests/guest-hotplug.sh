@@ -34,7 +34,7 @@ expect "top             /root/top.qcow2 over /root/base.qcow2; 64M" vmctl info d
 refuse "two disks use /root/data.raw" vmctl attach demo disk data.raw --name other
 refuse "missing.raw: no such file" vmctl attach demo disk missing.raw
 refuse "in use by another VM" vmctl attach demo disk base.qcow2
-refuse "no disk has the name" vmctl detach demo other
+refuse "no disk or NIC has the name" vmctl detach demo other
 expect "demo: paused" vmctl pause demo
 refuse "vmctl resume demo" vmctl detach demo data
 expect "demo: running" vmctl resume demo
@@ -46,7 +46,7 @@ eventually 30 vmctl list
 hold demo
 tell demo 'while dd if=/dev/zero of=/dev/$(at D1) bs=1M count=8 conv=fsync,notrunc; do :; done 2>/dev/null & echo wri""ting'
 eventually 30 printed demo '^writing.$'
-expect "demo: disk data detached" vmctl detach demo data
+expect "demo: data detached" vmctl detach demo data
 answer demo "gone" 'wait; [ -z "$(at D1)" ] && echo gone'
 expect "data.raw" vmctl disk resize data.raw 32M
 
@@ -56,7 +56,7 @@ tell demo 'until [ "$(at D3)" ]; do usleep 100000; done; echo 32""M $(cat /sys/b
 eventually 60 printed demo '^32M 65536.$'
 files=$(ls /proc/"$(worker demo)"/fd | wc -l)
 for round in $(seq 8); do
-    expect "demo: disk data detached" vmctl detach demo data
+    expect "demo: data detached" vmctl detach demo data
     expect "demo: disk data attached" vmctl attach demo disk data.raw --set "serial=R$round"
     tell demo "until [ \"\$(at R$round)\" ]; do usleep 100000; done; echo rou\"\"nd $round"
     eventually 60 printed demo "^round $round.\$"
@@ -72,7 +72,7 @@ expect "top             /root/top.qcow2" vmctl info demo
 start demo
 answer demo "two" '[ "$(cat /sys/block/vd?/serial | tr -d "\n")" = D2R8 ] && echo two'
 expect "demo: stopped (guest powered off)" vmctl stop demo --timeout 60s
-expect "demo: disk top detached" vmctl detach demo top
+expect "demo: top detached" vmctl detach demo top
 expect "demo: disk new attached" vmctl attach demo disk base.qcow2 --name new --readonly
 start demo
 answer demo "ro 0 1" 'echo ro $(cat /sys/block/vd?/ro)'

@@ -20,5 +20,5 @@ answer demo "heard" 'dmesg | grep -q "nobody cared" || echo heard'
 vmctl disk create more.raw 8M >/dev/null || fail "no image"
 expect "demo: disk more attached" vmctl attach demo disk more.raw
 answer demo "read" 'until [ -e /dev/vdj ]; do usleep 100000; done; dd if=/dev/vdj of=/dev/null iflag=direct bs=4k count=4 2>/dev/null && echo read'
-expect "demo: disk more detached" vmctl detach demo more
+expect "demo: more detached" vmctl detach demo more
 expect "demo: stopped (guest powered off)" vmctl stop demo --timeout 60s

@@ -54,6 +54,33 @@ vmctl info a | grep -q '^lan0 .*lost 0, refused 0$' || fail "a: $(vmctl info a)"
 tell b 'ip link add link eth1 name eth1.10 type vlan id 10 && ip address add 10.78.0.11/24 dev eth1.10 && ip link set eth1.10 up'
 answer b "vlan 0 lost" 'ping -c 3 -W 5 10.78.0.10 | grep -o " 0% packet loss" >/dev/null && echo vlan 0 lost'
 
+# A card that comes and goes while the guest runs, and whose cable is pulled.
+expect "a: NIC extra attached" vmctl attach a nic network=lan0 name=extra
+answer a "extra there" 'until [ -e /sys/class/net/eth2 ]; do sleep 1; done; echo extra there'
+tell a 'ip address add 10.79.0.10/24 dev eth2; ip link set eth2 up'
+ip address add 10.79.0.1/24 dev lan0
+eventually 30 ping -c 1 -W 1 10.79.0.10
+expect "a: nic.extra.link=down set" vmctl set a nic.extra.link=down
+answer a "carrier 0" 'until grep 0 /sys/class/net/eth2/carrier >/dev/null; do sleep 1; done; echo carrier 0'
+ping -c 1 -W 2 10.79.0.10 >/dev/null && fail "no cable leads to the guest, but it answers"
+expect "a: nic.2.link=up set" vmctl set a nic.2.link=up
+answer a "carrier 1" 'until grep 1 /sys/class/net/eth2/carrier >/dev/null; do sleep 1; done; echo carrier 1'
+eventually 30 ping -c 1 -W 1 10.79.0.10
+refuse "a: nic.9.link=up: a has no such NIC" vmctl set a nic.9.link=up
+refuse "expected nic.NIC.link=up or nic.NIC.link=down" vmctl set a memory=1G
+# The daemon may end in between.
+kill -KILL "$(vmctl doctor | grep -o 'process [0-9]*' | cut -d' ' -f2)"
+vmctl daemon >/dev/console 2>&1 &
+eventually 30 vmctl list
+expect "a: extra detached" vmctl detach a extra
+answer a "extra gone" '[ -e /sys/class/net/eth2 ] || echo extra gone'
+vmctl net list | grep -c ' a ' | grep -qx 2 || fail "a has other ports: $(vmctl net list)"
+refuse "a: lan9: no such network" vmctl attach a nic network=lan9
+refuse "one of the keys" vmctl attach a nic vlan=10
+refuse "a: lan0: VLAN 10: this bridge does not filter VLANs" vmctl attach a nic network=lan0 vlan=10
+refuse "two devices have the name" vmctl attach a nic network=lan0 name=lan0
+refuse 'no disk or NIC has the name "extra"' vmctl detach a extra
+
 wrong() {
     what=$1
     shift

@@ -91,12 +91,15 @@ enum Command {
     /// Print what a VM wrote to its console
     #[command(after_help = "Example:\n  vmctl logs demo -n 20 -f")]
     Logs(show::LogsArgs),
-    /// Give a VM a disk, also while it runs
+    /// Give a VM a disk or network card, also while it runs
     #[command(after_help = "Example:\n  vmctl attach demo disk data.qcow2")]
     Attach(plug::AttachArgs),
-    /// Take a disk from a VM; a guest that runs has to give it up
+    /// Take a disk or network card from a VM; a guest that runs has to give it up
     #[command(after_help = "Example:\n  vmctl detach demo data --timeout 10s")]
     Detach(plug::DetachArgs),
+    /// Change a key of a VM's configuration, also while it runs
+    #[command(after_help = "Example:\n  vmctl set demo nic.0.link=down")]
+    Set(plug::SetArgs),
     /// Wait until a VM has ended, or is in a state
     #[command(after_help = "Example:\n  vmctl wait demo --for paused --timeout 5s")]
     Wait(lifecycle::WaitArgs),
@@ -208,6 +211,7 @@ impl Cli {
             Command::Logs(args) => show::logs(&args, connect()?)?,
             Command::Attach(args) => plug::attach(&args, connect()?)?,
             Command::Detach(args) => plug::detach(&args, connect()?)?,
+            Command::Set(args) => plug::set(&args, connect()?)?,
             Command::Wait(args) => lifecycle::wait(&args, connect()?)?,
             Command::Disk(args) => disk::run(&args)?,
             Command::Image(args) => image::run(&args)?,

@@ -175,13 +175,13 @@ impl Client {
         }
     }
 
-    /// Attaches or detaches a disk; answers its name. `late` is the message if it takes longer than
+    /// Attaches or detaches a device; answers its name. `late` is the message if it takes longer than
     /// `timeout`.
     ///
     /// # Errors
     ///
     /// As [`Self::ask`]; [`Exit::TimedOut`] after `timeout`.
-    pub fn disk(
+    pub fn device(
         &mut self,
         request: &Request,
         timeout: Duration,
@@ -189,7 +189,7 @@ impl Client {
     ) -> Result<String, Failed> {
         self.send(request)?;
         match self.receive(deadline(timeout)) {
-            Ok(Response::Disk(name)) => Ok(name),
+            Ok(Response::Device(name)) => Ok(name),
             Ok(_) => Err(confused()),
             Err(e) if e.exit == Exit::TimedOut => Err(Failed::new(Exit::TimedOut, late())),
             Err(e) => Err(e),

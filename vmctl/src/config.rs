@@ -13,6 +13,7 @@ use guest_proto::control::MAX_NAME;
 use guest_proto::limits;
 use serde::{Deserialize, Serialize};
 
+mod device;
 mod disk;
 mod duration;
 mod names;
@@ -22,9 +23,10 @@ mod source;
 #[cfg(test)]
 mod tests;
 
+pub use device::DeviceConfig;
 pub use disk::{DiskConfig, OnError, OnTimeout};
 pub use duration::parse_duration;
-pub use nic::{LinkState, NicConfig};
+pub use nic::{DOORBELLS, LinkState, NicConfig};
 pub use size::{format_size, parse_size};
 use source::Source;
 
@@ -245,6 +247,11 @@ impl VmConfig {
             (None, ConsoleDevice::Serial) => "console=ttyS0",
             (None, ConsoleDevice::Virtio) => "console=hvc0",
         }
+    }
+
+    /// Returns how many pairs of queues a NIC has unless its configuration says.
+    pub fn default_pairs(&self) -> u16 {
+        nic::default_pairs(self.vcpus, self.nics.len())
     }
 
     /// Its TOML text.

@@ -2,13 +2,13 @@
 //!
 //! `record` is a VM's state machine, `store` what survives a restart, `process` a worker
 //! process, `vms` all VMs together and what clients ask of them, `supervise` what workers do,
-//! `cleaner` what is left of them, `disks` the disks that come and go; this file has the loop and the
+//! `cleaner` what is left of them, `devices` the devices that come and go; this file has the loop and the
 //! clients. Nothing here waits for a worker, a client or an image: every socket is non-blocking, threads
 //! open images (`opener`), and some answers come later (`Waiting`). Ending the daemon, by whatever signal, leaves the VMs running; the next
 //! one finds them.
 
 mod cleaner;
-mod disks;
+mod devices;
 mod inbox;
 mod listing;
 mod opener;
@@ -42,7 +42,7 @@ pub const FIRST_WORKER_UID: u32 = 0x7000_0000;
 
 /// Clients at once; more are turned away.
 const MAX_CLIENTS: usize = 64;
-/// How long a worker may take to tell its disks.
+/// How long a worker may take to tell its devices.
 const DISKS_PATIENCE: Duration = Duration::from_secs(2);
 /// How often CPU time is sampled while a VM is alive.
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
@@ -113,10 +113,10 @@ struct Client {
 enum Waiting {
     /// A VM's condition.
     Until(String, Until),
-    /// The disks of a VM. Without them it has its answer at this time.
-    Disks(String, Instant),
+    /// The devices of a VM. Without them it has its answer at this time.
+    Devices(String, Instant),
     /// What becomes of a disk of a VM.
-    Disk(String, String),
+    Device(String, String),
 }
 
 /// Who a descriptor in the loop belongs to.
@@ -133,7 +133,7 @@ enum Source {
 impl Client {
     fn deadline(&self) -> Option<Instant> {
         match &self.waiting {
-            Some(Waiting::Disks(_, deadline)) => Some(*deadline),
+            Some(Waiting::Devices(_, deadline)) => Some(*deadline),
             _ => None,
         }
     }
@@ -186,7 +186,7 @@ impl Daemon {
             }
             self.vms.tick(Instant::now());
             self.tell_changes();
-            self.answer_without_disks(Instant::now());
+            self.answer_without_devices(Instant::now());
         }
     }
 
@@ -263,10 +263,10 @@ impl Daemon {
         }
     }
 
-    /// Answers those who have waited long enough for a worker's disks.
-    fn answer_without_disks(&mut self, now: Instant) {
+    /// Answers those who have waited long enough for a worker's devices.
+    fn answer_without_devices(&mut self, now: Instant) {
         self.clients.retain_mut(|client| match &client.waiting {
-            Some(Waiting::Disks(name, deadline)) if *deadline <= now => {
+            Some(Waiting::Devices(name, deadline)) if *deadline <= now => {
                 let answer = request::info(&mut self.vms, name);
                 client.waiting = None;
                 client.link.send(&answer).is_ok()
@@ -284,10 +284,10 @@ impl Daemon {
                     Some(Waiting::Until(name, until)) if *name == change.name => {
                         request::met(*until, &change)
                     }
-                    Some(Waiting::Disk(name, disk)) if *name == change.name => {
-                        request::disk_met(disk, &change)
+                    Some(Waiting::Device(name, device)) if *name == change.name => {
+                        request::device_met(device, &change)
                     }
-                    Some(Waiting::Disks(name, _)) if *name == change.name => {
+                    Some(Waiting::Devices(name, _)) if *name == change.name => {
                         let is_alive = |status: &VmStatus| status.state.is_alive();
                         let is_over = !status.as_ref().is_some_and(is_alive);
                         (change.has_devices || is_over).then(|| request::info(&mut self.vms, name))
@@ -338,10 +338,10 @@ fn serve_client(client: &mut Client, vms: &mut Vms) -> Result<(), LinkError> {
             }
             request::Answer::Info(name) => {
                 let deadline = Instant::now() + DISKS_PATIENCE;
-                client.waiting = Some(Waiting::Disks(name, deadline));
+                client.waiting = Some(Waiting::Devices(name, deadline));
             }
-            request::Answer::Disk(name, disk) => {
-                client.waiting = Some(Waiting::Disk(name, disk));
+            request::Answer::Device(name, device) => {
+                client.waiting = Some(Waiting::Device(name, device));
             }
             request::Answer::Events => client.events = true,
         }

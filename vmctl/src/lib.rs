@@ -5,7 +5,8 @@
 //! itself where no VM's state is asked for (`doctor`, `top`, `hv-log`, `verify`), so that those work without
 //! a daemon. Imports run `cli → client, daemon, worker → config, disk, wire`; the daemon knows of a
 //! worker only its process, its socket and its messages. [`disk`] opens, locks and makes disk images,
-//! [`image`] makes whole systems, [`net`] makes host networks; none of them knows a VM that runs.
+//! [`image`] makes whole systems, [`net`] makes host networks, [`nic`] plugs into them; none of them knows a VM
+//! that runs.
 
 pub mod cli;
 pub mod client;
@@ -17,6 +18,7 @@ pub mod driver;
 pub mod exit;
 pub mod image;
 pub mod net;
+pub mod nic;
 pub mod platform;
 mod proc;
 pub mod wire;

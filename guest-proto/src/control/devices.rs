@@ -5,6 +5,15 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
+/// The configuration of a device: TOML text, paths absolute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceTable {
+    /// A table `[[disk]]`.
+    Disk(String),
+    /// A table `[[nic]]`.
+    Nic(String),
+}
+
 /// A disk of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskStatus {

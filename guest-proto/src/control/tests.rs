@@ -56,7 +56,7 @@ fn greetings_tell_versions_apart() {
     hello[8] = 9;
     let error = Hello::check(&hello, Role::Worker).unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("has 3") && text.contains("has 9"), "{text}");
+    assert!(text.contains("has 4") && text.contains("has 9"), "{text}");
     hello[0] = 0;
     assert_eq!(
         Hello::check(&hello, Role::Worker),
@@ -68,7 +68,7 @@ fn greetings_tell_versions_apart() {
 fn encodings_are_frozen() {
     assert_eq!(
         Hello::new(Role::Cli).to_bytes(),
-        *b"MVcontrl\x03\0\0\0\x01\0\0\0"
+        *b"MVcontrl\x04\0\0\0\x01\0\0\0"
     );
     assert_eq!(
         bytes(&Request::Stop {
@@ -87,7 +87,7 @@ fn encodings_are_frozen() {
     assert_eq!(
         bytes(&Request::Detach {
             name: "a".to_string(),
-            disk: "b".to_string()
+            device: "b".to_string()
         }),
         [5, 0, 0, 0, 13, 1, b'a', 1, b'b']
     );
@@ -110,15 +110,15 @@ fn encodings_are_frozen() {
     assert_eq!(
         bytes(&WorkerCommand::Attach {
             name: "a".to_string(),
-            disk: "b".to_string(),
+            device: DeviceTable::Nic("b".to_string()),
             files: 2
         }),
-        [6, 0, 0, 0, 6, 1, b'a', 1, b'b', 2]
+        [7, 0, 0, 0, 6, 1, b'a', 1, 1, b'b', 2]
     );
     assert_eq!(
         bytes(&WorkerEvent::Ready {
             partition: 7,
-            disks: vec!["a".to_string()]
+            devices: vec!["a".to_string()]
         }),
         [5, 0, 0, 0, 0, 7, 1, 1, b'a']
     );

@@ -8,7 +8,7 @@ use guest_proto::control::Request;
 
 use super::output;
 use crate::client::Client;
-use crate::config::{DiskConfig, parse_duration};
+use crate::config::{ConfigError, DeviceConfig, DiskConfig, NicConfig, parse_duration};
 use crate::exit::{Exit, Failed};
 
 /// How long attaching and detaching may take unless the user says.
@@ -29,6 +29,18 @@ enum Device {
         after_help = "Example:\n  vmctl attach demo disk data.qcow2 --set serial=DATA --set cache=none"
     )]
     Disk(DiskArgs),
+    /// A network card
+    #[command(after_help = "Example:\n  vmctl attach demo nic network=lan0 vlan=10")]
+    Nic(NicArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct NicArgs {
+    /// Keys of the table [[nic]]
+    #[arg(required = true, value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    #[command(flatten)]
+    timeout: Timeout,
 }
 
 #[derive(Debug, clap::Args)]
@@ -52,8 +64,8 @@ struct DiskArgs {
 pub(super) struct DetachArgs {
     /// Name of the VM
     vm: String,
-    /// Name of the disk, as "vmctl info" shows it
-    disk: String,
+    /// Name of the disk or network card, as "vmctl info" shows it
+    device: String,
     #[command(flatten)]
     timeout: Timeout,
 }
@@ -65,40 +77,73 @@ struct Timeout {
     timeout: Duration,
 }
 
+#[derive(Debug, clap::Args)]
+pub(super) struct SetArgs {
+    /// Name of the VM
+    vm: String,
+    /// nic.NIC.link=up or nic.NIC.link=down: NIC is a number from 0 on, or a name
+    #[arg(value_name = "KEY=VALUE")]
+    setting: String,
+}
+
 pub(super) fn attach(args: &AttachArgs, mut client: Client) -> Result<(), Failed> {
-    let Device::Disk(disk) = &args.device;
-    let wrong = |e| Failed::new(Exit::Config, format!("{e}"));
-    let mut settings = disk.set.clone();
-    // Quoted, or a name of digits would be a number.
-    let quoted = |name: &String| format!("name={}", toml::Value::from(name.as_str()));
-    settings.extend(disk.name.iter().map(quoted));
-    settings.extend(disk.readonly.then(|| "readonly=true".to_owned()));
-    let config = DiskConfig::new(&disk.image, &settings).map_err(wrong)?;
+    let wrong = |e: ConfigError| Failed::new(Exit::Config, e.to_string());
+    let (device, what, timeout) = match &args.device {
+        Device::Disk(disk) => (
+            DeviceConfig::Disk(disk.config().map_err(wrong)?),
+            disk.image.display().to_string(),
+            disk.timeout.timeout,
+        ),
+        Device::Nic(nic) => (
+            DeviceConfig::Nic(NicConfig::new(&nic.settings).map_err(wrong)?),
+            "the NIC".to_owned(),
+            nic.timeout.timeout,
+        ),
+    };
     let request = Request::Attach {
         name: args.vm.clone(),
-        disk: config.to_toml().map_err(wrong)?,
+        device: device.to_table().map_err(wrong)?,
     };
-    let timeout = disk.timeout.timeout;
-    let late = || {
-        let image = disk.image.display();
-        format!("{}: {image} is not attached after {timeout:?}", args.vm)
+    let late = || format!("{}: {what} is not attached after {timeout:?}", args.vm);
+    let name = client.device(&request, timeout, late)?;
+    let kind = match device {
+        DeviceConfig::Disk(_) => "disk",
+        DeviceConfig::Nic(_) => "NIC",
     };
-    let name = client.disk(&request, timeout, late)?;
-    output::text(&format!("{}: disk {name} attached\n", args.vm))
+    output::text(&format!("{}: {kind} {name} attached\n", args.vm))
+}
+
+impl DiskArgs {
+    fn config(&self) -> Result<DiskConfig, ConfigError> {
+        let mut settings = self.set.clone();
+        // Quoted, or a name of digits would be a number.
+        let quoted = |name: &String| format!("name={}", toml::Value::from(name.as_str()));
+        settings.extend(self.name.iter().map(quoted));
+        settings.extend(self.readonly.then(|| "readonly=true".to_owned()));
+        DiskConfig::new(&self.image, &settings)
+    }
 }
 
 pub(super) fn detach(args: &DetachArgs, mut client: Client) -> Result<(), Failed> {
     let request = Request::Detach {
         name: args.vm.clone(),
-        disk: args.disk.clone(),
+        device: args.device.clone(),
     };
     let timeout = args.timeout.timeout;
     let late = || {
         format!(
-            "{}: the guest has not given up disk {} after {timeout:?}; it still may",
-            args.vm, args.disk
+            "{}: the guest has not given up {} after {timeout:?}; it still may",
+            args.vm, args.device
         )
     };
-    let name = client.disk(&request, timeout, late)?;
-    output::text(&format!("{}: disk {name} detached\n", args.vm))
+    let name = client.device(&request, timeout, late)?;
+    output::text(&format!("{}: {name} detached\n", args.vm))
+}
+
+pub(super) fn set(args: &SetArgs, mut client: Client) -> Result<(), Failed> {
+    client.status(&Request::Set {
+        name: args.vm.clone(),
+        setting: args.setting.clone(),
+    })?;
+    output::text(&format!("{}: {} set\n", args.vm, args.setting))
 }

@@ -116,24 +116,6 @@ impl DiskConfig {
         Source::new("disk", text, settings)?.deserialize()
     }
 
-    /// Parses what [`Self::to_toml`] made.
-    ///
-    /// # Errors
-    ///
-    /// `text` is not the table of a disk.
-    pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        Source::new("disk", text.to_owned(), &[])?.deserialize()
-    }
-
-    /// Returns its TOML text.
-    ///
-    /// # Errors
-    ///
-    /// A path is not UTF-8.
-    pub fn to_toml(&self) -> Result<String, ConfigError> {
-        toml::to_string(self).map_err(|e| ConfigError(format!("{}: {e}", self.path.display())))
-    }
-
     /// Returns what the guest does with the image.
     pub fn access(&self) -> Access {
         match self.readonly {

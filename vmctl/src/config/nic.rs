@@ -1,10 +1,16 @@
 //! The tables `[[nic]]`: network cards.
 
+use guest_proto::limits::MAX_DOORBELLS;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{ConfigError, MAX_DEVICES, Source, names};
 use crate::net::{Mac, Place, Vlan};
 
+/// Doorbells that the disks and NICs of a VM share by default, one for each queue. The other devices have the
+/// rest.
+pub const DOORBELLS: u32 = MAX_DOORBELLS as u32 - 4;
+/// Largest default number of pairs of queues.
+const DEFAULT_PAIRS: u32 = 4;
 /// Pairs of queues that a NIC can have.
 const MAX_PAIRS: u16 = 16;
 
@@ -112,6 +118,14 @@ impl NicConfig {
         }
         Ok(())
     }
+}
+
+/// Returns how many pairs of queues each of `nics` NICs has unless its configuration says. A pair has two
+/// doorbells, and the control queue has one; the NICs share half of the doorbells.
+pub(super) fn default_pairs(vcpus: u32, nics: usize) -> u16 {
+    let share = DOORBELLS / 2 / nics.max(1) as u32;
+    let pairs = share.saturating_sub(1) / 2;
+    vcpus.min(DEFAULT_PAIRS).min(pairs).max(1) as u16
 }
 
 /// Gives each NIC of the VM `vm` a name and a MAC address that has none. Devices of other kinds have

@@ -421,3 +421,32 @@ fn wrong_nics_are_named() {
         "{error}"
     );
 }
+
+#[test]
+fn nics_leave_doorbells_to_disks() {
+    for (vcpus, nics, pairs) in [(1, 1, 1), (8, 1, 4), (8, 3, 4), (8, 6, 2), (8, 30, 1)] {
+        let count = nic::default_pairs(vcpus, nics);
+        assert_eq!(count, pairs, "{vcpus} CPUs, {nics} NICs");
+    }
+}
+
+#[test]
+fn links_are_set() {
+    let config = with_nics(&["network = 'lan0'", "network = 'lan1'"]).unwrap();
+    let (changed, nic) = config.with_setting("nic.1.link=down").unwrap();
+    assert_eq!((&*nic.name, nic.link), ("lan1", LinkState::Down));
+    assert_eq!(changed.nics[1], nic);
+    assert_eq!(changed.with_setting("nic.lan1.link=up").unwrap().0, config);
+    for (setting, what) in [
+        ("nic.2.link=up", "demo has no such NIC"),
+        ("nic.lan9.link=up", "demo has no such NIC"),
+        ("nic.0.link", "expected nic.NIC.link=up"),
+        ("nic.0.link=on", "expected nic.NIC.link=up"),
+        ("nic.0.mac=x", "expected nic.NIC.link=up"),
+        ("memory=1G", "expected nic.NIC.link=up"),
+    ] {
+        let error = config.with_setting(setting).unwrap_err().to_string();
+        assert_eq!(error.split_once(": ").unwrap().0, setting);
+        assert!(error.contains(what), "{error}");
+    }
+}

@@ -16,7 +16,7 @@ pub(super) enum Answer {
     /// An answer when the VM's worker has told its devices.
     Info(String),
     /// An answer when the disk of the VM was attached or detached.
-    Disk(String, String),
+    Device(String, String),
     /// An answer per change.
     Events,
 }
@@ -45,8 +45,8 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
             Ok(_) => return Answer::When(name, until),
         },
         Request::Events => return Answer::Events,
-        Request::Attach { name, disk } => match vms.attach(&name, &disk) {
-            Ok(disk) => return Answer::Disk(name, disk),
+        Request::Attach { name, device } => match vms.attach(&name, &device) {
+            Ok(device) => return Answer::Device(name, device),
             Err(e) => Err(e),
         },
         Request::Resize {
@@ -57,9 +57,10 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
             let resized = vms.resize(&name, columns, rows);
             resized.map(|()| Response::Done)
         }
-        Request::Detach { name, disk } => match vms.detach(&name, &disk) {
-            Ok(true) => Ok(Response::Disk(disk)),
-            Ok(false) => return Answer::Disk(name, disk),
+        Request::Set { name, setting } => vms.set(&name, &setting).map(Response::Status),
+        Request::Detach { name, device } => match vms.detach(&name, &device) {
+            Ok(true) => Ok(Response::Device(device)),
+            Ok(false) => return Answer::Device(name, device),
             Err(e) => Err(e),
         },
     };
@@ -88,14 +89,14 @@ pub(super) fn met(until: Until, change: &Change) -> Option<Response> {
     None
 }
 
-/// The answer to someone who waits for a disk, if a change makes one.
-pub(super) fn disk_met(disk: &str, change: &Change) -> Option<Response> {
+/// The answer to someone who waits for a device, if a change makes one.
+pub(super) fn device_met(device: &str, change: &Change) -> Option<Response> {
     if change.status.is_none() {
         return Some(Response::Error(not_found(&change.name)));
     }
-    let told = change.disk.as_ref().filter(|told| told.name == disk)?;
+    let told = change.device.as_ref().filter(|told| told.name == device)?;
     Some(match &told.result {
-        Ok(()) => Response::Disk(disk.to_owned()),
+        Ok(()) => Response::Device(device.to_owned()),
         Err(e) => Response::Error(e.clone()),
     })
 }
@@ -142,7 +143,7 @@ mod tests {
             news: true,
             refused: refused.map(str::to_owned),
             has_devices: false,
-            disk: None,
+            device: None,
         }
     }
 

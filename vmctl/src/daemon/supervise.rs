@@ -152,8 +152,8 @@ impl Vms {
                 lost(&mut vm.record, worker, e);
             }
             let heard = heard.unwrap_or_default();
-            for event in heard.about_disks {
-                self.disk_event(name, event);
+            for event in heard.about_devices {
+                self.device_event(name, event);
             }
             if heard.has_devices {
                 self.tell_devices(name);
@@ -176,20 +176,20 @@ impl Vms {
             return;
         };
         // Its last words may still be in the socket.
-        let mut about_disks = Vec::new();
+        let mut about_devices = Vec::new();
         if listen(&mut worker).is_ok() {
             while let Ok(heard) = hear(&mut vm.record, &mut worker) {
-                about_disks.extend(heard.about_disks);
+                about_devices.extend(heard.about_devices);
                 if !heard.has_state {
                     break;
                 }
             }
         }
         vm.exit = Some(worker.process.reap());
-        for event in about_disks {
-            self.disk_event(name, event);
+        for event in about_devices {
+            self.device_event(name, event);
         }
-        self.disks_ended(name);
+        self.devices_ended(name);
         self.sockets(name).remove();
         self.cleaner.begin(name);
         self.changed(name);
@@ -284,8 +284,8 @@ struct Heard {
     has_state: bool,
     /// It has told its devices.
     has_devices: bool,
-    /// What it tells about single disks.
-    about_disks: Vec<WorkerEvent>,
+    /// What it tells about single devices.
+    about_devices: Vec<WorkerEvent>,
 }
 
 /// Reads what a worker sends.
@@ -311,11 +311,11 @@ fn hear(record: &mut Record, worker: &mut Worker) -> Result<Heard, LinkError> {
         match event {
             WorkerEvent::Ready { partition, .. } => {
                 record.partition = Some(partition);
-                heard.about_disks.push(event);
+                heard.about_devices.push(event);
             }
             WorkerEvent::Attached { .. }
             | WorkerEvent::Detached { .. }
-            | WorkerEvent::DiskRefused { .. } => heard.about_disks.push(event),
+            | WorkerEvent::DeviceRefused { .. } => heard.about_devices.push(event),
             WorkerEvent::State {
                 state,
                 reason,

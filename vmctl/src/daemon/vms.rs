@@ -11,7 +11,7 @@ use guest_proto::control::{EndCause, Failure, FailureKind, VmState, VmStatus, Wo
 
 use super::DaemonArgs;
 use super::cleaner::Cleaner;
-use super::disks::DiskChange;
+use super::devices::DeviceChange;
 use super::opener::Opener;
 use super::process::{Process, Sockets};
 use super::record::{Record, WorkerExit};
@@ -20,7 +20,7 @@ use super::resources::{Partitions, check_memory};
 use super::store::{Saved, Store};
 use super::supervise::Worker;
 use super::usage::Usage;
-use crate::config::{DiskConfig, VmConfig};
+use crate::config::{DeviceConfig, VmConfig};
 use crate::proc;
 
 /// Every VM.
@@ -49,9 +49,9 @@ pub(super) struct Vm {
     pub(super) worker: Option<Worker>,
     /// How its worker went, until all that it had has been given back.
     pub(super) exit: Option<WorkerExit>,
-    /// Disks that are being attached.
-    pub(super) attaching: Vec<DiskConfig>,
-    /// Names of disks that the guest was asked to give up.
+    /// Devices that are being attached.
+    pub(super) attaching: Vec<DeviceConfig>,
+    /// Names of devices that the guest was asked to give up.
     pub(super) detaching: Vec<String>,
     /// State and reason of the last change.
     told: Option<(VmState, String)>,
@@ -87,7 +87,7 @@ pub(super) struct Change {
     /// Its worker has told its devices.
     pub(super) has_devices: bool,
     /// What became of a disk that was to be attached or detached.
-    pub(super) disk: Option<DiskChange>,
+    pub(super) device: Option<DeviceChange>,
 }
 
 impl Vms {
@@ -345,11 +345,11 @@ impl Vms {
         });
     }
 
-    /// Remembers to tell those who wait what became of a disk.
-    pub(super) fn tell_disk(&mut self, name: &str, disk: &str, result: Result<(), Failure>) {
+    /// Remembers to tell those who wait what became of a device.
+    pub(super) fn tell_device(&mut self, name: &str, device: &str, result: Result<(), Failure>) {
         self.changes.push(Change {
-            disk: Some(DiskChange {
-                name: disk.to_owned(),
+            device: Some(DeviceChange {
+                name: device.to_owned(),
                 result,
             }),
             ..self.no_change(name)
@@ -363,7 +363,7 @@ impl Vms {
             news: false,
             refused: None,
             has_devices: false,
-            disk: None,
+            device: None,
         }
     }
 }

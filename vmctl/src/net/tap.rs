@@ -19,6 +19,8 @@ pub const HEADER: usize = 12;
 pub mod request {
     /// TUNSETIFF: takes `struct ifreq` and attaches the descriptor to the device.
     pub(super) const SET_INTERFACE: u32 = 0x4004_54ca;
+    /// TUNGETIFF: fills `struct ifreq`.
+    pub const GET_INTERFACE: u32 = 0x8004_54d2;
     /// TUNSETOFFLOAD: takes `TUN_F_*`.
     pub const SET_OFFLOAD: u32 = 0x4004_54d0;
     /// TUNSETVNETHDRSZ: takes a pointer to the bytes of the header.
@@ -160,6 +162,31 @@ impl Tap {
         let tap = Self { name, mtu, queues };
         tap.set_pairs(1)?;
         Ok(tap)
+    }
+
+    /// Takes what [`Self::into_queues`] returned.
+    ///
+    /// # Errors
+    ///
+    /// A descriptor is not that of a tap.
+    pub fn of_queues(queues: Vec<OwnedFd>, mtu: u16) -> io::Result<Self> {
+        let first = queues.first().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut request = InterfaceRequest::new("", 0)?;
+        // SAFETY: the kernel writes one `ifreq` there, which the request is by its size.
+        unsafe {
+            let get = Updater::<{ request::GET_INTERFACE as Opcode }, _>::new(&mut request);
+            ioctl(first, get)
+        }?;
+        Ok(Self {
+            name: request.name(),
+            mtu,
+            queues,
+        })
+    }
+
+    /// Returns the descriptors of the pairs of queues.
+    pub fn into_queues(self) -> Vec<OwnedFd> {
+        self.queues
     }
 
     /// Returns the name of the interface.

@@ -21,10 +21,11 @@ use super::memory::{self, Ram};
 use super::virtio::transport::Transport;
 use super::virtio::{Device as Virtio, block::Block, console::Console, entropy::Entropy, net::Net};
 use super::{acpi, devices, disks, firmware, journal, nics};
-use crate::config::{ConsoleDevice, DiskConfig, VmConfig};
+use crate::config::{ConsoleDevice, DiskConfig, NicConfig, VmConfig};
 use crate::disk::Image;
 use crate::driver::page::Ring;
 use crate::driver::{Device, DriverError, Vcpu, Vm};
+use crate::nic::Opened;
 
 /// The files that a VM starts from, opened and checked.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ pub(super) struct Images {
     kernel: Kernel,
     initrd: Option<Initrd>,
     disks: Vec<Image>,
-    nics: Vec<nics::Opened>,
+    nics: Vec<Opened>,
 }
 
 impl Images {
@@ -206,7 +207,7 @@ fn plug(
     machine: &Machine,
     config: &VmConfig,
     images: Vec<Image>,
-    nics: Vec<nics::Opened>,
+    nics: Vec<Opened>,
 ) -> Result<(), End> {
     let insert = |devices: &mut Devices, slot, device| devices.pci().insert(slot, device);
     let count = config.disks.len();
@@ -217,9 +218,7 @@ fn plug(
         put(machine, Box::new(block), insert).map_err(End::start_failed)?;
     }
     for (nic, opened) in config.nics.iter().zip(nics) {
-        let options = nics::options(&config.name, nic);
-        let memory = machine.ram.mapping().clone();
-        let net = Net::new(opened.tap, opened.vhosts, options, memory);
+        let net = make_nic(machine, nic, opened);
         machine.plugs.add_nic(net.monitor());
         put(machine, Box::new(net), insert).map_err(End::start_failed)?;
     }
@@ -238,7 +237,7 @@ fn plug(
 ///
 /// One line.
 pub(super) fn plug_disk(machine: &Machine, disk: &DiskConfig, image: Image) -> Result<(), String> {
-    let count = machine.plugs.names().len() + 1;
+    let count = machine.plugs.count_disks() + 1;
     let has_nics = machine.plugs.has_nics();
     let options = disks::options(disk, machine.vcpus(), count, has_nics);
     let block = Block::new(image, options, Arc::clone(&machine.stalls));
@@ -246,6 +245,24 @@ pub(super) fn plug_disk(machine: &Machine, disk: &DiskConfig, image: Image) -> R
     put(machine, Box::new(block), Devices::plug)?;
     machine.plugs.add(monitor);
     Ok(())
+}
+
+/// Adds a network card while the VM runs.
+///
+/// # Errors
+///
+/// One line.
+pub(super) fn plug_nic(machine: &Machine, nic: &NicConfig, opened: Opened) -> Result<(), String> {
+    let net = make_nic(machine, nic, opened);
+    let monitor = net.monitor();
+    put(machine, Box::new(net), Devices::plug)?;
+    machine.plugs.add_nic(monitor);
+    Ok(())
+}
+
+fn make_nic(machine: &Machine, nic: &NicConfig, opened: Opened) -> Net {
+    let memory = machine.ram.mapping().clone();
+    Net::new(opened.tap, opened.vhosts, nics::options(nic), memory)
 }
 
 /// Puts a device into a free slot by `insert`.

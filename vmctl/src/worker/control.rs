@@ -160,7 +160,7 @@ mod tests {
     fn ready(partition: u64) -> WorkerEvent {
         WorkerEvent::Ready {
             partition,
-            disks: Vec::new(),
+            devices: Vec::new(),
         }
     }
 

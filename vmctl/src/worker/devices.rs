@@ -237,9 +237,9 @@ impl Devices {
         self.raise(event::SLOTS);
     }
 
-    /// Asks the guest to give up the disk with this name. Returns false if there is none.
-    pub fn ask_for_disk(&mut self, name: &str) -> bool {
-        let is_there = self.pci.ask_for(Kind::Block, name);
+    /// Asks the guest to give up the disk or network card with this name. Returns false if there is none.
+    pub fn ask_for_device(&mut self, name: &str) -> bool {
+        let is_there = self.pci.ask_for(Kind::Block, name) || self.pci.ask_for(Kind::Net, name);
         if is_there {
             self.raise(event::SLOTS);
         }

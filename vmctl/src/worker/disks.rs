@@ -1,18 +1,13 @@
 //! Disks of a configuration: their images, which are opened before the worker loses the file system, and
 //! their options.
 
-use guest_proto::limits::MAX_DOORBELLS;
-
 use super::end::End;
 use super::virtio::block::Options;
-use crate::config::{DiskConfig, VmConfig};
+use crate::config::{DOORBELLS, DiskConfig, VmConfig};
 use crate::disk::{Cache, Chain, Image};
 
 /// Largest default number of queues.
 const DEFAULT_QUEUES: u32 = 4;
-/// Doorbells that the disks and network cards of a VM share by default, one for each queue. The other devices
-/// have the rest.
-pub(super) const DOORBELLS: u32 = MAX_DOORBELLS as u32 - 4;
 
 /// Opens and locks all images.
 ///

@@ -117,7 +117,7 @@ fn work(
     let id = partition.id();
     control.send(&WorkerEvent::Ready {
         partition: id,
-        disks: config.disks.iter().map(|disk| disk.name.clone()).collect(),
+        devices: config.device_names().map(str::to_owned).collect(),
     });
     let Built { machine, vcpus } = partition.furnish(&config, images)?;
     let confined = sandbox::become_user(args.first_uid, id, log_dir.as_fd());
@@ -195,7 +195,8 @@ fn await_configuration(control: &mut Control) -> Result<VmConfig, End> {
                 | WorkerCommand::Resume
                 | WorkerCommand::PowerButton
                 | WorkerCommand::Attach { .. }
-                | WorkerCommand::Detach { .. } => {
+                | WorkerCommand::Detach { .. }
+                | WorkerCommand::SetLink { .. } => {
                     control.send(&WorkerEvent::Refused {
                         reason: "the VM was not started yet".to_owned(),
                     });

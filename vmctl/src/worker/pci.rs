@@ -147,9 +147,9 @@ impl Bus {
         slots.position(|slot| slot.as_deref().is_some_and(&wanted))
     }
 
-    /// Tells the driver of the console that the console's configuration has changed.
-    pub fn console_changed(&mut self) {
-        let slot = self.slot_of(|device| device.kind() == Kind::Console);
+    /// Tells the driver of a device that the device's configuration has changed.
+    pub fn config_changed(&mut self, kind: Kind, name: &str) {
+        let slot = self.slot_of(|device| device.kind() == kind && device.name() == name);
         if let Some(device) = slot.and_then(|slot| self.slots[slot].as_deref()) {
             device.config_changed();
         }

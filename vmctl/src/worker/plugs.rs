@@ -64,6 +64,13 @@ impl Plugs {
         lock(&self.nics).push(nic);
     }
 
+    /// Plugs the cable of a network card in or out. Returns false if there is no such card.
+    pub(super) fn set_link(&self, name: &str, is_up: bool) -> bool {
+        let nics = lock(&self.nics);
+        let nic = nics.iter().find(|nic| nic.name() == name);
+        nic.inspect(|nic| nic.set_link(is_up)).is_some()
+    }
+
     /// Returns whether there are network cards.
     pub(super) fn has_nics(&self) -> bool {
         !lock(&self.nics).is_empty()
@@ -79,10 +86,17 @@ impl Plugs {
         lock(&self.disks).iter().map(Monitor::status).collect()
     }
 
-    /// Returns the names of the disks, and of those whose images are being opened.
+    /// Returns the number of disks, with those whose images are being opened.
+    pub(super) fn count_disks(&self) -> usize {
+        lock(&self.disks).len() + lock(&self.opening).len()
+    }
+
+    /// Returns the names of the devices, and of disks whose images are being opened.
     pub(super) fn names(&self) -> Vec<String> {
         let disks = lock(&self.disks);
         let names = disks.iter().map(|disk| disk.name().to_owned());
+        let nics = lock(&self.nics);
+        let names = names.chain(nics.iter().map(|nic| nic.name().to_owned()));
         names.chain(lock(&self.opening).iter().cloned()).collect()
     }
 
@@ -138,6 +152,7 @@ impl Plugs {
     /// The device is gone. Its locks go with the monitor.
     fn forget(&self, name: &str) {
         lock(&self.disks).retain(|disk| disk.name() != name);
+        lock(&self.nics).retain(|nic| nic.name() != name);
         self.report(Outcome::Closed(name.to_owned()));
     }
 

@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use guest_proto::control::{EndCause, VmState, WorkerCommand, WorkerEvent};
+use guest_proto::control::{DeviceTable, EndCause, VmState, WorkerCommand, WorkerEvent};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
@@ -23,9 +23,11 @@ use super::journal;
 use super::machine::{Machine, Verdict};
 use super::plugs::Outcome;
 use super::stall::News;
-use super::virtio::console::Port;
-use crate::config::DiskConfig;
+use super::virtio::Kind;
+use super::virtio::console::{NAME as CONSOLE, Port};
+use crate::config::DeviceConfig;
 use crate::console::hub::Hub;
+use crate::nic::Opened;
 use crate::wire::timespec;
 
 /// How long virtual CPUs may take to come to a halt. They come at once, but for a broken driver.
@@ -240,7 +242,7 @@ impl Service {
             WorkerCommand::Report => {
                 control.send(&WorkerEvent::Ready {
                     partition: self.partition,
-                    disks: self.machine.plugs.names(),
+                    devices: self.machine.plugs.names(),
                 });
                 self.tell(control);
             }
@@ -253,12 +255,16 @@ impl Service {
                 control.send(&WorkerEvent::Devices { disks, nics });
             }
             WorkerCommand::Resize { columns, rows } => self.resize(columns, rows),
-            WorkerCommand::Attach { name, disk, files } => {
+            WorkerCommand::Attach {
+                name,
+                device,
+                files,
+            } => {
                 let files = control.take_files(files);
-                if let Err(reason) = attach(&self.machine, &disk, files) {
-                    control.send(&WorkerEvent::DiskRefused { name, reason });
-                }
+                let attached = self.attach(&device, files);
+                self.tell_attached(control, name, attached);
             }
+            WorkerCommand::SetLink { name, is_up } => self.set_link(&name, is_up),
             WorkerCommand::Detach { name } => self.detach(control, name),
         }
     }
@@ -266,45 +272,87 @@ impl Service {
     fn resize(&self, columns: u16, rows: u16) {
         let port = self.machine.port();
         if port.is_some_and(|port| port.resize(columns, rows)) {
-            self.machine.bench().devices.pci().console_changed();
+            let mut bench = self.machine.bench();
+            bench.devices.pci().config_changed(Kind::Console, CONSOLE);
+        }
+    }
+
+    /// Attaches a device, or begins to. Its files are `None` if they did not come.
+    fn attach(
+        &self,
+        device: &DeviceTable,
+        files: Option<Vec<OwnedFd>>,
+    ) -> Result<Attached, String> {
+        let files = files.ok_or("its files did not come")?;
+        let machine = &self.machine;
+        match DeviceConfig::parse(device).map_err(|e| e.to_string())? {
+            DeviceConfig::Disk(disk) => {
+                let opening = machine.plugs.open(disk, files);
+                opening.map_err(|e| e.to_string()).map(|()| Attached::Later)
+            }
+            DeviceConfig::Nic(nic) => {
+                let opened = Opened::of_files(&nic, files).map_err(|e| e.to_string())?;
+                build::plug_nic(machine, &nic, opened).map(|()| Attached::Now)
+            }
+        }
+    }
+
+    /// Plugs the cable of a network card in or out.
+    fn set_link(&self, name: &str, is_up: bool) {
+        if self.machine.plugs.set_link(name, is_up) {
+            self.machine
+                .bench()
+                .devices
+                .pci()
+                .config_changed(Kind::Net, name);
         }
     }
 
     fn detach(&mut self, control: &mut Control, name: String) {
         if self.hold.is_some() {
             let reason = "the VM is paused: resume it first".to_owned();
-            return control.send(&WorkerEvent::DiskRefused { name, reason });
+            return control.send(&WorkerEvent::DeviceRefused { name, reason });
         }
         let mut bench = self.machine.bench();
-        let is_asked = bench.devices.ask_for_disk(&name);
+        let is_asked = bench.devices.ask_for_device(&name);
         self.machine.settle(bench);
         if !is_asked {
             // It may be closing at this moment.
-            let reason = "the VM has no such disk".to_owned();
-            control.send(&WorkerEvent::DiskRefused { name, reason });
+            let reason = "the VM has no such device".to_owned();
+            control.send(&WorkerEvent::DeviceRefused { name, reason });
         }
     }
 
     /// Tells what a thread has done that opens or closes a disk.
     fn tell_outcome(&self, control: &mut Control, outcome: Outcome) {
-        let event = match outcome {
-            Outcome::Closed(name) => WorkerEvent::Detached { name },
+        match outcome {
+            Outcome::Closed(name) => {
+                journal::say(format_args!("{name}: detached"));
+                control.send(&WorkerEvent::Detached { name });
+            }
             Outcome::Opened(disk, image) => {
                 self.machine.plugs.opened(&disk.name);
                 let plugged = image.and_then(|image| build::plug_disk(&self.machine, &disk, image));
-                let name = disk.name;
-                match plugged {
-                    Ok(()) => WorkerEvent::Attached { name },
-                    Err(reason) => WorkerEvent::DiskRefused { name, reason },
-                }
+                self.tell_attached(control, disk.name, plugged.map(|()| Attached::Now));
             }
-        };
-        match &event {
-            WorkerEvent::Attached { name } => journal::say(format_args!("{name}: attached")),
-            WorkerEvent::Detached { name } => journal::say(format_args!("{name}: detached")),
-            _ => {}
         }
-        control.send(&event);
+    }
+
+    /// Tells that a device was attached, or why not.
+    fn tell_attached(
+        &self,
+        control: &mut Control,
+        name: String,
+        attached: Result<Attached, String>,
+    ) {
+        match attached {
+            Ok(Attached::Now) => {
+                journal::say(format_args!("{name}: attached"));
+                control.send(&WorkerEvent::Attached { name });
+            }
+            Ok(Attached::Later) => {}
+            Err(reason) => control.send(&WorkerEvent::DeviceRefused { name, reason }),
+        }
     }
 
     fn pause(&mut self, control: &mut Control) {
@@ -440,12 +488,11 @@ impl Service {
     }
 }
 
-/// Begins to attach a disk. Its files are `None` if they did not come.
-fn attach(machine: &Machine, disk: &str, files: Option<Vec<OwnedFd>>) -> Result<(), String> {
-    let files = files.ok_or("its files did not come")?;
-    let disk = DiskConfig::parse(disk).map_err(|e| e.to_string())?;
-    let opening = machine.plugs.open(disk, files);
-    opening.map_err(|e| e.to_string())
+/// Whether a device that is to be attached is.
+enum Attached {
+    Now,
+    /// A thread opens it first.
+    Later,
 }
 
 fn refuse(control: &mut Control, why: &str) {

@@ -49,7 +49,7 @@ fn a_vm_that_does_not_run_gets_and_loses_disks() {
         "{info}"
     );
     let detached = machine.vmctl(&["detach", "demo", "data"]).ok();
-    assert_eq!(detached, "demo: disk data detached\n");
+    assert_eq!(detached, "demo: data detached\n");
     assert_eq!(defined(&machine, "demo"), ["data-2"]);
 }
 
@@ -131,7 +131,11 @@ fn what_is_refused_leaves_nothing() {
         "--set cash=none: unknown key \"cash\"",
     );
     fails(4, &["attach", "nobody", "disk", &data], "no such VM");
-    fails(4, &["detach", "demo", "data"], "no disk has the name");
+    fails(
+        4,
+        &["detach", "demo", "data"],
+        "no disk or NIC has the name",
+    );
     machine.vmctl(&["attach", "demo", "disk", &data]).ok();
     fails(3, &["attach", "demo", "disk", &data], "two disks use");
     machine.vmctl(&["pause", "demo"]).ok();
@@ -148,7 +152,7 @@ fn a_guest_that_keeps_a_disk_has_it_still() {
     let late = machine
         .vmctl(&["detach", "demo", "data", "--timeout", "100ms"])
         .fails(9);
-    assert!(late.contains("has not given up disk data"), "{late}");
+    assert!(late.contains("has not given up data"), "{late}");
     let waiter = machine.spawn(&["detach", "demo", "data"]);
     eventually("the worker is asked twice", || {
         let log = machine.vmctl(&["logs", "demo"]).ok();

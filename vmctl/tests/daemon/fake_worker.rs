@@ -11,11 +11,11 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use guest_proto::control::{
-    DiskFile, DiskStatus, EndCause, Role, VmState, WORKER_CONSOLE_FD, WORKER_CONTROL_FD,
-    WORKER_LOG_DIR_FD, WorkerCommand, WorkerEvent,
+    DeviceTable, DiskFile, DiskStatus, EndCause, Role, VmState, WORKER_CONSOLE_FD,
+    WORKER_CONTROL_FD, WORKER_LOG_DIR_FD, WorkerCommand, WorkerEvent,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vmctl::config::{DiskConfig, VmConfig};
+use vmctl::config::{DeviceConfig, DiskConfig, VmConfig};
 use vmctl::console::hub::Hub;
 use vmctl::console::log::ConsoleLog;
 use vmctl::wire::{Link, LinkError};
@@ -117,7 +117,7 @@ impl Worker {
             "give up" => {
                 let name = self.disks().pop().unwrap().name;
                 let reason = "its file system does not answer".to_owned();
-                self.say(&WorkerEvent::DiskRefused { name, reason });
+                self.say(&WorkerEvent::DeviceRefused { name, reason });
                 return false;
             }
             "crash" => (EndCause::Crashed, "triple fault at rip 0x10"),
@@ -215,7 +215,14 @@ impl Worker {
                 let size = format!("{columns} by {rows}\r\n");
                 self.hub.output(size.as_bytes());
             }
-            WorkerCommand::Attach { name, disk, files } => self.attach(name, &disk, files),
+            WorkerCommand::Attach {
+                name,
+                device,
+                files,
+            } => self.attach(name, &device, files),
+            WorkerCommand::SetLink { name, is_up } => {
+                self.hub.output(format!("{name} {is_up}\r\n").as_bytes());
+            }
             WorkerCommand::Detach { name } if says("keeps", &self.config) => {
                 self.hub.output(name.as_bytes());
             }
@@ -234,18 +241,21 @@ impl Worker {
     }
 
     fn say_ready(&mut self) {
-        let disks = self.disks().iter().map(|disk| disk.name.clone()).collect();
+        let config = self.config.as_ref().unwrap();
+        let devices = config.device_names().map(str::to_owned).collect();
         self.say(&WorkerEvent::Ready {
             partition: PARTITION,
-            disks,
+            devices,
         });
     }
 
     /// Attaches a disk whose image says "good", and no other.
-    fn attach(&mut self, name: String, disk: &str, files: u32) {
+    fn attach(&mut self, name: String, device: &DeviceTable, files: u32) {
         let link = self.link.as_mut().unwrap();
         let files = link.take_files(files as usize).unwrap();
-        let disk = DiskConfig::parse(disk).unwrap();
+        let DeviceConfig::Disk(disk) = DeviceConfig::parse(device).unwrap() else {
+            panic!("{device:?}");
+        };
         assert_eq!(disk.name, name);
         let mut start = [0; 4];
         let image = File::from(files[0].try_clone().unwrap());
@@ -261,7 +271,7 @@ impl Worker {
         }
         if start != *b"good" {
             let reason = "the image is not good".to_owned();
-            return self.say(&WorkerEvent::DiskRefused { name, reason });
+            return self.say(&WorkerEvent::DeviceRefused { name, reason });
         }
         self.disks().push(disk);
         self.files.push((name.clone(), files));

@@ -15,4 +15,5 @@ mod disks;
 mod fake_worker;
 mod lifecycle;
 mod machine;
+mod nics;
 mod restarts;

@@ -85,6 +85,7 @@ const IOCTLS: &[u64] = &[
     driver::VCPU_APIC,
     driver::VCPU_KICK,
     libc::FIONBIO,
+    tap::GET_INTERFACE as u64,
     tap::SET_OFFLOAD as u64,
     tap::SET_ADDRESSES as u64,
     tap::ATTACH_FILTER as u64,

@@ -229,7 +229,7 @@ fn a_late_request_is_shown_and_the_vm_runs_on() {
     let late = state(VmState::IoStalled, "disk0: late");
     let ready = WorkerEvent::Ready {
         partition: 7,
-        disks: Vec::new(),
+        devices: Vec::new(),
     };
     assert_eq!(daemon.ask(&WorkerCommand::Report), ready);
     let running = state(VmState::Running, "started");
@@ -275,7 +275,7 @@ fn the_power_button_is_pressed_and_a_new_daemon_is_told() {
     let mut daemon = Daemon::connect(&vm.path("control"));
     let ready = WorkerEvent::Ready {
         partition: 7,
-        disks: Vec::new(),
+        devices: Vec::new(),
     };
     assert_eq!(daemon.ask(&WorkerCommand::Report), ready);
     assert_eq!(daemon.hear().unwrap(), stopping);

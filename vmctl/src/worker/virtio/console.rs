@@ -17,6 +17,8 @@ use super::{Device, Kind, Malformed, Serve, Vring, read_bytes};
 use crate::worker::event::{Event, wait_any};
 use crate::worker::memory::Memory;
 
+/// The device's name.
+pub const NAME: &str = "console";
 /// Feature: the configuration has the terminal's size (§5.3.3).
 const VIRTIO_CONSOLE_F_SIZE: u32 = 0;
 /// Largest size of a queue.
@@ -179,7 +181,7 @@ impl Device for Console {
     }
 
     fn name(&self) -> &str {
-        "console"
+        NAME
     }
 
     fn features(&self) -> u64 {

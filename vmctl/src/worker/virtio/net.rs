@@ -217,6 +217,16 @@ impl Monitor {
         &self.0.options.name
     }
 
+    /// Plugs the cable in or out. The caller tells the driver.
+    pub fn set_link(&self, is_up: bool) {
+        let card = &*self.0;
+        let mut state = card.state();
+        // Bridges forget a station whose cable is out.
+        state.announces |= is_up && !state.is_up;
+        state.is_up = is_up;
+        card.check("link", card.tap.set_carrier(is_up));
+    }
+
     /// Returns the card's status.
     pub fn status(&self) -> NicStatus {
         let card = &*self.0;

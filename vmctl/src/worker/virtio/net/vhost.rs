@@ -8,10 +8,9 @@
 )]
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, OnceLock};
 
 use vhost::vhost_kern::VhostKernBackend;
@@ -26,21 +25,6 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 use crate::worker::event::{Event, wait_any};
 use crate::worker::memory::Memory;
 use crate::worker::virtio::{Interrupt, Malformed, Serve, Vring};
-
-const DEVICE: &str = "/dev/vhost-net";
-
-/// Opens the kernel's part of one pair of queues.
-///
-/// # Errors
-///
-/// The kernel has no vhost-net.
-pub fn open() -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(DEVICE)
-}
 
 /// The kernel's part of one pair of queues.
 pub(super) struct Vhost {
@@ -76,7 +60,7 @@ impl VhostKernBackend for Vhost {
 }
 
 impl Vhost {
-    /// Takes what [`open`] returned.
+    /// Takes a descriptor of `/dev/vhost-net`.
     pub(super) fn new(fd: File, memory: Arc<Memory>) -> Self {
         Self {
             fd,
