@@ -5,7 +5,7 @@
 nic() { printf '[[nic]]\n'; printf '%s\n' "$@"; }
 expect "lan0: created" vmctl net create lan0 --address 10.77.0.1/24 --mtu 9000
 expect "lan1: created" vmctl net create lan1 --vlan-filtering
-{ cat demo.toml; nic 'network = "lan0"' 'queues = 2'; nic 'network = "lan1"' 'vlan = 10'; } >a.toml
+{ cat demo.toml; nic 'network = "lan0"' 'queues = 2' 'address = "10.77.0.10"' 'rate = "1G"' 'packets = 100000'; nic 'network = "lan1"' 'vlan = 10'; } >a.toml
 # A tap that somebody has made, and plugged into the bridge.
 tunctl -t tap7 >/dev/null && ip link set tap7 master lan0 mtu 9000 up || fail "tap7"
 { cat demo.toml; nic 'tap = "tap7"'; nic 'network = "lan1"' 'vlan = "10t"' 'trunks = [20]'; } >b.toml
@@ -17,7 +17,7 @@ start a
 mv /dev/vhost-net .
 start b
 mv vhost-net /dev/
-vmctl net list | grep -qE '^  mv0 +port +- +a +- +52:54:' || fail "no port of a: $(vmctl net list)"
+vmctl net list | grep -qE '^  mv0 +port +- +a +10.77.0.10 +52:54:' || fail "no port of a: $(vmctl net list)"
 vmctl info a | grep -qE '^lan0 +52:54:.* at lan0 by mv0; vhost-net, link up, MTU 9000, queues 2 of 2, lost 0, refused 0$' ||
     fail "a: $(vmctl info a)"
 vmctl info b | grep -qE '^tap7 +52:54:.* at tap7 by tap7; worker, link up, MTU 9000, queues 1 of 1, lost 0, refused 0$' ||
@@ -49,6 +49,9 @@ tell b 'nc -l -p 5002 >/tmp/data; echo sum $(md5sum </tmp/data)'
 answer a sent 'sleep 1; nc 10.77.0.11 5002 </tmp/data; echo sent'
 eventually 60 printed b "^sum $sum"
 vmctl info a | grep -q '^lan0 .*lost 0, refused 0$' || fail "a: $(vmctl info a)"
+
+# Another address than its own leads nowhere.
+answer a "other address 100% lost" 'ip address add 10.77.0.12/24 dev eth0; ping -c 2 -W 2 -I 10.77.0.12 10.77.0.1 | grep -o " 100% packet loss" >/dev/null && echo other address 100% lost'
 
 # A guest in a VLAN, and one that tags its frames.
 tell b 'ip link add link eth1 name eth1.10 type vlan id 10 && ip address add 10.78.0.11/24 dev eth1.10 && ip link set eth1.10 up'
@@ -97,6 +100,12 @@ wrong "tap7: another program uses this tap" 'tap = "tap7"'
 wrong "mv0: another program uses this tap" 'tap = "mv0"'
 wrong "lan0: VLAN 10: this bridge does not filter VLANs" 'network = "lan0"' 'vlan = 10'
 wrong "lan0: its MTU is 9000: a NIC can't have 9001" 'network = "lan0"' 'mtu = 9001'
+wrong "lan0: VM a has the address 10.77.0.10" 'network = "lan0"' 'address = "10.77.0.10"'
+wrong "lan0: address 10.78.0.9: that is outside of the network (10.77.0.1/24)" 'network = "lan0"' 'address = "10.78.0.9"'
+wrong "lan0: address 10.77.0.255: that is the broadcast address" 'network = "lan0"' 'address = "10.77.0.255"'
+mv /sbin/nft .
+wrong "the program nft is missing: install the package nftables" 'network = "lan0"'
+mv nft /sbin/
 mac=$(vmctl info a --format json | grep -o '52:54:[0-9a-f:]*' | head -n 1)
 wrong "lan0: VM a has the MAC address $mac" 'network = "lan0"' "mac = \"$mac\""
 mv /dev/net/tun .

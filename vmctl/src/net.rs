@@ -16,11 +16,13 @@ pub mod tap;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 
 use rustix::io::Errno;
 use serde::Serialize;
 
 pub use self::address::{Cidr, Mac, Vlan};
+pub use self::firewall::Rules;
 use self::link::{Interface, Links};
 use self::mark::{guest, mode, started_forwarding};
 pub use self::port::{Cable, Place, plug_in};
@@ -140,6 +142,8 @@ pub struct Port {
     pub vm: Option<String>,
     /// The guest's MAC address; the interface's own, if it is no guest's.
     pub mac: Option<Mac>,
+    /// The addresses that the guest may use; none if it may use any.
+    pub addresses: Vec<IpAddr>,
     /// Its VLANs; none where the network filters none.
     pub vlans: Vec<Vlan>,
 }
@@ -193,21 +197,24 @@ pub fn create(spec: &Spec) -> Result<(), NetError> {
 
 fn filter(spec: &Spec) -> Result<(), NetError> {
     let name = &spec.name;
-    let result = match (spec.mode, spec.address) {
+    match (spec.mode, spec.address) {
         (Mode::Nat, Some(address)) => firewall::masquerade(name, address),
         _ => firewall::isolate(name),
-    };
-    result.map_err(|e| match Errno::from_io_error(&e) {
-        Some(Errno::OPNOTSUPP | Errno::NOENT | Errno::PROTONOSUPPORT) => {
-            let needs = match spec.mode {
-                Mode::Isolated => "nf_tables",
-                Mode::Nat => "nf_tables with nft_ct, nft_chain_nat and nft_masq",
-            };
-            let mode = spec.mode.name();
-            NetError::Kernel(format!("{name}: {mode}: this kernel has no {needs}: {e}"))
+    }
+    .map_err(filter_failed(name))
+}
+
+/// A packet filter that was not made.
+fn filter_failed(name: &str) -> impl Fn(io::Error) -> NetError {
+    move |e| {
+        if e.kind() != io::ErrorKind::Unsupported {
+            return kernel(name)(e);
         }
-        _ => kernel(name)(e),
-    })
+        NetError::Kernel(format!(
+            "{name}: this kernel's packet filter lacks something: nf_tables, nft_ct, nft_limit, \
+             nft_chain_nat or nft_masq"
+        ))
+    }
 }
 
 /// Makes a new bridge a network.
@@ -289,6 +296,7 @@ pub fn list() -> Result<Vec<Network>, NetError> {
                 name: port.name.clone(),
                 vm: mark::vm(port).map(str::to_owned),
                 mac: guest(port).or(port.mac),
+                addresses: mark::addresses(port),
                 vlans: vlans
                     .iter()
                     .filter(|(index, _)| vlan_filtering && *index == port.index)

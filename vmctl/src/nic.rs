@@ -37,6 +37,7 @@ impl Opened {
             vlan: nic.vlan,
             trunks: &nic.trunks,
             mtu: nic.mtu,
+            rules: nic.rules(),
             pairs: nic.queues.unwrap_or(default_pairs),
             min_pairs: nic.queues.unwrap_or(1),
         })?;

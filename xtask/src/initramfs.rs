@@ -1,20 +1,29 @@
 //! VM 0's initramfs: what is in it always, and what one run adds.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::archive::Archive;
-use crate::files::folder;
+use crate::files::{context, folder};
 use crate::kernel::Kernel;
 use crate::packages::{self, Need};
 use crate::{Result, demo, driver, modules, root};
 
 const BUSYBOX: &str = "/bin/busybox";
+const NFT: &str = "/usr/sbin/nft";
 
-const TOOLS: &[Need] = &[Need {
-    file: BUSYBOX,
-    packages: &["busybox-static"],
-    why: "the programs of VM 0's initramfs",
-}];
+const TOOLS: &[Need] = &[
+    Need {
+        file: BUSYBOX,
+        packages: &["busybox-static"],
+        why: "the programs of VM 0's initramfs",
+    },
+    Need {
+        file: NFT,
+        packages: &["nftables"],
+        why: "the packet filter of VM 0's networks",
+    },
+];
 
 /// Where scripts start and the user's shell.
 const HOME: &str = "root";
@@ -42,6 +51,7 @@ const ON_DEMAND: &[&str] = &[
     "drivers/vhost/vhost_net",
     "net/netfilter/nf_tables",
     "net/netfilter/nft_ct",
+    "net/netfilter/nft_limit",
     "net/netfilter/nft_chain_nat",
     "net/netfilter/nft_masq",
 ];
@@ -53,6 +63,7 @@ pub(crate) fn build(kernel: &Kernel, guest: &Kernel, vmctl: &Path) -> Result<Pat
     let mut archive = Archive::default();
     archive.file(busybox, "bin/busybox", 0o755);
     archive.file(vmctl, "bin/vmctl", 0o755);
+    add_program(&mut archive, Path::new(NFT), "sbin/nft")?;
     let sources = root().join("root-partition/initramfs");
     archive.file(&sources.join("init"), "init", 0o755);
     for library in ["testing.sh", "debian.sh"] {
@@ -69,6 +80,22 @@ pub(crate) fn build(kernel: &Kernel, guest: &Kernel, vmctl: &Path) -> Result<Pat
     let path = folder()?.join("initramfs.cpio");
     archive.write_cached(&path)?;
     Ok(path)
+}
+
+/// Puts a program and the libraries that it is linked with into an initramfs.
+fn add_program(archive: &mut Archive, program: &Path, name: &str) -> Result<()> {
+    archive.file(program, name, 0o755);
+    let output = Command::new("ldd")
+        .arg(program)
+        .output()
+        .map_err(context(program))?;
+    // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f...)", or the loader's path alone.
+    for word in String::from_utf8_lossy(&output.stdout).split_whitespace() {
+        if let Some(library) = word.strip_prefix('/') {
+            archive.file(Path::new(word), library, 0o755);
+        }
+    }
+    Ok(())
 }
 
 /// Something that the user wants in VM 0.

@@ -123,6 +123,7 @@ fn table(networks: &[Network]) -> Table {
 }
 
 fn row(port: &Port) -> [(String, Colour); 7] {
+    let addresses: Vec<_> = port.addresses.iter().map(ToString::to_string).collect();
     let vlans: Vec<_> = port.vlans.iter().map(ToString::to_string).collect();
     let vlans = Some(vlans.join(",")).filter(|vlans| !vlans.is_empty());
     [
@@ -130,7 +131,7 @@ fn row(port: &Port) -> [(String, Colour); 7] {
         plain(Some("port".to_owned())),
         plain(None),
         plain(port.vm.clone()),
-        plain(None),
+        plain(Some(addresses.join(",")).filter(|addresses| !addresses.is_empty())),
         plain(port.mac.map(|mac| mac.to_string())),
         plain(vlans),
     ]
@@ -170,6 +171,7 @@ mod tests {
             ports: vec![Port {
                 name: "mv0".to_owned(),
                 vm: Some("web".to_owned()),
+                addresses: vec!["10.77.0.9".parse().unwrap()],
                 mac: "52:54:00:00:00:02".parse().ok(),
                 vlans: vec![Vlan::new(10, false).unwrap(), Vlan::new(20, true).unwrap()],
             }],
@@ -178,7 +180,7 @@ mod tests {
             table(&networks).render(Style::default()),
             "NAME   STATE  MODE  VM   ADDRESS       MAC                VLANS\n\
              lan0   up     nat   -    10.77.0.1/24  52:54:00:00:00:01  filtered\n  \
-               mv0  port   -     web  -             52:54:00:00:00:02  10,20t\n"
+               mv0  port   -     web  10.77.0.9     52:54:00:00:00:02  10,20t\n"
         );
     }
 }

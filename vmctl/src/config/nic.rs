@@ -1,10 +1,12 @@
 //! The tables `[[nic]]`: network cards.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use guest_proto::limits::MAX_DOORBELLS;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{ConfigError, MAX_DEVICES, Source, names};
-use crate::net::{Mac, Place, Vlan};
+use crate::net::{Mac, Place, Rules, Vlan};
 
 /// Doorbells that the disks and NICs of a VM share by default, one for each queue. The other devices have the
 /// rest.
@@ -13,6 +15,12 @@ pub const DOORBELLS: u32 = MAX_DOORBELLS as u32 - 4;
 const DEFAULT_PAIRS: u32 = 4;
 /// Pairs of queues that a NIC can have.
 const MAX_PAIRS: u16 = 16;
+
+/// Bits per second that a NIC can be limited to. The lowest one still lets a packet of Ethernet through.
+const MIN_RATE: u64 = 100_000;
+const MAX_RATE: u64 = 1_000_000_000_000;
+/// Frames per second that a NIC can be limited to, at most.
+const MAX_PACKETS: u32 = 100_000_000;
 
 /// A network card.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +73,29 @@ pub struct NicConfig {
     /// Whether the cable is plugged in.
     #[serde(default)]
     pub link: LinkState,
+    /// The one IPv4 address that the guest may use. By default it may use any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    /// The same for IPv6, beside the link-local address that is made of the MAC address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address6: Option<Ipv6Addr>,
+    /// The guest may use any MAC and IP address, and be a DHCP server or a router.
+    #[serde(default)]
+    pub spoof: bool,
+    /// Bits per second, in each direction. In TOML `"100M"`.
+    #[serde(
+        default,
+        deserialize_with = "rate",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub rate: Option<u64>,
+    /// Frames per second, in each direction.
+    #[serde(
+        default,
+        deserialize_with = "packets",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub packets: Option<u32>,
 }
 
 /// Whether a cable is plugged in.
@@ -100,11 +131,33 @@ impl NicConfig {
         }
     }
 
+    /// Returns what the guest may send.
+    pub fn rules(&self) -> Rules {
+        let address6 = self.address6.map(IpAddr::from);
+        Rules {
+            spoof: self.spoof,
+            addresses: self
+                .address
+                .map(IpAddr::from)
+                .into_iter()
+                .chain(address6)
+                .collect(),
+            rate: self.rate,
+            packets: self.packets,
+        }
+    }
+
     /// Checks what no single key tells.
     fn check(&self) -> Result<(), String> {
         let Some(place) = self.place() else {
             return Err("a NIC has one of the keys \"network\", \"bridge\" and \"tap\"".to_owned());
         };
+        let has_address = self.address.is_some() || self.address6.is_some();
+        if self.spoof && has_address {
+            return Err(
+                "a NIC with \"spoof\" may use any address, and has none of its own".to_owned(),
+            );
+        }
         let has_vlans = self.vlan.is_some() || !self.trunks.is_empty();
         if matches!(place, Place::Tap(_)) && has_vlans {
             return Err(format!(
@@ -191,6 +244,49 @@ fn mtu<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Err
     let bytes = i64::deserialize(deserializer)?;
     let mtu = crate::net::check_mtu(bytes).map_err(serde::de::Error::custom)?;
     Ok(Some(mtu))
+}
+
+/// Reads `"100M"`: bits per second, with a unit of 1000, 1000² or 1000³.
+fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected bits per second, as \"100M\"")]
+    enum Form {
+        Number(u64),
+        Text(String),
+    }
+    let text = match Form::deserialize(deserializer)? {
+        Form::Number(number) => number.to_string(),
+        Form::Text(text) => text,
+    };
+    let (digits, unit) = match text.strip_suffix(['k', 'M', 'G']) {
+        Some(digits) => (digits, &text[digits.len()..]),
+        None => (&*text, ""),
+    };
+    let unit = match unit {
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        _ => 1,
+    };
+    let bits = digits.parse::<u64>().ok();
+    let bits = bits.and_then(|number| number.checked_mul(unit));
+    match bits {
+        Some(bits @ MIN_RATE..=MAX_RATE) => Ok(Some(bits)),
+        _ => Err(serde::de::Error::custom(format!(
+            "\"{}\": expected bits per second from \"100k\" to \"1000G\"",
+            text.escape_default()
+        ))),
+    }
+}
+
+fn packets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let count = i64::deserialize(deserializer)?;
+    match u32::try_from(count) {
+        Ok(count @ 1..=MAX_PACKETS) => Ok(Some(count)),
+        _ => Err(serde::de::Error::custom(format!(
+            "{count}: expected a number from 1 to {MAX_PACKETS}"
+        ))),
+    }
 }
 
 fn pairs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {

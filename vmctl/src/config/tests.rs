@@ -325,7 +325,8 @@ fn nics_have_defaults_and_survive_the_wire() {
     let config = with_nics(&[
         "network = 'lan0'",
         "bridge = 'br0'\nname = 'wan'\nmac = '52:54:00:00:00:09'\nvlan = 10\ntrunks = [30, 20, 30]\n\
-         mtu = 9000\nqueues = 2\nlink = 'down'",
+         mtu = 9000\nqueues = 2\nlink = 'down'\naddress = '10.0.0.9'\naddress6 = 'fd00::9'\n\
+         rate = '1500k'\npackets = 50",
         "tap = 'tap7'",
         "network = 'lan0'\nvlan = '20t'",
     ])
@@ -347,6 +348,12 @@ fn nics_have_defaults_and_survive_the_wire() {
     assert_eq!(second.trunks, [20, 30]);
     assert_eq!((second.mtu, second.queues), (Some(9000), Some(2)));
     assert_eq!(second.link, LinkState::Down);
+    let rules = second.rules();
+    let addresses: [std::net::IpAddr; 2] =
+        ["10.0.0.9".parse().unwrap(), "fd00::9".parse().unwrap()];
+    assert_eq!(rules.addresses, addresses);
+    assert_eq!((rules.rate, rules.packets), (Some(1_500_000), Some(50)));
+    assert!(!rules.spoof);
     assert_eq!(third.place(), Some(Place::Tap("tap7".to_owned())));
     assert_eq!(last.vlan, Vlan::new(20, true).ok());
     let text = config.to_toml().unwrap();
@@ -391,6 +398,27 @@ fn wrong_nics_are_named() {
             "17: expected a number from 1 to 16",
         ),
         ("network = 'a'\nlink = 'on'", "\"on\""),
+        (
+            "network = 'a'\naddress = '10.0.0'",
+            "nic.address: invalid IPv4 address",
+        ),
+        (
+            "network = 'a'\naddress = '10.0.0.9'\nspoof = true",
+            "a NIC with \"spoof\" may use any address",
+        ),
+        (
+            "network = 'a'\nrate = '99k'",
+            "\"99k\": expected bits per second",
+        ),
+        (
+            "network = 'a'\nrate = '1T'",
+            "\"1T\": expected bits per second",
+        ),
+        ("network = 'a'\nrate = true", "expected bits per second, as"),
+        (
+            "network = 'a'\npackets = 0",
+            "0: expected a number from 1 to",
+        ),
         ("network = 'a'\nname = '-'", "\"-\": expected at most 32"),
         ("network = 'a'\nfoo = 1", "unknown key \"foo\""),
     ] {

@@ -47,6 +47,26 @@ impl Cidr {
         self.address | !self.mask()
     }
 
+    pub(super) fn contains(self, host: Ipv4Addr) -> bool {
+        host & self.mask() == self.network()
+    }
+
+    /// Checks that an address is that of a host in the network other than the one that has this address.
+    ///
+    /// # Errors
+    ///
+    /// One line.
+    pub(super) fn check_host(self, host: Ipv4Addr) -> Result<(), String> {
+        let what = match host {
+            host if !self.contains(host) => "outside of the network",
+            host if host == self.network() => "the network, not a host in it",
+            host if host == self.broadcast() => "the broadcast address, not a host",
+            host if host == self.address => "root's own",
+            _ => return Ok(()),
+        };
+        Err(format!("address {host}: that is {what} ({self})"))
+    }
+
     pub(super) fn overlaps(self, other: Self) -> bool {
         let mask = self.mask() & other.mask();
         self.address & mask == other.address & mask

@@ -1,317 +1,353 @@
-//! A network's table of nf_tables, which keeps its bridge apart from other interfaces or lets its
-//! guests out: `linux/netfilter/nf_tables.h` in bytes. Numbers of attributes are its NFTA_TABLE_*,
-//! NFTA_CHAIN_*, NFTA_RULE_* and, by expression, NFTA_META_* and so on. A table goes with all that is
-//! in it.
+//! Packet filters, made by the program `nft` (`nft(8)`, and `libnftables-json(5)` for what it reads).
+//!
+//! Each network has a table `microvisor-NETWORK` (inet), which keeps its bridge apart from other interfaces or
+//! lets its guests out. Each port has two chains in the table `microvisor` (netdev): what its guest may send,
+//! and what the guest is spared. The kernel unhooks them when the interface goes, and the next port of the name
+//! replaces them.
 
-use std::io;
-use std::net::Ipv4Addr;
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::process::{Command, Stdio};
 
-use rustix::io::Errno;
+use serde_json::{Value, json};
 
-use super::address::Cidr;
-use super::netlink::{HEADER, Socket};
+use super::address::{Cidr, Mac};
 
-const SUBSYSTEM: u16 = libc::NFNL_SUBSYS_NFTABLES as u16;
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
+/// Where `nft` is looked for.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+/// The table of all ports.
+const PORTS: &str = "microvisor";
+/// Frames to everybody and to groups that a guest may send in a second.
+const BROADCASTS: u32 = 1000;
 
-const REQUEST: u16 = 0x001;
-const ACK: u16 = 0x004;
-const CREATE: u16 = 0x400;
-const APPEND: u16 = 0x800;
-
-// Messages: NFT_MSG_*.
-const NEW_TABLE: u16 = 0;
-const DELETE_TABLE: u16 = 2;
-const NEW_CHAIN: u16 = 3;
-const NEW_RULE: u16 = 6;
-
-/// NFPROTO_INET: IPv4 and IPv6.
-const INET: u8 = 1;
-const NFPROTO_IPV4: u8 = 2;
-/// NF_INET_FORWARD.
-const FORWARD: u32 = 2;
-/// NF_INET_POST_ROUTING.
-const POSTROUTING: u32 = 4;
-/// NF_IP_PRI_NAT_SRC.
-const SOURCE_NAT: u32 = 100;
-
-/// NFT_REG_1, the only register used.
-const REGISTER: u32 = 1;
-const EQUAL: u32 = 0;
-const NOT_EQUAL: u32 = 1;
-/// Keys of `meta`: NFT_META_*.
-const INPUT_NAME: u32 = 6;
-const OUTPUT_NAME: u32 = 7;
-const PROTOCOL: u32 = 15;
-/// NFT_CT_STATE: a set of bits, of which these are established and related.
-const STATE: u32 = 0;
-const REPLIES: u32 = 2 | 4;
+/// What a guest may send.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// The guest may use any address, and be a DHCP server or a router.
+    pub spoof: bool,
+    /// The addresses that it may use; any if there is none.
+    pub addresses: Vec<IpAddr>,
+    /// Bits per second, in each direction.
+    pub rate: Option<u64>,
+    /// Frames per second.
+    pub packets: Option<u32>,
+}
 
 /// Keeps a network apart: nothing is forwarded into it or out of it.
 pub(super) fn isolate(network: &str) -> io::Result<()> {
-    let mut batch = Batch::new(&table(network));
-    batch.replace_table();
-    batch.chain("forward", "filter", FORWARD, 0);
+    let mut batch = Batch::default();
+    let table = batch.network(network);
     batch.rule(
+        &table,
         "forward",
-        &[from_network(network), into_others(network), discard()],
+        &[input(network), not_output(network), drop()],
     );
     batch.rule(
+        &table,
         "forward",
-        &[from_others(network), into_network(network), discard()],
+        &[not_input(network), output(network), drop()],
     );
     batch.commit()
 }
 
 /// Lets a network's guests out under root's addresses, and only answers in.
 pub(super) fn masquerade(network: &str, addresses: Cidr) -> io::Result<()> {
-    let mut batch = Batch::new(&table(network));
-    batch.replace_table();
-    batch.chain("forward", "filter", FORWARD, 0);
+    let mut batch = Batch::default();
+    let table = batch.network(network);
+    let state = json!({"ct": {"key": "state"}});
+    let answers = json!({"set": ["established", "related"]});
+    let is_no_answer = compare("!=", state, answers);
+    let rule = [not_input(network), output(network), is_no_answer, drop()];
+    batch.rule(&table, "forward", &rule);
+    batch.add(json!({"chain": {
+        "family": "inet", "table": table.name, "name": "postrouting",
+        "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept",
+    }}));
+    let prefix = json!({"prefix": {
+        "addr": addresses.network(), "len": addresses.prefix(),
+    }});
+    let is_from = compare("==", payload("ip", "saddr"), prefix);
+    let masquerade = json!({"masquerade": null});
     batch.rule(
-        "forward",
-        &[
-            from_others(network),
-            into_network(network),
-            is_no_reply(),
-            discard(),
-        ],
-    );
-    batch.chain("postrouting", "nat", POSTROUTING, SOURCE_NAT);
-    batch.rule(
+        &table,
         "postrouting",
-        &[
-            is_from(addresses),
-            into_others(network),
-            expression("masq", &[]),
-        ],
+        &[is_from, not_output(network), masquerade],
     );
     batch.commit()
 }
 
 /// Removes a network's table; none is no error.
 pub(super) fn remove(network: &str) -> io::Result<()> {
-    let mut batch = Batch::new(&table(network));
-    batch.delete_table();
-    match batch.commit() {
-        Err(e) if e.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(()),
-        other => other,
-    }
+    let mut batch = Batch::default();
+    batch.clear("inet", &network_table(network));
+    batch.commit()
 }
 
-fn table(network: &str) -> String {
+/// Has a port obey rules from now on.
+pub(super) fn guard(port: &str, mac: Mac, rules: &Rules) -> io::Result<()> {
+    let mut batch = Batch::default();
+    let table = Table {
+        family: "netdev",
+        name: PORTS.to_owned(),
+    };
+    batch.add(json!({"table": {"family": table.family, "name": table.name}}));
+    let [from, to] = [format!("{port}-from"), format!("{port}-to")];
+    for (chain, hook) in [(&from, "ingress"), (&to, "egress")] {
+        let name = json!({"chain": {"family": table.family, "table": table.name, "name": chain}});
+        let chain = json!({"chain": {
+            "family": table.family, "table": table.name, "name": chain,
+            "type": "filter", "hook": hook, "dev": port, "prio": 0, "policy": "accept",
+        }});
+        // A chain that is there may have lost its interface, and one that is not is none to delete.
+        batch.add(name.clone());
+        batch.0.push(json!({"delete": name}));
+        batch.add(chain);
+    }
+    for rule in sent(mac, rules) {
+        batch.rule(&table, &from, &rule);
+    }
+    for rule in received(mac, rules) {
+        batch.rule(&table, &to, &rule);
+    }
+    batch.commit()
+}
+
+/// The rules for frames of a guest.
+fn sent(mac: Mac, rules: &Rules) -> Vec<Vec<Value>> {
+    let mut all = floods(rules);
+    let groups = json!({"set": ["broadcast", "multicast"]});
+    let is_to_many = compare("==", meta("pkttype"), groups);
+    all.push(vec![is_to_many, over(json!(BROADCASTS), None), drop()]);
+    if rules.spoof {
+        return all;
+    }
+    let text = mac.to_string();
+    let mut deny = |conditions: Vec<Value>| {
+        all.push(conditions.into_iter().chain([counter(), drop()]).collect());
+    };
+    deny(vec![compare("!=", payload("ether", "saddr"), json!(text))]);
+    deny(vec![compare(
+        "!=",
+        payload("arp", "saddr ether"),
+        json!(text),
+    )]);
+    // A DHCP server, for IPv6 too, and a router.
+    let servers = json!({"set": [67, 547]});
+    deny(vec![compare("==", payload("udp", "sport"), servers)]);
+    let advert = json!("nd-router-advert");
+    deny(vec![compare("==", payload("icmpv6", "type"), advert)]);
+    if rules.addresses.is_empty() {
+        return all;
+    }
+    let mut ours4 = vec![Ipv4Addr::UNSPECIFIED];
+    let mut ours6 = vec![Ipv6Addr::UNSPECIFIED, link_local(mac)];
+    for address in &rules.addresses {
+        match address {
+            IpAddr::V4(ip) => ours4.push(*ip),
+            IpAddr::V6(ip) => ours6.push(*ip),
+        }
+    }
+    // Bytes of a packet are compared with numbers.
+    let numbers = ours6.iter().map(|ip| format!("{:#x}", ip.to_bits()));
+    let numbers = json!({"set": numbers.collect::<Vec<_>>()});
+    let (ours4, ours6) = (json!({"set": ours4}), json!({"set": ours6}));
+    deny(vec![compare(
+        "!=",
+        payload("arp", "saddr ip"),
+        ours4.clone(),
+    )]);
+    deny(vec![compare("!=", payload("ip", "saddr"), ours4)]);
+    deny(vec![compare("!=", payload("ip6", "saddr"), ours6)]);
+    // The target of a neighbour advertisement lies behind 8 bytes of its header.
+    let advert = json!("nd-neighbor-advert");
+    let target = json!({"payload": {"base": "th", "offset": 64, "len": 128}});
+    let is_advert = compare("==", payload("icmpv6", "type"), advert);
+    deny(vec![is_advert, compare("!=", target, numbers)]);
+    // Other protocols, among them a second tag, could carry any address.
+    let known = json!({"set": ["arp", "ip", "ip6"]});
+    deny(vec![compare("!=", meta("protocol"), known)]);
+    all
+}
+
+/// The rules for frames to a guest: requests to DHCP servers, and their answers to others.
+fn received(mac: Mac, rules: &Rules) -> Vec<Vec<Value>> {
+    let mut all = floods(rules);
+    if rules.spoof {
+        return all;
+    }
+    let servers = json!({"set": [67, 547]});
+    all.push(vec![
+        compare("==", payload("udp", "dport"), servers),
+        drop(),
+    ]);
+    // The client's address lies behind 8 bytes of UDP and 28 of DHCP.
+    let client = json!({"payload": {"base": "th", "offset": 288, "len": 48}});
+    let number = mac
+        .octets()
+        .into_iter()
+        .fold(0, |n, byte| n << 8 | u64::from(byte));
+    let is_answer = compare("==", payload("udp", "dport"), json!(68));
+    all.push(vec![
+        is_answer,
+        compare("!=", client, json!(number)),
+        drop(),
+    ]);
+    all
+}
+
+fn floods(rules: &Rules) -> Vec<Vec<Value>> {
+    let rate = rules
+        .rate
+        .map(|bits| over(json!(bits.div_ceil(8000)), Some("kbytes")));
+    let packets = rules.packets.map(|count| over(json!(count), None));
+    let limits = rate.into_iter().chain(packets);
+    limits.map(|limit| vec![limit, counter(), drop()]).collect()
+}
+
+/// The link-local address that a guest makes of its MAC address (RFC 4291 appendix A).
+fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.octets();
+    let mut octets = [0; 16];
+    octets[..2].copy_from_slice(&[0xfe, 0x80]);
+    octets[8..].copy_from_slice(&[a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    octets.into()
+}
+
+struct Table {
+    family: &'static str,
+    name: String,
+}
+
+fn network_table(network: &str) -> String {
     format!("microvisor-{network}")
 }
 
-/// Messages that the kernel obeys all or none of.
-struct Batch {
-    table: String,
-    bytes: Vec<u8>,
-    /// Where the last message begins.
-    last: usize,
-}
+/// Commands that the kernel obeys all or none of.
+#[derive(Default)]
+struct Batch(Vec<Value>);
 
 impl Batch {
-    fn new(table: &str) -> Self {
-        let mut batch = Self {
-            table: table.to_owned(),
-            bytes: Vec::new(),
-            last: 0,
+    fn add(&mut self, object: Value) {
+        self.0.push(json!({"add": object}));
+    }
+
+    /// Removes a table with all that is in it, if it is there.
+    fn clear(&mut self, family: &str, name: &str) {
+        let table = json!({"table": {"family": family, "name": name}});
+        // A table that is there is no error to add, and one that is not is one to delete.
+        self.add(table.clone());
+        self.0.push(json!({"delete": table}));
+    }
+
+    /// Makes a network's table with an empty chain `forward`.
+    fn network(&mut self, network: &str) -> Table {
+        let table = Table {
+            family: "inet",
+            name: network_table(network),
         };
-        batch.bracket(BATCH_BEGIN);
-        batch
+        self.clear(table.family, &table.name);
+        self.add(json!({"table": {"family": table.family, "name": table.name}}));
+        self.add(json!({"chain": {
+            "family": table.family, "table": table.name, "name": "forward",
+            "type": "filter", "hook": "forward", "prio": 0, "policy": "accept",
+        }}));
+        table
     }
 
-    /// Makes the table, without what a table of this name holds.
-    fn replace_table(&mut self) {
-        // A table that is there is no error; one that is not is one to delete.
-        self.table_message(NEW_TABLE, CREATE);
-        self.table_message(DELETE_TABLE, 0);
-        self.table_message(NEW_TABLE, CREATE);
+    fn rule(&mut self, table: &Table, chain: &str, expressions: &[Value]) {
+        self.add(json!({"rule": {
+            "family": table.family, "table": table.name, "chain": chain, "expr": expressions,
+        }}));
     }
 
-    fn delete_table(&mut self) {
-        self.table_message(DELETE_TABLE, 0);
-    }
-
-    fn table_message(&mut self, kind: u16, flags: u16) {
-        let name = text(1, &self.table);
-        self.message(kind, flags, &[name]);
-    }
-
-    fn chain(&mut self, name: &str, kind: &str, hook: u32, priority: u32) {
-        let hook = nested(4, &[number(1, hook), number(2, priority)]);
-        let parts = [text(1, &self.table), text(3, name), hook, text(7, kind)];
-        self.message(NEW_CHAIN, CREATE, &parts);
-    }
-
-    fn rule(&mut self, chain: &str, expressions: &[Vec<Vec<u8>>]) {
-        let expressions: Vec<_> = expressions.iter().flatten().cloned().collect();
-        let expressions = nested(4, &expressions);
-        let parts = [text(1, &self.table), text(2, chain), expressions];
-        self.message(NEW_RULE, CREATE | APPEND, &parts);
-    }
-
-    fn message(&mut self, kind: u16, flags: u16, parts: &[Vec<u8>]) {
-        self.put(SUBSYSTEM << 8 | kind, flags, INET, 0, &parts.concat());
-    }
-
-    /// The begin or the end of a batch.
-    fn bracket(&mut self, kind: u16) {
-        self.put(kind, 0, 0, SUBSYSTEM, &[]);
-    }
-
-    /// A message: netlink's header, then nfnetlink's (family, version, resource).
-    fn put(&mut self, kind: u16, flags: u16, family: u8, resource: u16, parts: &[u8]) {
-        self.last = self.bytes.len();
-        let length = HEADER + 4 + parts.len();
-        self.bytes.extend((length as u32).to_ne_bytes());
-        self.bytes.extend(kind.to_ne_bytes());
-        self.bytes.extend((REQUEST | flags).to_ne_bytes());
-        // Sequence and sender.
-        self.bytes.extend([0; 8]);
-        self.bytes.extend([family, 0]);
-        self.bytes.extend(resource.to_be_bytes());
-        self.bytes.extend(parts);
-    }
-
-    /// Sends it. The last message is acknowledged, if no error of another one comes first.
-    fn commit(mut self) -> io::Result<()> {
-        if let Some(flags) = self.bytes.get_mut(self.last + 6..self.last + 8) {
-            let with_ack = u16::from_ne_bytes([flags[0], flags[1]]) | ACK;
-            flags.copy_from_slice(&with_ack.to_ne_bytes());
+    fn commit(self) -> io::Result<()> {
+        let text = json!({"nftables": self.0}).to_string();
+        let mut child = Command::new("nft")
+            .args(["-j", "-f", "-"])
+            .env("PATH", PATH)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => {
+                    io::Error::other("the program nft is missing: install the package nftables")
+                }
+                _ => io::Error::other(format!("nft: {e}")),
+            })?;
+        // A program that ends early says why.
+        let written = child
+            .stdin
+            .take()
+            .map(|mut stdin| stdin.write_all(text.as_bytes()));
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            return Err(refusal(&String::from_utf8_lossy(&output.stderr)));
         }
-        self.bracket(BATCH_END);
-        Socket::netfilter()?.exchange(&self.bytes, |_| Ok(()))
+        written.unwrap_or(Ok(()))
     }
 }
 
-fn from_network(network: &str) -> Vec<Vec<u8>> {
-    name_is(INPUT_NAME, EQUAL, network)
-}
-
-fn from_others(network: &str) -> Vec<Vec<u8>> {
-    name_is(INPUT_NAME, NOT_EQUAL, network)
-}
-
-fn into_network(network: &str) -> Vec<Vec<u8>> {
-    name_is(OUTPUT_NAME, EQUAL, network)
-}
-
-fn into_others(network: &str) -> Vec<Vec<u8>> {
-    name_is(OUTPUT_NAME, NOT_EQUAL, network)
-}
-
-/// Compares the name of an interface, which has 16 bytes in a register.
-fn name_is(key: u32, operator: u32, name: &str) -> Vec<Vec<u8>> {
-    let mut padded = name.as_bytes().to_vec();
-    padded.resize(libc::IFNAMSIZ, 0);
-    [meta(key), compare(operator, &padded)].concat()
-}
-
-/// IPv4 with a source among these addresses.
-fn is_from(addresses: Cidr) -> Vec<Vec<u8>> {
-    let load = [
-        number(1, REGISTER),
-        // NFT_PAYLOAD_NETWORK_HEADER, whose bytes 12 to 15 are the source.
-        number(2, 1),
-        number(3, 12),
-        number(4, 4),
+/// What `nft` says, as an error.
+fn refusal(text: &str) -> io::Error {
+    let missing = [
+        "Operation not supported",
+        "No such file",
+        "Protocol not supported",
     ];
-    let ip = |address: Ipv4Addr| address.octets();
-    [
-        meta(PROTOCOL),
-        compare(EQUAL, &[NFPROTO_IPV4]),
-        expression("payload", &load),
-        mask(&ip(addresses.mask())),
-        compare(EQUAL, &ip(addresses.network())),
-    ]
-    .concat()
-}
-
-/// Belongs to no connection that is there.
-fn is_no_reply() -> Vec<Vec<u8>> {
-    [
-        expression("ct", &[number(1, REGISTER), number(2, STATE)]),
-        mask(&REPLIES.to_ne_bytes()),
-        compare(EQUAL, &[0; 4]),
-    ]
-    .concat()
-}
-
-fn meta(key: u32) -> Vec<Vec<u8>> {
-    expression("meta", &[number(1, REGISTER), number(2, key)])
-}
-
-fn compare(operator: u32, value: &[u8]) -> Vec<Vec<u8>> {
-    let value = nested(3, &[attribute(1, value)]);
-    expression("cmp", &[number(1, REGISTER), number(2, operator), value])
-}
-
-fn mask(bits: &[u8; 4]) -> Vec<Vec<u8>> {
-    let parts = [
-        number(1, REGISTER),
-        number(2, REGISTER),
-        number(3, 4),
-        nested(4, &[attribute(1, bits)]),
-        nested(5, &[attribute(1, &[0; 4])]),
-    ];
-    expression("bitwise", &parts)
-}
-
-/// Ends the packet: a verdict (register 0) of NF_DROP.
-fn discard() -> Vec<Vec<u8>> {
-    let verdict = nested(2, &[nested(2, &[number(1, 0)])]);
-    expression("immediate", &[number(1, 0), verdict])
-}
-
-/// An element of a rule's list of expressions.
-fn expression(name: &str, parts: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    vec![nested(1, &[text(1, name), nested(2, parts)])]
-}
-
-fn number(kind: u16, value: u32) -> Vec<u8> {
-    attribute(kind, &value.to_be_bytes())
-}
-
-fn text(kind: u16, value: &str) -> Vec<u8> {
-    attribute(kind, &[value.as_bytes(), b"\0"].concat())
-}
-
-fn nested(kind: u16, parts: &[Vec<u8>]) -> Vec<u8> {
-    attribute(kind | libc::NLA_F_NESTED as u16, &parts.concat())
-}
-
-/// An attribute: its length, its kind, its value, padded to a multiple of four.
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = 4 + value.len();
-    let mut bytes = (length as u16).to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(length.next_multiple_of(4), 0);
-    bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn attributes_are_padded_and_nested() {
-        assert_eq!(text(1, "ab"), [7, 0, 1, 0, b'a', b'b', 0, 0]);
-        let outer = nested(2, &[number(1, 3)]);
-        assert_eq!(outer, [12, 0, 2, 0x80, 8, 0, 1, 0, 0, 0, 0, 3]);
+    let line = text
+        .lines()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("no reason");
+    let is_kernels = line.contains("Could not process rule");
+    match is_kernels && missing.iter().any(|what| line.contains(what)) {
+        true => io::ErrorKind::Unsupported.into(),
+        false => io::Error::other(format!("nft: {line}")),
     }
+}
 
-    #[test]
-    fn a_batch_has_a_begin_and_names_its_table() {
-        let mut batch = Batch::new("microvisor-lan0");
-        batch.delete_table();
-        assert_eq!(batch.bytes[4..6], BATCH_BEGIN.to_ne_bytes());
-        assert_eq!(batch.bytes[18..20], [0, 10]);
-        let message = &batch.bytes[batch.last..];
-        assert_eq!(message[4..6], [2, 10]);
-        assert!(message.windows(16).any(|w| w == b"microvisor-lan0\0"));
+fn compare(op: &str, left: Value, right: Value) -> Value {
+    json!({"match": {"op": op, "left": left, "right": right}})
+}
+
+fn meta(key: &str) -> Value {
+    json!({"meta": {"key": key}})
+}
+
+fn payload(protocol: &str, field: &str) -> Value {
+    json!({"payload": {"protocol": protocol, "field": field}})
+}
+
+fn input(network: &str) -> Value {
+    compare("==", meta("iifname"), json!(network))
+}
+
+fn not_input(network: &str) -> Value {
+    compare("!=", meta("iifname"), json!(network))
+}
+
+fn output(network: &str) -> Value {
+    compare("==", meta("oifname"), json!(network))
+}
+
+fn not_output(network: &str) -> Value {
+    compare("!=", meta("oifname"), json!(network))
+}
+
+/// Holds for what is more than a rate per second.
+fn over(rate: Value, unit: Option<&str>) -> Value {
+    let mut limit = json!({"rate": rate, "per": "second", "inv": true, "burst": rate});
+    if let Some(unit) = unit {
+        limit["rate_unit"] = json!(unit);
+        limit["burst_unit"] = json!(unit);
     }
+    json!({"limit": limit})
+}
+
+fn counter() -> Value {
+    json!({"counter": null})
+}
+
+fn drop() -> Value {
+    json!({"drop": null})
 }

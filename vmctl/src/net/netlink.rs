@@ -9,14 +9,13 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send,
-    socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
 };
 
 /// The kernel fills a datagram of a dump up to 32 KiB, or as far as its reader's buffer goes.
 const BUFFER: usize = 64 << 10;
 /// Bytes of a message's header: length, type, flags, sequence, sender.
-pub(super) const HEADER: usize = 16;
+const HEADER: usize = 16;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 
@@ -30,21 +29,12 @@ pub(super) struct Socket {
 impl Socket {
     /// For interfaces and addresses: `rtnetlink(7)`.
     pub(super) fn route() -> io::Result<Self> {
-        // No protocol is number 0, which is NETLINK_ROUTE.
-        Self::open(None)
-    }
-
-    /// For nf_tables.
-    pub(super) fn netfilter() -> io::Result<Self> {
-        Self::open(Some(netlink::NETFILTER))
-    }
-
-    fn open(protocol: Option<Protocol>) -> io::Result<Self> {
         let fd = socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
             SocketFlags::CLOEXEC,
-            protocol,
+            // No protocol is number 0, which is NETLINK_ROUTE.
+            None,
         )?;
         Ok(Self { fd, sequence: 0 })
     }
@@ -87,7 +77,7 @@ impl Socket {
 
     /// Sends messages, and reads what comes back up to the end of a dump, or to an error or
     /// acknowledgement. An error that comes before the end of a dump ends it too.
-    pub(super) fn exchange(
+    fn exchange(
         &self,
         bytes: &[u8],
         mut each: impl FnMut(&[u8]) -> io::Result<()>,

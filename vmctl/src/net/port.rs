@@ -1,12 +1,14 @@
 //! Ports: tap devices that are the cables of guests.
 
 use std::io;
+use std::net::IpAddr;
 
 use super::address::{Mac, Vlan};
+use super::firewall::{self, Rules};
 use super::link::{Interface, Links};
 use super::mark::{self, guest};
 use super::tap::{self, Tap};
-use super::{DEFAULT_VLAN, NetError, find, kernel, network, ports};
+use super::{DEFAULT_VLAN, NetError, filter_failed, find, kernel, network, ports};
 
 /// Name of a new tap device. The kernel puts the lowest free number for `%d`.
 const PATTERN: &str = "mv%d";
@@ -46,6 +48,8 @@ pub struct Cable<'a> {
     pub trunks: &'a [u16],
     /// Bytes of the largest packet; by default those of the place.
     pub mtu: Option<u16>,
+    /// What the guest may send.
+    pub rules: Rules,
     /// Pairs of queues.
     pub pairs: u16,
     /// A tap device that has fewer pairs of queues is refused.
@@ -66,16 +70,27 @@ pub fn plug_in(cable: &Cable<'_>) -> Result<Tap, NetError> {
     let end = end(&there, cable.place)?;
     let mtu = mtu(cable, end)?;
     if let Place::Tap(_) = cable.place {
-        return existing_tap(cable, end, mtu);
+        let tap = existing_tap(cable, end, mtu)?;
+        firewall::guard(tap.name(), cable.mac, &cable.rules).map_err(filter_failed(place))?;
+        return Ok(tap);
     }
     check_vlans(cable, end)?;
     check_mac(&there, end, cable.mac, None)?;
+    check_addresses(&mut links, &there, end, &cable.rules.addresses, None)?;
     // Whatever fails from here on, the tap goes with its descriptors.
     let tap = Tap::new(PATTERN, cable.pairs, mtu).map_err(&failed)?;
     plug(&mut links, cable, &tap, end.index).map_err(kernel(tap.name()))?;
     // Two guests that come at the same time see each other at the latest here.
     let there = links.all().map_err(&failed)?;
     check_mac(&there, end, cable.mac, Some(tap.name()))?;
+    check_addresses(
+        &mut links,
+        &there,
+        end,
+        &cable.rules.addresses,
+        Some(tap.name()),
+    )?;
+    firewall::guard(tap.name(), cable.mac, &cable.rules).map_err(filter_failed(place))?;
     let index = find(&mut links, tap.name()).map_err(&failed)?.index;
     links.set_up(index, true).map_err(&failed)?;
     Ok(tap)
@@ -142,10 +157,47 @@ fn check_mac(
     }
 }
 
+/// Checks that addresses are those of hosts in the network of a bridge, and that nobody else has them.
+fn check_addresses(
+    links: &mut Links,
+    there: &[Interface],
+    bridge: &Interface,
+    wanted: &[IpAddr],
+    own: Option<&str>,
+) -> Result<(), NetError> {
+    let name = &bridge.name;
+    let networks = links.addresses().map_err(kernel(name))?;
+    let networks: Vec<_> = networks
+        .into_iter()
+        .filter(|(index, _)| *index == bridge.index)
+        .map(|(_, network)| network)
+        .collect();
+    for &wanted in wanted {
+        // A bridge can have several networks, or none that root knows.
+        if let IpAddr::V4(ip) = wanted {
+            let own = networks.iter().find(|network| network.contains(ip));
+            let network = own.or(networks.first());
+            let checked = network.map_or(Ok(()), |network| network.check_host(ip));
+            checked.map_err(|line| NetError::Conflict(format!("{name}: {line}")))?;
+        }
+        let has_it =
+            |port: &&Interface| own != Some(&*port.name) && mark::addresses(port).contains(&wanted);
+        if let Some(other) = ports(there, bridge).find(has_it) {
+            let vm = mark::vm(other).unwrap_or("?");
+            let line = format!("{name}: VM {vm} has the address {wanted}");
+            return Err(NetError::Conflict(line));
+        }
+    }
+    Ok(())
+}
+
 /// Plugs a new tap into a bridge, in its VLANs. It is down.
 fn plug(links: &mut Links, cable: &Cable<'_>, tap: &Tap, bridge: u32) -> io::Result<()> {
     let index = find(links, tap.name())?.index;
-    links.set_alias(index, &mark::of_guest(cable.mac, cable.vm))?;
+    links.set_alias(
+        index,
+        &mark::of_guest(cable.mac, cable.vm, &cable.rules.addresses),
+    )?;
     links.set_mac(index, cable.mac.of_root_end())?;
     links.set_mtu(index, tap.mtu())?;
     links.attach(index, bridge)?;

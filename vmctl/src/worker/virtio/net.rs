@@ -171,7 +171,7 @@ pub struct Net {
 }
 
 impl Net {
-    /// Makes a card whose cable ends in `tap`. `vhosts` are what [`vhost::open`] returned for each pair of
+    /// Makes a card whose cable ends in `tap`. `vhosts` are descriptors of `/dev/vhost-net` for each pair of
     /// queues, or are empty.
     pub fn new(tap: Tap, vhosts: Vec<File>, options: Options, memory: Memory) -> Self {
         let mut queues = vec![QUEUE_SIZE; 2 * usize::from(tap.pairs())];

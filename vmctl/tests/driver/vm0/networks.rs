@@ -1,18 +1,19 @@
 //! Host networks, with this test in the guests' place: raw frames into taps and out of them.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmctl::net::tap::HEADER as VIRTIO_HEADER;
-use vmctl::net::{self, Cable, Mac, Mode, NetError, Network, Place, Spec, Tap, Vlan};
+use vmctl::net::{self, Cable, Mac, Mode, NetError, Network, Place, Rules, Spec, Tap, Vlan};
 
 const EVERYBODY: [u8; 6] = [0xff; 6];
 const ARP: u16 = 0x0806;
 const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
 const TAG: u16 = 0x8100;
 /// For experiments (IEEE 802).
 const EXPERIMENT: u16 = 0x88b5;
@@ -73,6 +74,7 @@ fn cable<'a>(vm: &'a str, place: &'a Place, number: u8) -> Cable<'a> {
         vlan: None,
         trunks: &[],
         mtu: None,
+        rules: Rules::default(),
         pairs: 1,
         min_pairs: 1,
     }
@@ -121,6 +123,18 @@ impl Guest {
             .filter(|(kind, _)| *kind == wanted)
             .map(|(_, body)| body)
             .collect()
+    }
+
+    /// Whether a frame comes. One that is not expected is not waited for as long.
+    fn hears(&self, kind: u16, body: &[u8], is_expected: bool) -> bool {
+        let patience = if is_expected {
+            4 * SILENCE
+        } else {
+            SILENCE / 8
+        };
+        let end = Instant::now() + patience;
+        let mut frames = std::iter::from_fn(|| self.receive(end));
+        frames.any(|(its_kind, its_body)| its_kind == kind && its_body == body)
     }
 
     /// Whether somebody behind a gateway answers an echo request.
@@ -214,6 +228,192 @@ fn vlans_are_kept_apart() {
     assert_eq!(vlans("vlans-c"), (mac(3), "20".to_owned()));
     assert_eq!(vlans("vlans-t"), (mac(4), "10t".to_owned()));
     assert_eq!(vlans("vlans-p"), (mac(5), "1".to_owned()));
+}
+
+/// An ARP request from an address.
+fn arp(mac: [u8; 6], from: Ipv4Addr) -> Vec<u8> {
+    let mut body = vec![0, 1, 8, 0, 6, 4, 0, 1];
+    body.extend(mac);
+    body.extend(from.octets());
+    body.extend([0; 6]);
+    body.extend([10, 77, 9, 99]);
+    body
+}
+
+/// An IPv4 packet with UDP.
+fn udp(from: Ipv4Addr, ports: [u16; 2], body: &[u8]) -> Vec<u8> {
+    let len = 28 + body.len() as u16;
+    let mut packet = vec![
+        0x45,
+        0,
+        (len >> 8) as u8,
+        len as u8,
+        0,
+        1,
+        0,
+        0,
+        64,
+        17,
+        0,
+        0,
+    ];
+    packet.extend(from.octets());
+    packet.extend([255; 4]);
+    let sum = checksum(&packet);
+    packet[10..12].copy_from_slice(&sum);
+    for word in [ports[0], ports[1], len - 20, 0] {
+        packet.extend(word.to_be_bytes());
+    }
+    packet.extend(body);
+    packet
+}
+
+/// An IPv6 packet with a neighbour advertisement.
+fn advertisement(from: Ipv6Addr, target: Ipv6Addr) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, 24, 58, 255];
+    packet.extend(from.octets());
+    packet.extend(Ipv6Addr::from_bits(0xff02 << 112 | 1).octets());
+    packet.extend([136, 0, 0, 0, 0x20, 0, 0, 0]);
+    packet.extend(target.octets());
+    packet
+}
+
+#[test]
+fn a_guest_pretends_to_be_nobody_else() {
+    let net = Net::new("spoof", Some("10.77.9.1/24"), Mode::Isolated, false);
+    let place = Place::Network("spoof".to_owned());
+    let guest = |vm: &str, number, rules| {
+        let cable = Cable {
+            rules,
+            ..cable(vm, &place, number)
+        };
+        let tap = net::plug_in(&cable).unwrap();
+        let mac = mac(number).octets();
+        Guest { tap, mac }
+    };
+    let own = Ipv4Addr::new(10, 77, 9, 2);
+    let other = Ipv4Addr::new(10, 77, 9, 3);
+    let rules = Rules {
+        addresses: vec![own.into()],
+        ..Rules::default()
+    };
+    let a = guest("a", 1, rules.clone());
+    let b = guest("b", 2, Rules::default());
+    let open = Rules {
+        spoof: true,
+        ..Rules::default()
+    };
+    let c = guest("c", 3, open);
+    // It can't have an address that is taken, or none of the network's.
+    let refused = |address: &str| {
+        let rules = Rules {
+            addresses: vec![address.parse().unwrap()],
+            ..Rules::default()
+        };
+        let cable = Cable {
+            rules,
+            ..cable("d", &place, 4)
+        };
+        net::plug_in(&cable).map(drop).unwrap_err().to_string()
+    };
+    assert_eq!(
+        refused("10.77.9.2"),
+        "spoof: VM a has the address 10.77.9.2"
+    );
+    for (address, what) in [
+        ("10.77.8.2", "outside of the network"),
+        ("10.77.9.0", "the network, not a host in it"),
+        ("10.77.9.255", "the broadcast address, not a host"),
+        ("10.77.9.1", "root's own"),
+    ] {
+        let line = format!("spoof: address {address}: that is {what} (10.77.9.1/24)");
+        assert_eq!(refused(address), line);
+    }
+    let port = net
+        .listed()
+        .ports
+        .into_iter()
+        .find(|port| port.vm.as_deref() == Some("a"));
+    assert_eq!(port.unwrap().addresses, [IpAddr::from(own)]);
+
+    let local = |last: u128| Ipv6Addr::from_bits(0xfe80 << 112 | 0x5054_00ff_fe00_0000 | last);
+    let none = Ipv4Addr::UNSPECIFIED;
+    let tagged = [&[0, 10, 0x08, 0x00][..], &udp(other, [9, 9], b"tagged")].concat();
+    // What a guest with an address may send, one without, and one that may send anything.
+    for (kind, body, from_a, from_b) in [
+        (ARP, arp(a.mac, own), true, false),
+        (ARP, arp(a.mac, none), true, false),
+        (ARP, arp(a.mac, other), false, false),
+        (ARP, arp(c.mac, own), false, false),
+        (IPV4, udp(own, [9, 9], b"own"), true, true),
+        (IPV4, udp(other, [9, 9], b"other"), false, true),
+        (IPV4, udp(none, [68, 9], b"none"), true, true),
+        (IPV4, udp(own, [67, 9], b"a DHCP server"), false, false),
+        (IPV6, advertisement(local(1), local(1)), true, true),
+        (IPV6, advertisement(local(7), local(1)), false, true),
+        (IPV6, advertisement(local(1), local(7)), false, true),
+        (EXPERIMENT, b"no address".to_vec(), false, true),
+        (TAG, tagged, false, true),
+    ] {
+        for (guest, is_sent) in [(&a, from_a), (&b, from_b), (&c, true)] {
+            guest.send(EVERYBODY, kind, &body);
+            let to = if guest.mac == c.mac { &b } else { &c };
+            let heard = to.hears(kind, &body, is_sent);
+            assert_eq!(heard, is_sent, "{:x?}: {kind:#x} {body:x?}", guest.mac);
+        }
+    }
+    // Another station's address.
+    let forged = Guest {
+        tap: b.tap,
+        mac: a.mac,
+    };
+    forged.send(EVERYBODY, EXPERIMENT, b"forged");
+    assert!(c.heard(EXPERIMENT).is_empty());
+    drop((a, forged, c));
+}
+
+#[test]
+fn a_guest_hears_no_others_dhcp_and_floods_nobody() {
+    let net = Net::new("dhcp", None, Mode::Isolated, false);
+    let a = net.guest("a", 1, None);
+    let place = Place::Network("dhcp".to_owned());
+    let rules = Rules {
+        spoof: true,
+        packets: Some(100),
+        ..Rules::default()
+    };
+    let cable = Cable {
+        rules,
+        ..cable("server", &place, 2)
+    };
+    let server = Guest {
+        tap: net::plug_in(&cable).unwrap(),
+        mac: mac(2).octets(),
+    };
+    let answer = |client: [u8; 6]| {
+        let body = [&[0; 28][..], &client, &[0; 16]].concat();
+        udp(Ipv4Addr::new(10, 0, 0, 1), [67, 68], &body)
+    };
+    server.send(EVERYBODY, IPV4, &answer(server.mac));
+    server.send(
+        EVERYBODY,
+        IPV4,
+        &udp(Ipv4Addr::UNSPECIFIED, [68, 67], b"request"),
+    );
+    // Root has other things to say.
+    let heard_udp = || {
+        let all = a.heard(IPV4).into_iter();
+        all.filter(|body| body[9] == 17).collect::<Vec<_>>()
+    };
+    assert_eq!(heard_udp(), [[0; 0]; 0]);
+    server.send(EVERYBODY, IPV4, &answer(a.mac));
+    assert_eq!(heard_udp(), [answer(a.mac)]);
+    for _ in 0..1000 {
+        server.send(a.mac, EXPERIMENT, b"flood");
+    }
+    let count = a.heard(EXPERIMENT).len();
+    assert!((100..900).contains(&count), "{count} of 1000 frames");
+    drop((a, server));
 }
 
 #[test]
