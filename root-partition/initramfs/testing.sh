@@ -18,11 +18,11 @@ explain_vms() {
     done
 }
 
-# explain_hang SECONDS: once 9/10 of the script's time is over, says which processes there are, what each of their
-# threads waits for, and what the VMs are at.
+# explain_hang SECONDS: when the script's time is nearly over, says which processes there are, what each of their
+# threads waits for, and what the VMs are at. The time has begun before this kernel's clock, and the words take time.
 explain_hang() {
-    sleep $(($1 * 9 / 10 - $(cut -d. -f1 /proc/uptime)))
-    echo "The script has not ended after 9/10 of its time."
+    sleep $(($1 * 9 / 10 - 10 - $(cut -d. -f1 /proc/uptime)))
+    echo "The script has not ended, and its time is nearly over."
     for process in /proc/[0-9]*; do
         # Kernel threads have no command line.
         command=$(tr '\0' ' ' <"$process/cmdline") && [ -n "$command" ] || continue

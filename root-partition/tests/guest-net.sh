@@ -12,11 +12,15 @@ tunctl -t tap7 >/dev/null && ip link set tap7 master lan0 mtu 9000 up || fail "t
 for name in a b; do
     expect "$name: defined" vmctl create $name.toml --name $name --set vcpus=2
 done
-start a
+expect "a: running" vmctl start a --wait --timeout 60s
 # Without vhost-net the worker moves the frames.
 mv /dev/vhost-net .
-start b
+expect "b: running" vmctl start b --wait --timeout 60s
 mv vhost-net /dev/
+for name in a b; do
+    hold $name
+    eventually 240 boots $name 1
+done
 vmctl net list | grep -qE '^  mv0 +port +- +a +10.77.0.10 +52:54:' || fail "no port of a: $(vmctl net list)"
 vmctl info a | grep -qE '^lan0 +52:54:.* at lan0 by mv0; vhost-net, link up, MTU 9000, queues 2 of 2, lost 0, refused 0$' ||
     fail "a: $(vmctl info a)"
