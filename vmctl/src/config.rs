@@ -13,6 +13,7 @@ use guest_proto::control::MAX_NAME;
 use guest_proto::limits;
 use serde::{Deserialize, Serialize};
 
+mod count;
 mod device;
 mod disk;
 mod duration;

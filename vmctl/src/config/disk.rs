@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{ConfigError, MAX_DEVICES, Source, names};
+use super::{ConfigError, MAX_DEVICES, Source, count, names};
 use crate::disk::{Access, Cache, Format};
 
 /// Bytes of a serial number (virtio 1.2 §5.2.6).
@@ -205,11 +205,5 @@ fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Er
 }
 
 fn queues<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
-    let count = i64::deserialize(deserializer)?;
-    match u16::try_from(count) {
-        Ok(count @ 1..=MAX_QUEUES) => Ok(Some(count)),
-        _ => Err(serde::de::Error::custom(format!(
-            "{count}: expected a number from 1 to {MAX_QUEUES}"
-        ))),
-    }
+    count::deserialize(deserializer, MAX_QUEUES)
 }

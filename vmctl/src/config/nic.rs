@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use guest_proto::limits::MAX_DOORBELLS;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{ConfigError, MAX_DEVICES, Source, names};
+use super::{ConfigError, MAX_DEVICES, Source, count, names};
 use crate::net::{Mac, Place, Rules, Vlan};
 
 /// Doorbells that the disks and NICs of a VM share by default, one for each queue. The other devices have the
@@ -280,21 +280,9 @@ fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Er
 }
 
 fn packets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
-    let count = i64::deserialize(deserializer)?;
-    match u32::try_from(count) {
-        Ok(count @ 1..=MAX_PACKETS) => Ok(Some(count)),
-        _ => Err(serde::de::Error::custom(format!(
-            "{count}: expected a number from 1 to {MAX_PACKETS}"
-        ))),
-    }
+    count::deserialize(deserializer, MAX_PACKETS)
 }
 
 fn pairs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
-    let count = i64::deserialize(deserializer)?;
-    match u16::try_from(count) {
-        Ok(count @ 1..=MAX_PAIRS) => Ok(Some(count)),
-        _ => Err(serde::de::Error::custom(format!(
-            "{count}: expected a number from 1 to {MAX_PAIRS}"
-        ))),
-    }
+    count::deserialize(deserializer, MAX_PAIRS)
 }

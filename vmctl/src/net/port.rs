@@ -1,5 +1,6 @@
 //! Ports: tap devices that are the cables of guests.
 
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 
@@ -75,23 +76,15 @@ pub fn plug_in(cable: &Cable<'_>) -> Result<Tap, NetError> {
         return Ok(tap);
     }
     check_vlans(cable, end)?;
-    check_mac(&there, end, cable.mac, None)?;
-    check_addresses(&mut links, &there, end, &cable.rules.addresses, None)?;
+    check_network(&mut links, end, &cable.rules.addresses)?;
+    check_stations(&there, end, cable, None)?;
     // Whatever fails from here on, the tap goes with its descriptors.
     let tap = Tap::new(PATTERN, cable.pairs, mtu).map_err(&failed)?;
-    plug(&mut links, cable, &tap, end.index).map_err(kernel(tap.name()))?;
+    let index = plug(&mut links, cable, &tap, end.index).map_err(kernel(tap.name()))?;
     // Two guests that come at the same time see each other at the latest here.
     let there = links.all().map_err(&failed)?;
-    check_mac(&there, end, cable.mac, Some(tap.name()))?;
-    check_addresses(
-        &mut links,
-        &there,
-        end,
-        &cable.rules.addresses,
-        Some(tap.name()),
-    )?;
+    check_stations(&there, end, cable, Some(tap.name()))?;
     firewall::guard(tap.name(), cable.mac, &cable.rules).map_err(filter_failed(place))?;
-    let index = find(&mut links, tap.name()).map_err(&failed)?.index;
     links.set_up(index, true).map_err(&failed)?;
     Ok(tap)
 }
@@ -136,63 +129,60 @@ fn check_vlans(cable: &Cable<'_>, bridge: &Interface) -> Result<(), NetError> {
     }
 }
 
-/// Checks that no other station of a bridge has a MAC address.
-fn check_mac(
-    there: &[Interface],
-    bridge: &Interface,
-    mac: Mac,
-    own: Option<&str>,
-) -> Result<(), NetError> {
-    // Root's own address, too, is a station of the network.
-    let same = |other: &&Interface| guest(other).or(other.mac) == Some(mac);
-    let mut stations = ports(there, bridge).chain([bridge]);
-    match stations.find(|other| own != Some(&*other.name) && same(other)) {
-        None => Ok(()),
-        Some(other) => {
-            let owner = mark::vm(other);
-            let owner = owner.map_or(other.name.clone(), |vm| format!("VM {vm}"));
-            let line = format!("{}: {owner} has the MAC address {mac}", bridge.name);
-            Err(NetError::Conflict(line))
-        }
-    }
-}
-
-/// Checks that addresses are those of hosts in the network of a bridge, and that nobody else has them.
-fn check_addresses(
+/// Checks that addresses are those of hosts in the network of a bridge. A bridge can have several networks,
+/// or none that root knows.
+fn check_network(
     links: &mut Links,
-    there: &[Interface],
     bridge: &Interface,
-    wanted: &[IpAddr],
-    own: Option<&str>,
+    addresses: &[IpAddr],
 ) -> Result<(), NetError> {
     let name = &bridge.name;
     let networks = links.addresses().map_err(kernel(name))?;
-    let networks: Vec<_> = networks
+    let of_bridge = networks
         .into_iter()
-        .filter(|(index, _)| *index == bridge.index)
-        .map(|(_, network)| network)
-        .collect();
-    for &wanted in wanted {
-        // A bridge can have several networks, or none that root knows.
-        if let IpAddr::V4(ip) = wanted {
+        .filter(|(index, _)| *index == bridge.index);
+    let networks: Vec<_> = of_bridge.map(|(_, network)| network).collect();
+    for address in addresses {
+        if let IpAddr::V4(ip) = *address {
             let own = networks.iter().find(|network| network.contains(ip));
             let network = own.or(networks.first());
             let checked = network.map_or(Ok(()), |network| network.check_host(ip));
             checked.map_err(|line| NetError::Conflict(format!("{name}: {line}")))?;
         }
-        let has_it =
-            |port: &&Interface| own != Some(&*port.name) && mark::addresses(port).contains(&wanted);
-        if let Some(other) = ports(there, bridge).find(has_it) {
-            let vm = mark::vm(other).unwrap_or("?");
-            let line = format!("{name}: VM {vm} has the address {wanted}");
-            return Err(NetError::Conflict(line));
+    }
+    Ok(())
+}
+
+/// Checks that no station of a bridge but the port `own` has one of the guest's addresses. Root's own MAC
+/// address, too, is a station's.
+fn check_stations(
+    there: &[Interface],
+    bridge: &Interface,
+    cable: &Cable<'_>,
+    own: Option<&str>,
+) -> Result<(), NetError> {
+    let stations = ports(there, bridge).chain([bridge]);
+    for other in stations.filter(|other| own != Some(&*other.name)) {
+        let taken = |address: &dyn fmt::Display| {
+            let owner = mark::vm(other);
+            let owner = owner.map_or(other.name.clone(), |vm| format!("VM {vm}"));
+            let line = format!("{}: {owner} has the {address}", bridge.name);
+            Err(NetError::Conflict(line))
+        };
+        if guest(other).or(other.mac) == Some(cable.mac) {
+            return taken(&format_args!("MAC address {}", cable.mac));
+        }
+        let others = mark::addresses(other);
+        let is_taken = |address: &&IpAddr| others.contains(address);
+        if let Some(address) = cable.rules.addresses.iter().find(is_taken) {
+            return taken(&format_args!("address {address}"));
         }
     }
     Ok(())
 }
 
-/// Plugs a new tap into a bridge, in its VLANs. It is down.
-fn plug(links: &mut Links, cable: &Cable<'_>, tap: &Tap, bridge: u32) -> io::Result<()> {
+/// Plugs a new tap into a bridge, in its VLANs. It is down. Returns its index.
+fn plug(links: &mut Links, cable: &Cable<'_>, tap: &Tap, bridge: u32) -> io::Result<u32> {
     let index = find(links, tap.name())?.index;
     links.set_alias(
         index,
@@ -212,7 +202,7 @@ fn plug(links: &mut Links, cable: &Cable<'_>, tap: &Tap, bridge: u32) -> io::Res
     for vlan in cable.vlan.into_iter().chain(trunks) {
         links.join_vlan(index, vlan)?;
     }
-    Ok(())
+    Ok(index)
 }
 
 /// Opens a tap device that somebody has made.

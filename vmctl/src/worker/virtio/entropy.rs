@@ -1,11 +1,8 @@
 //! A source of random numbers (virtio 1.2 §5.4), which come from the root partition's kernel.
 
-use std::ops::ControlFlow;
-
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::buffers::Buffers;
-use super::thread::serve_kicks;
+use super::thread::serve_chains;
 use super::{Device, Kind, Malformed, Serve, Vring};
 use crate::worker::event::Event;
 use crate::worker::memory::Memory;
@@ -40,21 +37,11 @@ impl Device for Entropy {
 
 impl Serve for Entropy {
     fn run(&mut self, memory: &Memory, vring: &Vring, stop: &Event) -> Result<(), Malformed> {
-        serve_kicks(memory, vring, stop, || {
-            for _ in 0..QUEUE_SIZE {
-                let Some(chain) = vring.pop(memory)? else {
-                    break;
-                };
-                let head = chain.head_index();
-                let (_, writable) = Buffers::of(memory, chain)?;
-                let mut bytes = vec![0; writable.len().min(MAX_BYTES)];
-                // The kernel's generator is ready long before there are guests.
-                let count = getrandom(&mut bytes, GetRandomFlags::empty()).unwrap_or(0);
-                let written = writable.write(memory, &bytes[..count]);
-                vring.push(memory, head, written as u32)?;
-            }
-            vring.notify(memory)?;
-            Ok(ControlFlow::Continue(None))
+        serve_chains(memory, vring, stop, |_, writable| {
+            let mut bytes = vec![0; writable.len().min(MAX_BYTES)];
+            // The kernel's generator is ready long before there are guests.
+            let count = getrandom(&mut bytes, GetRandomFlags::empty()).unwrap_or(0);
+            Ok(writable.write(memory, &bytes[..count]) as u32)
         })
     }
 }

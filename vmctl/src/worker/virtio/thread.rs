@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
+use super::buffers::Buffers;
 use super::{Malformed, Notifier, Serve, Vring};
 use crate::worker::event::{Event, wait_any};
 use crate::worker::memory::Memory;
@@ -111,4 +112,32 @@ pub(super) fn serve_kicks(
         }
         vring.kick.clear();
     }
+}
+
+/// Calls `handle` with the readable and the writable part of each chain, and returns the chain with as many
+/// bytes written as `handle` says, until `stop` is signalled.
+///
+/// # Errors
+///
+/// The driver's part of the queue is malformed.
+pub(super) fn serve_chains(
+    memory: &Memory,
+    vring: &Vring,
+    stop: &Event,
+    mut handle: impl FnMut(Buffers, Buffers) -> Result<u32, Malformed>,
+) -> Result<(), Malformed> {
+    let size = vring.layout().size;
+    serve_kicks(memory, vring, stop, || {
+        for _ in 0..size {
+            let Some(chain) = vring.pop(memory)? else {
+                break;
+            };
+            let head = chain.head_index();
+            let (readable, writable) = Buffers::of(memory, chain)?;
+            let written = handle(readable, writable)?;
+            vring.push(memory, head, written)?;
+        }
+        vring.notify(memory)?;
+        Ok(ControlFlow::Continue(None))
+    })
 }

@@ -1,6 +1,5 @@
 //! The control queue (virtio 1.2 §5.1.6.5): the driver's commands, each with one byte for the answer.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_net::{
@@ -14,11 +13,10 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::filter::Filter;
-use super::{CONTROL_QUEUE_SIZE, Card, GUEST_OFFLOADS, tap_offloads};
+use super::{Card, GUEST_OFFLOADS, tap_offloads};
 use crate::worker::event::Event;
 use crate::worker::memory::Memory;
-use crate::worker::virtio::buffers::Buffers;
-use crate::worker::virtio::thread::serve_kicks;
+use crate::worker::virtio::thread::serve_chains;
 use crate::worker::virtio::{Malformed, Serve, Vring};
 
 /// Bytes of the longest command: a table of addresses.
@@ -33,27 +31,18 @@ pub(super) struct Control {
 
 impl Serve for Control {
     fn run(&mut self, memory: &Memory, vring: &Vring, stop: &Event) -> Result<(), Malformed> {
-        serve_kicks(memory, vring, stop, || {
-            for _ in 0..CONTROL_QUEUE_SIZE {
-                let Some(chain) = vring.pop(memory)? else {
-                    break;
-                };
-                let head = chain.head_index();
-                let (readable, writable) = Buffers::of(memory, chain)?;
-                if writable.len() == 0 {
-                    return Err(Malformed("a command has no room for its answer"));
-                }
-                let mut command = vec![0; readable.len().min(MAX_COMMAND + 1)];
-                readable.read(memory, &mut command);
-                let answer = match self.obey(&command) {
-                    Some(()) => VIRTIO_NET_OK,
-                    None => VIRTIO_NET_ERR,
-                };
-                writable.write(memory, &[answer as u8]);
-                vring.push(memory, head, 1)?;
+        serve_chains(memory, vring, stop, |readable, writable| {
+            if writable.len() == 0 {
+                return Err(Malformed("a command has no room for its answer"));
             }
-            vring.notify(memory)?;
-            Ok(ControlFlow::Continue(None))
+            let mut command = vec![0; readable.len().min(MAX_COMMAND + 1)];
+            readable.read(memory, &mut command);
+            let answer = match self.obey(&command) {
+                Some(()) => VIRTIO_NET_OK,
+                None => VIRTIO_NET_ERR,
+            };
+            writable.write(memory, &[answer as u8]);
+            Ok(1)
         })
     }
 }

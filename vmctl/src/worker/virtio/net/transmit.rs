@@ -1,14 +1,13 @@
 //! The queue by which the guest sends.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::{Card, ETHERNET_HEADER, QUEUE_SIZE, count, largest_frame};
+use super::{Card, ETHERNET_HEADER, count, largest_frame};
 use crate::net::tap;
 use crate::worker::event::Event;
 use crate::worker::memory::Memory;
 use crate::worker::virtio::buffers::Buffers;
-use crate::worker::virtio::thread::serve_kicks;
+use crate::worker::virtio::thread::serve_chains;
 use crate::worker::virtio::{Malformed, Serve, Vring};
 
 /// Bytes of an Ethernet header without tags.
@@ -42,21 +41,12 @@ impl Transmit {
 
 impl Serve for Transmit {
     fn run(&mut self, memory: &Memory, vring: &Vring, stop: &Event) -> Result<(), Malformed> {
-        serve_kicks(memory, vring, stop, || {
-            for _ in 0..QUEUE_SIZE {
-                let Some(chain) = vring.pop(memory)? else {
-                    break;
-                };
-                let head = chain.head_index();
-                let (frame, writable) = Buffers::of(memory, chain)?;
-                if writable.len() > 0 {
-                    return Err(Malformed("a frame to send lies in a writable buffer"));
-                }
-                self.send(memory, &frame);
-                vring.push(memory, head, 0)?;
+        serve_chains(memory, vring, stop, |frame, writable| {
+            if writable.len() > 0 {
+                return Err(Malformed("a frame to send lies in a writable buffer"));
             }
-            vring.notify(memory)?;
-            Ok(ControlFlow::Continue(None))
+            self.send(memory, &frame);
+            Ok(0)
         })
     }
 }
