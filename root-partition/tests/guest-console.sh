@@ -2,6 +2,8 @@
 # their terminal, and shows its last words when it powers off.
 # timeout: 600
 . /lib/testing.sh
+# A VM whose configuration has no command line gets one that names its console.
+sed -i "/^cmdline/d" demo.toml
 up demo --set console.device=virtio --set vcpus=2
 expect "cmdline         console=hvc0" vmctl info demo
 answer demo "tty /dev/hvc0" 'echo tty $(tty)'

@@ -101,7 +101,7 @@ truncate -s 65536 script.raw
     printf '[[disk]]\npath = "disk.raw"\n[[disk]]\npath = "script.raw"\n'
 } >hostile.toml
 up witness
-expect "demo: defined" vmctl create hostile.toml --set cmdline="console=ttyS0 mem=200M iomem=relaxed"
+expect "demo: defined" vmctl create hostile.toml --set cmdline="console=ttyS0 quiet mem=200M iomem=relaxed"
 start demo
 tell demo "tr -d '\\000' </dev/vdb >/tmp/script; sh /tmp/script"
 eventually 400 printed demo '^all over.$'

@@ -6,7 +6,7 @@ for n in $(seq 1 9); do
     vmctl disk create disk$n.raw 8M >/dev/null || fail "no image"
     printf '[[disk]]\npath = "disk%s.raw"\n' $n >>pins.toml
 done
-expect "demo: defined" vmctl create pins.toml --set vcpus=2 --set cmdline='console=ttyS0 pci=nomsi'
+expect "demo: defined" vmctl create pins.toml --set vcpus=2 --set cmdline='console=ttyS0 quiet pci=nomsi'
 start demo
 # Slots 1 and 9 share a pin.
 answer demo "shared 1" 'echo shared $(grep -c "17-fasteoi .*virtio.*, virtio" /proc/interrupts)'
