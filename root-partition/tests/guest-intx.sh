@@ -13,7 +13,7 @@ answer demo "shared 1" 'echo shared $(grep -c "17-fasteoi .*virtio.*, virtio" /p
 tell demo 'dd if=/dev/urandom of=/tmp/data bs=64k count=64 2>/dev/null; sum=$(md5sum </tmp/data)'
 tell demo 'for d in a i; do dd if=/tmp/data of=/dev/vd$d bs=64k oflag=direct 2>/dev/null & done; wait; echo wri""tten'
 eventually 60 printed demo '^written.$'
-answer demo "same" '[ "$(dd if=/dev/vda bs=4k count=1024 iflag=direct 2>/dev/null | md5sum)" = "$sum" ] && [ "$(dd if=/dev/vdi bs=4k count=1024 iflag=direct 2>/dev/null | md5sum)" = "$sum" ] && echo same'
+answer demo "same" '[ "$(dd if=/dev/vda bs=64k count=64 iflag=direct 2>/dev/null | md5sum)" = "$sum" ] && [ "$(dd if=/dev/vdi bs=64k count=64 iflag=direct 2>/dev/null | md5sum)" = "$sum" ] && echo same'
 answer demo "random 32" 'echo random $(dd if=/dev/hwrng bs=32 count=1 2>/dev/null | wc -c)'
 answer demo "heard" 'dmesg | grep -q "nobody cared" || echo heard'
 # A disk that comes has a pin as well.

@@ -39,8 +39,7 @@ answer a "0 lost" 'ping -c 3 -W 5 -s 8900 10.77.0.11 | grep -o " 0% packet loss"
 dd if=/dev/urandom of=data bs=1M count=8 2>/dev/null
 sum=$(md5sum <data | cut -d' ' -f1)
 tell a 'nc -l -p 5000 >/tmp/data; echo sum $(md5sum </tmp/data)'
-sleep 1
-nc 10.77.0.10 5000 <data
+eventually 30 nc 10.77.0.10 5000 <data
 eventually 60 printed a "^sum $sum"
 # `nc` ends when the other side has no more to say, so that nobody may be silent too early.
 mkfifo open
@@ -50,7 +49,7 @@ tell a 'nc 10.77.0.1 5001 </tmp/data'
 wait $!
 [ "$(md5sum <back | cut -d' ' -f1)" = "$sum" ] || fail "what a sent came otherwise"
 tell b 'nc -l -p 5002 >/tmp/data; echo sum $(md5sum </tmp/data)'
-answer a sent 'sleep 1; nc 10.77.0.11 5002 </tmp/data; echo sent'
+answer a sent 'until nc 10.77.0.11 5002 </tmp/data; do sleep 1; done; echo sent'
 eventually 60 printed b "^sum $sum"
 vmctl info a | grep -q '^lan0 .*lost 0, refused 0$' || fail "a: $(vmctl info a)"
 

@@ -14,6 +14,7 @@ mod net;
 mod output;
 mod plug;
 mod show;
+mod ssh;
 mod top;
 mod verify;
 
@@ -61,6 +62,9 @@ enum Command {
     /// Start a VM
     #[command(after_help = "Example:\n  vmctl start demo --wait --timeout 10s")]
     Start(lifecycle::StartArgs),
+    /// Log in to a VM's guest by ssh, at the address that it was given
+    #[command(after_help = "Example:\n  vmctl ssh root@web uname -a")]
+    Ssh(ssh::SshArgs),
     /// Press a VM's power button, for its guest to shut down
     #[command(after_help = "Example:\n  vmctl stop demo --timeout 1m || vmctl kill demo")]
     Stop(lifecycle::StopArgs),
@@ -79,7 +83,7 @@ enum Command {
     /// List the VMs; root is ID 0
     #[command(
         visible_alias = "ls",
-        after_help = "Example:\n  vmctl list --format json"
+        after_help = "Example:\n  vmctl list --addresses"
     )]
     List(show::ListArgs),
     /// Show all about a VM
@@ -121,7 +125,7 @@ enum Command {
     /// Make, remove and list host networks
     #[command(
         subcommand,
-        after_help = "Example:\n  vmctl net create lan0 --address 10.77.0.1/24 --nat"
+        after_help = "Example:\n  vmctl net create lan0 --address 10.77.0.1/24 --nat --dhcp"
     )]
     Net(net::NetCommand),
     /// Print each change of any VM's state as a line of JSON
@@ -208,6 +212,7 @@ impl Cli {
             Command::List(args) => show::list(&args, connect()?)?,
             Command::Info(args) => show::info(&args, connect()?)?,
             Command::Console(args) => console::open(&args.name, connect()?)?,
+            Command::Ssh(args) => ssh::run(&args, connect()?)?,
             Command::Logs(args) => show::logs(&args, connect()?)?,
             Command::Attach(args) => plug::attach(&args, connect()?)?,
             Command::Detach(args) => plug::detach(&args, connect()?)?,

@@ -24,16 +24,19 @@ mod vms;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use guest_proto::control::{Request, Response, Role, Until, VmStatus};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::process::umask;
 
+use crate::net;
 use crate::wire::{Link, LinkError, timespec};
 use vms::Vms;
 
@@ -141,7 +144,8 @@ impl Client {
 
 impl Daemon {
     fn start(args: &DaemonArgs, runtime_dir: &Path) -> Result<Self, String> {
-        let locks = [lock(runtime_dir)?, lock(&args.state_dir)?];
+        // Other users have files below the first one: the programs of networks.
+        let locks = [lock(runtime_dir, 0o711)?, lock(&args.state_dir, 0o700)?];
         let vms = Vms::load(args, runtime_dir)?;
         let socket = socket_path(runtime_dir);
         let in_socket = |e: io::Error| format!("{}: {e}", socket.display());
@@ -149,10 +153,16 @@ impl Daemon {
         // under its name once it listens and is private.
         let temporary = runtime_dir.join("control.sock.new");
         let _ = fs::remove_file(&temporary);
-        let listener = UnixListener::bind(&temporary).map_err(in_socket)?;
+        let mask = umask(Mode::from_raw_mode(0o177));
+        let listener = UnixListener::bind(&temporary);
+        umask(mask);
+        let listener = listener.map_err(in_socket)?;
         listener.set_nonblocking(true).map_err(in_socket)?;
-        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600)).map_err(in_socket)?;
         fs::rename(&temporary, &socket).map_err(in_socket)?;
+        thread::Builder::new()
+            .name("networks".to_owned())
+            .spawn(|| net::keep(|line| eprintln!("vmctl daemon: {line}")))
+            .map_err(|e| format!("thread: {e}"))?;
         eprintln!("vmctl daemon: listening on {}", socket.display());
         Ok(Self {
             listener,
@@ -304,11 +314,11 @@ impl Daemon {
 }
 
 /// Makes a directory, and locks it for this daemon.
-fn lock(dir: &Path) -> Result<File, String> {
+fn lock(dir: &Path, mode: u32) -> Result<File, String> {
     let failed = |e: io::Error| format!("{}: {e}", dir.display());
     fs::DirBuilder::new()
         .recursive(true)
-        .mode(0o700)
+        .mode(mode)
         .create(dir)
         .map_err(failed)?;
     let file = File::open(dir).map_err(failed)?;

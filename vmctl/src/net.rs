@@ -1,33 +1,42 @@
 //! Host networks: a Linux bridge each, and the tap devices that join guests to it.
 //!
-//! [`create`], [`delete`], [`list`] and [`plug_in`] are all. The kernel alone keeps what they make,
-//! and the alias of an interface says what it is to us (`mark`). `link` has the interfaces, `firewall` the
-//! packet filter of each network, `netlink` the way to both. `port` plugs guests in by tap devices, which
-//! [`tap`] makes. Nothing here knows a VM that runs.
+//! [`create`], [`delete`], [`list`], [`stations`], [`plug_in`] and [`keep`] are all. The kernel alone keeps what they
+//! make, and the alias of an interface says what it is to us (`mark`). `link` has the interfaces, `netlink` the way
+//! to them, `firewall` the packet filters. `port` plugs guests in by tap devices, which [`tap`] makes. `service` has
+//! the networks whose guests are leased addresses (`lease`) and have names (`names`) by `dnsmasq`. Nothing here knows
+//! a VM that runs.
 
 mod address;
+mod dnsmasq;
 mod firewall;
+mod lease;
 mod link;
 mod mark;
+mod names;
 mod netlink;
 mod port;
+mod service;
 pub mod tap;
 
 use std::fmt;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 
 use rustix::io::Errno;
 use serde::Serialize;
 
-pub use self::address::{Cidr, Mac, Vlan};
+pub use self::address::{Cidr, Cidr6, Mac, Vlan};
 pub use self::firewall::Rules;
 use self::link::{Interface, Links};
-use self::mark::{guest, mode, started_forwarding};
+use self::mark::{NetworkMark, guest, mode, started_forwarding};
 pub use self::port::{Cable, Place, plug_in};
+pub use self::service::keep;
 pub use self::tap::Tap;
 
+/// Where the programs nft and dnsmasq are looked for.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Whether the machine forwards IPv4 packets at all.
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 /// The VLAN of ports that are told no other.
@@ -104,8 +113,12 @@ pub struct Spec {
     pub name: String,
     /// Root's address in it.
     pub address: Option<Cidr>,
+    /// Root's IPv6 address in it, whose network its guests are told of.
+    pub address6: Option<Cidr6>,
     /// Whom its guests reach.
     pub mode: Mode,
+    /// Whether guests are leased IPv4 addresses and have names.
+    pub dhcp: bool,
     /// Whether ports can be in VLANs.
     pub vlan_filtering: bool,
     /// Bytes of the largest packet.
@@ -123,6 +136,10 @@ pub struct Network {
     pub mode: Mode,
     /// Root's address in it.
     pub address: Option<Cidr>,
+    /// Root's IPv6 address in it, whose network its guests are told of.
+    pub address6: Option<Cidr6>,
+    /// Whether guests are leased IPv4 addresses and have names.
+    pub dhcp: bool,
     /// Root's MAC address in it.
     pub mac: Option<Mac>,
     /// Whether ports can be in VLANs.
@@ -131,6 +148,22 @@ pub struct Network {
     pub mtu: u32,
     /// What is plugged in.
     pub ports: Vec<Port>,
+}
+
+impl Network {
+    /// Whether a program serves its guests with addresses and names.
+    fn is_served(&self) -> bool {
+        self.dhcp || self.address6.is_some()
+    }
+}
+
+/// A cable of a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Station {
+    /// The guest's VM.
+    pub vm: String,
+    /// The addresses that the guest may use; none if it may use any.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// An interface that is plugged into a network.
@@ -157,8 +190,12 @@ pub struct Port {
 pub fn create(spec: &Spec) -> Result<(), NetError> {
     let name = &spec.name;
     check_name(name).map_err(NetError::Invalid)?;
-    if spec.mode == Mode::Nat && spec.address.is_none() {
-        let line = format!("{name}: NAT needs an address for root, as 10.77.0.1/24");
+    let needs_address = match spec.mode {
+        Mode::Nat => Some("NAT"),
+        Mode::Isolated => spec.dhcp.then_some("DHCP"),
+    };
+    if let (Some(what), None) = (needs_address, spec.address) {
+        let line = format!("{name}: {what} needs an address for root, as 10.77.0.1/24");
         return Err(NetError::Invalid(line));
     }
     let failed = kernel(name);
@@ -170,10 +207,13 @@ pub fn create(spec: &Spec) -> Result<(), NetError> {
     if let Some(address) = spec.address {
         let addresses = links.addresses().map_err(&failed)?;
         if let Some((index, other)) = addresses.iter().find(|(_, it)| it.overlaps(address)) {
-            let owner = there.iter().find(|it| it.index == *index);
-            let owner = owner.map_or("?", |it| &it.name);
-            let line = format!("{name}: {address} overlaps {owner}'s {other}");
-            return Err(NetError::Conflict(line));
+            return Err(overlap(name, &address, &there, *index, other));
+        }
+    }
+    if let Some(address) = spec.address6 {
+        let addresses = links.addresses6().map_err(&failed)?;
+        if let Some((index, other)) = addresses.iter().find(|(_, it)| it.overlaps(address)) {
+            return Err(overlap(name, &address, &there, *index, other));
         }
     }
     // Whoever makes the bridge has the name; it is down, and carries nothing, until all is there.
@@ -187,12 +227,41 @@ pub fn create(spec: &Spec) -> Result<(), NetError> {
         })?;
     filter(spec)
         .and_then(|()| furnish(&mut links, spec))
+        .and_then(|()| serve(spec))
         .inspect_err(|_| {
             let _ = firewall::remove(name);
             if let Ok(bridge) = find(&mut links, name) {
                 let _ = links.delete(bridge.index);
             }
+            // After the bridge goes what served it.
+            if let Ok(lock) = service::lock() {
+                service::refresh(&lock);
+            }
         })
+}
+
+fn overlap(
+    name: &str,
+    address: &dyn fmt::Display,
+    there: &[Interface],
+    index: u32,
+    other: &dyn fmt::Display,
+) -> NetError {
+    let owner = there.iter().find(|it| it.index == index);
+    let owner = owner.map_or("?", |it| &it.name);
+    NetError::Conflict(format!("{name}: {address} overlaps {owner}'s {other}"))
+}
+
+/// Starts what serves a new network's guests.
+fn serve(spec: &Spec) -> Result<(), NetError> {
+    let name = &spec.name;
+    if !spec.dhcp && spec.address6.is_none() {
+        return Ok(());
+    }
+    let lock = service::lock().map_err(kernel(name))?;
+    let errors = service::refresh(&lock).into_iter();
+    let own = errors.filter(|(network, _)| network == name);
+    own.map(|(_, e)| kernel(name)(e)).next().map_or(Ok(()), Err)
 }
 
 fn filter(spec: &Spec) -> Result<(), NetError> {
@@ -230,8 +299,15 @@ fn furnish(links: &mut Links, spec: &Spec) -> Result<(), NetError> {
         started = !forwards || ours.iter().any(started_forwarding);
         forwards
     };
-    let alias = mark::of_network(spec.mode, started);
-    links.set_alias(bridge.index, &alias).map_err(&failed)?;
+    let mark = NetworkMark {
+        mode: spec.mode,
+        started_forwarding: started,
+        dhcp: spec.dhcp,
+        ipv6: spec.address6.is_some(),
+    };
+    links
+        .set_alias(bridge.index, &mark.alias())
+        .map_err(&failed)?;
     // A bridge whose address was set keeps it, else it takes its ports'.
     if let Some(mac) = bridge.mac {
         links.set_mac(bridge.index, mac).map_err(&failed)?;
@@ -241,6 +317,14 @@ fn furnish(links: &mut Links, spec: &Spec) -> Result<(), NetError> {
     links.set_mtu(bridge.index, mtu).map_err(&failed)?;
     if let Some(address) = spec.address {
         links.add_address(bridge.index, address).map_err(&failed)?;
+    }
+    // Root takes nobody's word for its own addresses and routes in a network of guests.
+    let accepts = format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");
+    if Path::new(&accepts).exists() {
+        fs::write(&accepts, "0").map_err(|e| NetError::Kernel(format!("{accepts}: {e}")))?;
+    }
+    if let Some(address) = spec.address6 {
+        links.add_address6(bridge.index, address).map_err(&failed)?;
     }
     links.set_up(bridge.index, true).map_err(&failed)?;
     if spec.mode == Mode::Nat && !forwards {
@@ -274,7 +358,27 @@ pub fn delete(name: &str) -> Result<(), NetError> {
         fs::write(IP_FORWARD, "0")
             .map_err(|e| NetError::Kernel(format!("{name}: {IP_FORWARD}: {e}")))?;
     }
+    if mark::network(bridge).is_some_and(NetworkMark::is_served) {
+        let lock = service::lock().map_err(&failed)?;
+        service::refresh(&lock);
+    }
     Ok(())
+}
+
+/// The cables of all guests that have a tap device of vmctl's own.
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub fn stations() -> Result<Vec<Station>, NetError> {
+    let there = Links::open().and_then(|mut links| links.all());
+    let there = there.map_err(kernel("networks"))?;
+    let station = |it: &Interface| {
+        let vm = mark::vm(it)?.to_owned();
+        let addresses = mark::addresses(it);
+        Some(Station { vm, addresses })
+    };
+    Ok(there.iter().filter_map(station).collect())
 }
 
 /// All networks, by name.
@@ -287,6 +391,7 @@ pub fn list() -> Result<Vec<Network>, NetError> {
     let mut links = Links::open().map_err(&failed)?;
     let there = links.all().map_err(&failed)?;
     let addresses = links.addresses().map_err(&failed)?;
+    let addresses6 = links.addresses6().map_err(&failed)?;
     let vlans = links.vlans().map_err(&failed)?;
     let mut networks: Vec<Network> = there
         .iter()
@@ -303,12 +408,21 @@ pub fn list() -> Result<Vec<Network>, NetError> {
                     .map(|(_, vlan)| *vlan)
                     .collect(),
             };
+            let mark = mark::network(bridge)?;
             let address = addresses.iter().find(|(index, _)| *index == bridge.index);
+            let mut own6 = addresses6
+                .iter()
+                .filter(|(index, _)| *index == bridge.index);
             Some(Network {
                 name: bridge.name.clone(),
                 state: state(&there, bridge),
-                mode: mode(bridge)?,
+                mode: mark.mode,
                 address: address.map(|(_, address)| *address),
+                address6: own6
+                    .next()
+                    .map(|(_, address)| *address)
+                    .filter(|_| mark.ipv6),
+                dhcp: mark.dhcp,
                 mac: bridge.mac,
                 vlan_filtering,
                 mtu: bridge.mtu,

@@ -37,6 +37,7 @@ pub(crate) fn add(
     let mut guest = Archive::default();
     guest.file(busybox, "bin/busybox", 0o755);
     guest.file(&sources.join("init"), "init", 0o755);
+    guest.file(&sources.join("udhcpc"), "lib/udhcpc", 0o755);
     modules::add(&mut guest, kernel, MODULES)?;
     let initramfs = folder()?.join("demo.cpio");
     guest.write_cached(&initramfs)?;

@@ -11,6 +11,7 @@ use crate::{Result, demo, driver, modules, root};
 
 const BUSYBOX: &str = "/bin/busybox";
 const NFT: &str = "/usr/sbin/nft";
+const DNSMASQ: &str = "/usr/sbin/dnsmasq";
 
 const TOOLS: &[Need] = &[
     Need {
@@ -22,6 +23,11 @@ const TOOLS: &[Need] = &[
         file: NFT,
         packages: &["nftables"],
         why: "the packet filter of VM 0's networks",
+    },
+    Need {
+        file: DNSMASQ,
+        packages: &["dnsmasq-base"],
+        why: "addresses and names of the guests in VM 0's networks",
     },
 ];
 
@@ -64,6 +70,7 @@ pub(crate) fn build(kernel: &Kernel, guest: &Kernel, vmctl: &Path) -> Result<Pat
     archive.file(busybox, "bin/busybox", 0o755);
     archive.file(vmctl, "bin/vmctl", 0o755);
     add_program(&mut archive, Path::new(NFT), "sbin/nft")?;
+    add_program(&mut archive, Path::new(DNSMASQ), "sbin/dnsmasq")?;
     let sources = root().join("root-partition/initramfs");
     archive.file(&sources.join("init"), "init", 0o755);
     for library in ["testing.sh", "debian.sh"] {

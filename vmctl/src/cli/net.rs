@@ -4,12 +4,12 @@ use clap::Subcommand;
 
 use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table};
 use crate::exit::{Exit, Failed};
-use crate::net::{self, Cidr, Mode, NetError, Network, Port, Spec};
+use crate::net::{self, Cidr, Cidr6, Mode, NetError, Network, Port, Spec};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NetCommand {
     /// Make a network: a bridge of this name
-    #[command(after_help = "Example:\n  vmctl net create lan0 --address 10.77.0.1/24 --nat")]
+    #[command(after_help = "Example:\n  vmctl net create lan0 --address 10.77.0.1/24 --nat --dhcp")]
     Create(CreateArgs),
     /// Remove a network that no VM uses
     #[command(after_help = "Example:\n  vmctl net delete lan0")]
@@ -35,9 +35,15 @@ pub(super) struct CreateArgs {
     /// Root's address in it, with the length of its prefix
     #[arg(long, value_name = "CIDR")]
     address: Option<String>,
+    /// Root's IPv6 address in it, with a prefix of 64 bits; guests learn of the network by router advertisements
+    #[arg(long, value_name = "CIDR")]
+    address6: Option<String>,
     /// Let its guests reach whom root reaches; otherwise they reach each other and root
     #[arg(long, requires = "address")]
     nat: bool,
+    /// Lease its guests their addresses, and answer for their names
+    #[arg(long, requires = "address")]
+    dhcp: bool,
     /// Let its guests be in VLANs
     #[arg(long)]
     vlan_filtering: bool,
@@ -67,11 +73,15 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
     let name = args.name;
     let address = args.address.map(|text| text.parse::<Cidr>()).transpose();
     let address = address.map_err(|e| Failed::new(Exit::Usage, e))?;
+    let address6 = args.address6.map(|text| text.parse::<Cidr6>()).transpose();
+    let address6 = address6.map_err(|e| Failed::new(Exit::Usage, e))?;
     let mode = if args.nat { Mode::Nat } else { Mode::Isolated };
     let spec = Spec {
         name,
         address,
+        address6,
         mode,
+        dhcp: args.dhcp,
         vlan_filtering: args.vlan_filtering,
         mtu: args.mtu,
     };
@@ -97,6 +107,15 @@ fn table(networks: &[Network]) -> Table {
     ]);
     for network in networks {
         let mac = network.mac.map(|mac| mac.to_string());
+        let address = network.address.map(|address| address.to_string());
+        let address6 = network.address6.map(|address| address.to_string());
+        let addresses: Vec<_> = address.into_iter().chain(address6).collect();
+        let mode = network.mode.name();
+        let mode = if network.dhcp {
+            format!("{mode},dhcp")
+        } else {
+            mode.to_owned()
+        };
         let vlans = if network.vlan_filtering {
             "filtered"
         } else {
@@ -109,9 +128,9 @@ fn table(networks: &[Network]) -> Table {
         table.row([
             plain(Some(network.name.clone())),
             (network.state.to_owned(), colour),
-            plain(Some(network.mode.name().to_owned())),
+            plain(Some(mode)),
             plain(None),
-            plain(network.address.map(|address| address.to_string())),
+            list(&addresses),
             plain(mac),
             plain(Some(vlans.to_owned())),
         ]);
@@ -123,18 +142,20 @@ fn table(networks: &[Network]) -> Table {
 }
 
 fn row(port: &Port) -> [(String, Colour); 7] {
-    let addresses: Vec<_> = port.addresses.iter().map(ToString::to_string).collect();
-    let vlans: Vec<_> = port.vlans.iter().map(ToString::to_string).collect();
-    let vlans = Some(vlans.join(",")).filter(|vlans| !vlans.is_empty());
     [
         plain(Some(format!("  {}", port.name))),
         plain(Some("port".to_owned())),
         plain(None),
         plain(port.vm.clone()),
-        plain(Some(addresses.join(",")).filter(|addresses| !addresses.is_empty())),
+        list(&port.addresses),
         plain(port.mac.map(|mac| mac.to_string())),
-        plain(vlans),
+        list(&port.vlans),
     ]
+}
+
+fn list<T: ToString>(values: &[T]) -> (String, Colour) {
+    let texts: Vec<_> = values.iter().map(ToString::to_string).collect();
+    plain(Some(texts.join(",")).filter(|text| !text.is_empty()))
 }
 
 fn plain(text: Option<String>) -> (String, Colour) {
@@ -165,6 +186,8 @@ mod tests {
             state: "up",
             mode: Mode::Nat,
             address: "10.77.0.1/24".parse().ok(),
+            address6: "fd00::1/64".parse().ok(),
+            dhcp: true,
             mac: "52:54:00:00:00:01".parse().ok(),
             vlan_filtering: true,
             mtu: 1500,
@@ -178,9 +201,9 @@ mod tests {
         }];
         assert_eq!(
             table(&networks).render(Style::default()),
-            "NAME   STATE  MODE  VM   ADDRESS       MAC                VLANS\n\
-             lan0   up     nat   -    10.77.0.1/24  52:54:00:00:00:01  filtered\n  \
-               mv0  port   -     web  10.77.0.9     52:54:00:00:00:02  10,20t\n"
+            "NAME   STATE  MODE      VM   ADDRESS                  MAC                VLANS\n\
+             lan0   up     nat,dhcp  -    10.77.0.1/24,fd00::1/64  52:54:00:00:00:01  filtered\n  \
+               mv0  port   -         web  10.77.0.9                52:54:00:00:00:02  10,20t\n"
         );
     }
 }

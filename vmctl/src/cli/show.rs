@@ -1,6 +1,7 @@
 //! Commands that only look.
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::Path;
 
 use guest_proto::control::{DiskStatus, NicStatus, VmInfo, VmState, VmStatus};
@@ -11,24 +12,51 @@ use crate::client::Client;
 use crate::config::{NicConfig, VmConfig, format_size};
 use crate::console::log::Reader;
 use crate::exit::{Exit, Failed};
-use crate::net::Place;
+use crate::net::{self, Place, Station};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ListArgs {
+    /// Show the addresses of the guests, too, where they are known
+    #[arg(long)]
+    addresses: bool,
     #[command(flatten)]
     format: FormatArgs,
 }
 
+/// A VM, as `list` shows it.
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    status: VmStatus,
+    /// The addresses of its guest, where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    addresses: Option<Vec<IpAddr>>,
+}
+
 pub(super) fn list(args: &ListArgs, mut client: Client) -> Result<(), Failed> {
     let vms = client.list()?;
+    let stations = args.addresses.then(net::stations).transpose()?;
+    let listed = |status: VmStatus| {
+        let stations = stations.as_deref();
+        let addresses = stations.map(|stations| addresses(&status.name, stations));
+        Listed { status, addresses }
+    };
+    let vms: Vec<_> = vms.into_iter().map(listed).collect();
     match args.format.format {
         Format::Json => output::json(&vms),
         Format::Table => output::text(&table(&vms).render(Style::of_stdout())),
     }
 }
 
-fn table(vms: &[VmStatus]) -> Table {
-    let mut table = Table::new(vec![
+fn addresses(vm: &str, stations: &[Station]) -> Vec<IpAddr> {
+    let own = stations.iter().filter(|station| station.vm == vm);
+    own.flat_map(|station| &station.addresses)
+        .copied()
+        .collect()
+}
+
+fn table(vms: &[Listed]) -> Table {
+    let mut columns = vec![
         Column::Right("ID"),
         Column::Left("NAME"),
         Column::Left("STATE"),
@@ -37,10 +65,18 @@ fn table(vms: &[VmStatus]) -> Table {
         Column::Right("MEM"),
         Column::Right("CPU%"),
         Column::Right("UPTIME"),
-    ]);
-    for vm in vms {
+    ];
+    if vms.iter().any(|vm| vm.addresses.is_some()) {
+        columns.push(Column::Left("ADDRESSES"));
+    }
+    let mut table = Table::new(columns);
+    for Listed {
+        status: vm,
+        addresses,
+    } in vms
+    {
         let plain = |text: Option<String>| (text.unwrap_or_else(|| "-".to_owned()), Colour::Plain);
-        table.row([
+        let mut row = vec![
             plain(vm.id.map(|id| id.to_string())),
             plain(Some(vm.name.clone())),
             (vm.state.to_string(), colour(vm.state)),
@@ -49,7 +85,12 @@ fn table(vms: &[VmStatus]) -> Table {
             plain(Some(memory(vm.memory))),
             plain(vm.cpu_percent.map(|percent| format!("{percent:.1}"))),
             plain(vm.uptime_ms.map(uptime)),
-        ]);
+        ];
+        if let Some(addresses) = addresses {
+            let texts: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
+            row.push(plain(Some(texts.join(",")).filter(|text| !text.is_empty())));
+        }
+        table.row(row);
     }
     table
 }
@@ -297,7 +338,7 @@ mod tests {
 
     #[test]
     fn a_list_has_no_blank_cell() {
-        let vms = [VmStatus {
+        let status = VmStatus {
             id: None,
             name: "demo".to_owned(),
             state: VmState::Defined,
@@ -306,11 +347,22 @@ mod tests {
             memory: 256 << 20,
             cpu_percent: None,
             uptime_ms: None,
-        }];
+        };
+        let listed = |addresses| Listed {
+            status: status.clone(),
+            addresses,
+        };
         assert_eq!(
-            table(&vms).render(Style::default()),
+            table(&[listed(None)]).render(Style::default()),
             "ID  NAME  STATE    REASON         VCPUS   MEM  CPU%  UPTIME\n \
              -  demo  defined  never started      2  256M     -       -\n"
+        );
+        let both = vec!["10.77.0.9".parse().unwrap(), "fd00::9".parse().unwrap()];
+        assert_eq!(
+            table(&[listed(Some(both)), listed(Some(vec![]))]).render(Style::default()),
+            "ID  NAME  STATE    REASON         VCPUS   MEM  CPU%  UPTIME  ADDRESSES\n \
+             -  demo  defined  never started      2  256M     -       -  10.77.0.9,fd00::9\n \
+             -  demo  defined  never started      2  256M     -       -  -\n"
         );
     }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use serde::de::DeserializeOwned;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue, Deserializer};
+use toml::de::{DeArray, DeTable, DeValue, Deserializer};
 
 use super::ConfigError;
 
@@ -145,10 +145,47 @@ fn merge<'i>(into: &mut DeTable<'i>, from: DeTable<'i>) {
                     merge(old, new);
                 }
             }
+            // `nic.0.mtu=1400`: the table of this number in an array of tables.
+            (Some(old), DeValue::Table(new)) if has_elements(old.get_ref(), new) => {
+                if let (DeValue::Array(old), DeValue::Table(new)) =
+                    (old.get_mut(), value.into_inner())
+                {
+                    merge_elements(old, new);
+                }
+            }
             (Some(old), _) => *old = value,
             (None, _) => {
                 into.insert(key, value);
             }
+        }
+    }
+}
+
+/// Whether all keys of `table` are numbers of tables in `array`, and their values tables.
+fn has_elements(array: &DeValue<'_>, table: &DeTable<'_>) -> bool {
+    let DeValue::Array(array) = array else {
+        return false;
+    };
+    let is_table = |value: &Spanned<DeValue<'_>>| value.get_ref().is_table();
+    table.iter().all(|(key, value)| {
+        let number = key.get_ref().parse::<usize>();
+        let element = number.ok().and_then(|number| array.get(number));
+        element.is_some_and(is_table) && is_table(value)
+    })
+}
+
+fn merge_elements<'i>(array: &mut DeArray<'i>, tables: DeTable<'i>) {
+    for (key, table) in tables {
+        let element = key
+            .get_ref()
+            .parse()
+            .ok()
+            .and_then(|n: usize| array.get_mut(n));
+        if let Some(element) = element
+            && let (DeValue::Table(old), DeValue::Table(new)) =
+                (element.get_mut(), table.into_inner())
+        {
+            merge(old, new);
         }
     }
 }

@@ -103,6 +103,27 @@ fn errors_name_key_and_line() {
 }
 
 #[test]
+fn overrides_reach_into_arrays_of_tables() {
+    let text = format!("{DEMO}\n[[nic]]\nnetwork = 'a'\n[[nic]]\nnetwork = 'b'\n");
+    let config = parse(&text, &["nic.1.mtu=1400", "nic.1.network=c"]).unwrap();
+    let [first, second] = &config.nics[..] else {
+        panic!("{:?}", config.nics);
+    };
+    assert_eq!((first.network.as_deref(), first.mtu), (Some("a"), None));
+    assert_eq!(
+        (second.network.as_deref(), second.mtu),
+        (Some("c"), Some(1400))
+    );
+    for wrong in ["nic.2.mtu=1400", "nic.x.mtu=1400", "nic.0=1", "nic.0.mtu=1"] {
+        let message = parse(&text, &[wrong]).unwrap_err();
+        assert!(
+            message.starts_with(&format!("--set {wrong}: ")),
+            "{message}"
+        );
+    }
+}
+
+#[test]
 fn overrides_replace_and_add_and_are_named() {
     let set = [
         "vcpus=4",

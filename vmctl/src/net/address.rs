@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::hash::Hasher;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::de::Error as _;
@@ -112,6 +112,93 @@ impl Serialize for Cidr {
     }
 }
 
+/// Bits of the prefix of each IPv6 network: what hosts make addresses in by themselves (RFC 4862 section 5.5.3).
+const PREFIX6: u32 = 64;
+
+/// An IPv6 address in a network with a prefix of 64 bits: `fd00:77::1/64`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr6(Ipv6Addr);
+
+impl Cidr6 {
+    /// Returns `None` for a network that has another prefix, or that no host is told of.
+    pub(super) fn from_kernel(address: Ipv6Addr, prefix: u8) -> Option<Self> {
+        let is_usable = u32::from(prefix) == PREFIX6 && !address.is_unicast_link_local();
+        is_usable.then_some(Self(address))
+    }
+
+    /// The address.
+    pub fn address(self) -> Ipv6Addr {
+        self.0
+    }
+
+    /// The network's first address.
+    pub fn network(self) -> Ipv6Addr {
+        Ipv6Addr::from_bits(self.0.to_bits() >> PREFIX6 << PREFIX6)
+    }
+
+    /// The address that a host of the network makes of its MAC address (RFC 4291 appendix A).
+    pub(super) fn of_host(self, mac: Mac) -> Ipv6Addr {
+        Ipv6Addr::from_bits(self.network().to_bits() | u128::from(mac.interface_id()))
+    }
+
+    pub(super) fn contains(self, host: Ipv6Addr) -> bool {
+        self.overlaps(Self(host))
+    }
+
+    pub(super) fn overlaps(self, other: Self) -> bool {
+        self.network() == other.network()
+    }
+
+    /// Checks that an address is that of a host in the network other than the one that has this address.
+    ///
+    /// # Errors
+    ///
+    /// One line.
+    pub(super) fn check_host(self, host: Ipv6Addr) -> Result<(), String> {
+        let what = match host {
+            host if !self.contains(host) => "outside of the network",
+            host if host == self.network() => "that of all routers, not of a host",
+            host if host == self.0 => "root's own",
+            _ => return Ok(()),
+        };
+        Err(format!("address {host}: that is {what} ({self})"))
+    }
+}
+
+impl FromStr for Cidr6 {
+    type Err = String;
+
+    /// An address that a host can have.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("\"{text}\" is not an IPv6 address with a prefix, as fd00:77::1/64");
+        let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
+        let address: Ipv6Addr = address.parse().map_err(|_| wrong())?;
+        let prefix: u32 = prefix.parse().map_err(|_| wrong())?;
+        if prefix != PREFIX6 {
+            return Err(format!("{text}: a prefix of IPv6 has {PREFIX6} bits"));
+        }
+        let cidr = Self(address);
+        let special = address.is_multicast() || address.is_unicast_link_local();
+        // ::1, ::, and IPv4 addresses in IPv6.
+        if special || address.segments()[..4] == [0; 4] || address == cidr.network() {
+            return Err(format!("{text}: not an address that a host can have"));
+        }
+        Ok(cidr)
+    }
+}
+
+impl fmt::Display for Cidr6 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{PREFIX6}", self.0)
+    }
+}
+
+impl Serialize for Cidr6 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// An Ethernet address of one station: `52:54:00:12:34:56`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Mac([u8; 6]);
@@ -120,6 +207,17 @@ impl Mac {
     /// Its bytes.
     pub fn octets(self) -> [u8; 6] {
         self.0
+    }
+
+    /// The half of an IPv6 address that a host makes of its MAC address (RFC 4291 appendix A).
+    fn interface_id(self) -> u64 {
+        let [a, b, c, d, e, f] = self.0;
+        u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+    }
+
+    /// The link-local IPv6 address that a host makes of its MAC address.
+    pub(super) fn link_local(self) -> Ipv6Addr {
+        Ipv6Addr::from_bits(0xfe80 << 112 | u128::from(self.interface_id()))
     }
 
     pub(super) fn from_kernel(bytes: &[u8]) -> Option<Self> {
@@ -297,6 +395,33 @@ mod tests {
         let (wide, narrow) = (cidr("10.0.0.1/8"), cidr("10.77.0.1/24"));
         assert!(wide.overlaps(narrow) && narrow.overlaps(wide));
         assert!(!narrow.overlaps(cidr("10.77.1.1/24")));
+    }
+
+    #[test]
+    fn ipv6_networks_have_64_bits() {
+        let cidr: Cidr6 = "fd00:77::1/64".parse().unwrap();
+        assert_eq!(cidr.to_string(), "fd00:77::1/64");
+        assert_eq!(cidr.network().to_string(), "fd00:77::");
+        let mac: Mac = "52:54:00:12:34:56".parse().unwrap();
+        assert_eq!(cidr.of_host(mac).to_string(), "fd00:77::5054:ff:fe12:3456");
+        assert_eq!(mac.link_local().to_string(), "fe80::5054:ff:fe12:3456");
+        for wrong in [
+            "fd00::1",
+            "fd00::1/48",
+            "fd00::/64",
+            "::1/64",
+            "fe80::1/64",
+            "ff02::1/64",
+            "10.77.0.1/24",
+            "",
+        ] {
+            assert!(wrong.parse::<Cidr6>().is_err(), "{wrong}");
+        }
+        let check = |text: &str| cidr.check_host(text.parse().unwrap());
+        assert_eq!(check("fd00:77::2"), Ok(()));
+        for wrong in ["fd00:77::1", "fd00:77::", "fd00:78::2"] {
+            assert!(check(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -11,10 +11,9 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
+use super::PATH;
 use super::address::{Cidr, Mac};
 
-/// Where `nft` is looked for.
-const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// The table of all ports.
 const PORTS: &str = "microvisor";
 /// Frames to everybody and to groups that a guest may send in a second.
@@ -140,7 +139,7 @@ fn sent(mac: Mac, rules: &Rules) -> Vec<Vec<Value>> {
         return all;
     }
     let mut ours4 = vec![Ipv4Addr::UNSPECIFIED];
-    let mut ours6 = vec![Ipv6Addr::UNSPECIFIED, link_local(mac)];
+    let mut ours6 = vec![Ipv6Addr::UNSPECIFIED, mac.link_local()];
     for address in &rules.addresses {
         match address {
             IpAddr::V4(ip) => ours4.push(*ip),
@@ -202,15 +201,6 @@ fn floods(rules: &Rules) -> Vec<Vec<Value>> {
     let packets = rules.packets.map(|count| over(json!(count), None));
     let limits = rate.into_iter().chain(packets);
     limits.map(|limit| vec![limit, counter(), drop()]).collect()
-}
-
-/// The link-local address that a guest makes of its MAC address (RFC 4291 appendix A).
-fn link_local(mac: Mac) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac.octets();
-    let mut octets = [0; 16];
-    octets[..2].copy_from_slice(&[0xfe, 0x80]);
-    octets[8..].copy_from_slice(&[a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
-    octets.into()
 }
 
 struct Table {

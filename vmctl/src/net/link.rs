@@ -2,17 +2,17 @@
 //! above to know.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     AfSpecBridge, BridgeVlanInfo, BridgeVlanInfoFlags, InfoBridge, InfoData, InfoKind,
     LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::address::{Cidr, Mac, Vlan};
+use super::address::{Cidr, Cidr6, Mac, Vlan};
 use super::netlink::Socket;
 
 /// One interface.
@@ -63,20 +63,35 @@ impl Links {
 
     /// IPv4 addresses, each with the index of its interface.
     pub(super) fn addresses(&mut self) -> io::Result<Vec<(u32, Cidr)>> {
+        let found = self.addresses_of(AddressFamily::Inet)?.into_iter();
+        let networks = found.filter_map(|message| {
+            let ip = message.attributes.iter().find_map(local)?;
+            let network = Cidr::from_kernel(ip, message.header.prefix_len);
+            Some((message.header.index, network))
+        });
+        Ok(networks.collect())
+    }
+
+    /// IPv6 addresses of networks with a prefix of 64 bits, each with the index of its interface.
+    pub(super) fn addresses6(&mut self) -> io::Result<Vec<(u32, Cidr6)>> {
+        let found = self.addresses_of(AddressFamily::Inet6)?.into_iter();
+        let networks = found.filter_map(|message| {
+            let ip = message.attributes.iter().find_map(global)?;
+            let network = Cidr6::from_kernel(ip, message.header.prefix_len)?;
+            Some((message.header.index, network))
+        });
+        Ok(networks.collect())
+    }
+
+    fn addresses_of(&mut self, family: AddressFamily) -> io::Result<Vec<AddressMessage>> {
         let mut wanted = AddressMessage::default();
-        wanted.header.family = AddressFamily::Inet;
+        wanted.header.family = family;
         let found = self.0.dump(RouteNetlinkMessage::GetAddress(wanted))?;
-        Ok(found
-            .into_iter()
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewAddress(message) => {
-                    let (index, prefix) = (message.header.index, message.header.prefix_len);
-                    let ip = message.attributes.iter().find_map(local)?;
-                    Some((index, Cidr::from_kernel(ip, prefix)))
-                }
-                _ => None,
-            })
-            .collect())
+        let addresses = found.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => Some(message),
+            _ => None,
+        });
+        Ok(addresses.collect())
     }
 
     /// VLANs of bridges and their ports, each with the index of its interface.
@@ -169,6 +184,21 @@ impl Links {
         )
     }
 
+    /// Gives an interface an IPv6 address, for use at once: without ports a bridge has no carrier, and the kernel
+    /// could not ask whether another station has the address.
+    pub(super) fn add_address6(&mut self, index: u32, address: Cidr6) -> io::Result<()> {
+        let mut wanted = AddressMessage::default();
+        wanted.header.family = AddressFamily::Inet6;
+        wanted.header.prefix_len = 64;
+        wanted.header.index = index;
+        wanted.header.flags = AddressHeaderFlags::Nodad;
+        wanted.attributes = vec![AddressAttribute::Address(IpAddr::V6(address.address()))];
+        self.0.request(
+            RouteNetlinkMessage::NewAddress(wanted),
+            NLM_F_CREATE | NLM_F_EXCL,
+        )
+    }
+
     /// Puts a port into a VLAN.
     pub(super) fn join_vlan(&mut self, port: u32, vlan: Vlan) -> io::Result<()> {
         let flags = if vlan.is_tagged() {
@@ -245,6 +275,13 @@ fn bridge(infos: &[LinkInfo]) -> Option<bool> {
 fn local(attribute: &AddressAttribute) -> Option<Ipv4Addr> {
     match attribute {
         AddressAttribute::Local(IpAddr::V4(ip)) => Some(*ip),
+        _ => None,
+    }
+}
+
+fn global(attribute: &AddressAttribute) -> Option<Ipv6Addr> {
+    match attribute {
+        AddressAttribute::Address(IpAddr::V6(ip)) => Some(*ip),
         _ => None,
     }
 }

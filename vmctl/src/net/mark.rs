@@ -6,37 +6,85 @@ use super::Mode;
 use super::address::Mac;
 use super::link::Interface;
 
-/// What the alias of a network's bridge begins with; its mode follows.
+/// What the alias of a network's bridge begins with; its mode follows, and then one word for each other mark.
 const NETWORK: &str = "microvisor network: ";
 /// What the alias of a guest's tap begins with. The guest's MAC address, the name of its VM and its addresses
 /// follow.
 const GUEST: &str = "microvisor guest: ";
-/// Follows the mode where NAT found the machine not forwarding.
-const FORWARDING: &str = ", forwarding";
+/// Stands between the words of a network's alias.
+const COMMA: &str = ", ";
+const FORWARDING: &str = "forwarding";
+const DHCP: &str = "dhcp";
+const IPV6: &str = "ipv6";
 
-/// A network's alias; `started` if the machine came to forward for it, or for one that is still there.
-pub(super) fn of_network(mode: Mode, started: bool) -> String {
-    let forwarding = if started { FORWARDING } else { "" };
-    format!("{NETWORK}{}{forwarding}", mode.name())
+/// What the alias of a network's bridge says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NetworkMark {
+    pub(super) mode: Mode,
+    /// The machine came to forward for this network, or for one that is still there.
+    pub(super) started_forwarding: bool,
+    /// Guests are leased IPv4 addresses.
+    pub(super) dhcp: bool,
+    /// Guests are told their IPv6 addresses.
+    pub(super) ipv6: bool,
+}
+
+impl NetworkMark {
+    /// Whether a program serves the network's guests with addresses and names.
+    pub(super) fn is_served(self) -> bool {
+        self.dhcp || self.ipv6
+    }
+
+    /// Returns the alias.
+    pub(super) fn alias(self) -> String {
+        let marks = [
+            (self.started_forwarding, FORWARDING),
+            (self.dhcp, DHCP),
+            (self.ipv6, IPV6),
+        ];
+        let words = marks.iter().filter(|(is_set, _)| *is_set);
+        let words: String = words.map(|(_, word)| format!("{COMMA}{word}")).collect();
+        format!("{NETWORK}{}{words}", self.mode.name())
+    }
+}
+
+/// Returns the mark of a bridge that is a network.
+pub(super) fn network(interface: &Interface) -> Option<NetworkMark> {
+    interface.bridge?;
+    let mut words = interface.alias.strip_prefix(NETWORK)?.split(COMMA);
+    let mode = words.next()?;
+    let mut mark = NetworkMark {
+        mode: Mode::ALL.into_iter().find(|it| it.name() == mode)?,
+        started_forwarding: false,
+        dhcp: false,
+        ipv6: false,
+    };
+    for word in words {
+        match word {
+            FORWARDING => mark.started_forwarding = true,
+            DHCP => mark.dhcp = true,
+            IPV6 => mark.ipv6 = true,
+            // Somebody else wrote it.
+            _ => return None,
+        }
+    }
+    Some(mark)
+}
+
+/// The mode of a bridge that is a network.
+pub(super) fn mode(interface: &Interface) -> Option<Mode> {
+    network(interface).map(|mark| mark.mode)
+}
+
+/// Whether it was for this network, among others, that the machine came to forward.
+pub(super) fn started_forwarding(interface: &Interface) -> bool {
+    network(interface).is_some_and(|mark| mark.started_forwarding)
 }
 
 /// The alias of a guest's tap.
 pub(super) fn of_guest(mac: Mac, vm: &str, addresses: &[IpAddr]) -> String {
     let addresses = addresses.iter().map(|ip| format!(" {ip}"));
     format!("{GUEST}{mac} {vm}{}", addresses.collect::<String>())
-}
-
-/// The mode of a bridge that is a network.
-pub(super) fn mode(interface: &Interface) -> Option<Mode> {
-    interface.bridge?;
-    let mode = interface.alias.strip_prefix(NETWORK)?;
-    let mode = mode.strip_suffix(FORWARDING).unwrap_or(mode);
-    Mode::ALL.into_iter().find(|it| it.name() == mode)
-}
-
-/// Whether it was for this network, among others, that the machine came to forward.
-pub(super) fn started_forwarding(interface: &Interface) -> bool {
-    mode(interface) == Some(Mode::Nat) && interface.alias.ends_with(FORWARDING)
 }
 
 /// The guest's MAC address, if it is a guest's tap.
@@ -73,13 +121,20 @@ mod tests {
 
     #[test]
     fn marks_are_read_as_they_are_written() {
-        for mode in Mode::ALL {
-            for started in [false, true] {
-                let it = interface(of_network(mode, started), Some(false));
-                assert_eq!(super::mode(&it), Some(mode));
-                assert_eq!(started_forwarding(&it), started && mode == Mode::Nat);
+        for bits in 0..8 {
+            for mode in Mode::ALL {
+                let mark = NetworkMark {
+                    mode,
+                    started_forwarding: bits & 1 != 0,
+                    dhcp: bits & 2 != 0,
+                    ipv6: bits & 4 != 0,
+                };
+                let it = interface(mark.alias(), Some(false));
+                assert_eq!(network(&it), Some(mark));
             }
         }
+        let other = interface("microvisor network: nat, more".to_owned(), Some(false));
+        assert_eq!(network(&other), None);
         let mac: Mac = "52:54:00:00:00:01".parse().unwrap();
         let tap = interface(of_guest(mac, "web", &[]), None);
         assert_eq!((guest(&tap), vm(&tap)), (Some(mac), Some("web")));

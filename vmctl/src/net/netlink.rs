@@ -1,23 +1,55 @@
 //! A netlink socket (`netlink(7)`): one request at a time, and its answer.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
 };
 
 /// The kernel fills a datagram of a dump up to 32 KiB, or as far as its reader's buffer goes.
 const BUFFER: usize = 64 << 10;
 /// Bytes of a message's header: length, type, flags, sequence, sender.
 const HEADER: usize = 16;
+/// The group of interfaces: `RTMGRP_LINK`.
+const LINKS: u32 = 1;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
+
+/// A socket that the kernel tells of each change of an interface.
+#[derive(Debug)]
+pub(super) struct Changes(OwnedFd);
+
+impl Changes {
+    pub(super) fn open() -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+        bind(&fd, &SocketAddrNetlink::new(0, LINKS))?;
+        Ok(Self(fd))
+    }
+
+    /// Forgets what it was told. An error says that more came than there was room for, which is the same.
+    pub(super) fn skip(&mut self) {
+        let mut buffer = [0; 256];
+        while !matches!(
+            recv(&self.0, &mut buffer, RecvFlags::empty()),
+            Err(Errno::AGAIN)
+        ) {}
+    }
+}
+
+impl AsFd for Changes {
+    /// Readable after a change.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 /// A socket that asks the kernel.
 #[derive(Debug)]

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use super::address::{Mac, Vlan};
+use super::address::{Cidr, Cidr6, Mac, Vlan};
 use super::firewall::{self, Rules};
 use super::link::{Interface, Links};
 use super::mark::{self, guest};
+use super::service::{self, Lock};
 use super::tap::{self, Tap};
 use super::{DEFAULT_VLAN, NetError, filter_failed, find, kernel, network, ports};
 
@@ -76,11 +77,20 @@ pub fn plug_in(cable: &Cable<'_>) -> Result<Tap, NetError> {
         return Ok(tap);
     }
     check_vlans(cable, end)?;
-    check_network(&mut links, end, &cable.rules.addresses)?;
+    let own = Own::of(&mut links, end)?;
+    own.check(&end.name, &cable.rules.addresses)?;
     check_stations(&there, end, cable, None)?;
+    // Until the tap is marked with its addresses, nobody else is leased one.
+    let lock = own.is_leased(cable).then(service::lock).transpose();
+    let lock = lock.map_err(&failed)?;
+    let cable = &match &lock {
+        Some(lock) => leased(lock, &mut links, cable, end, &own)?,
+        None => cable.clone(),
+    };
     // Whatever fails from here on, the tap goes with its descriptors.
     let tap = Tap::new(PATTERN, cable.pairs, mtu).map_err(&failed)?;
     let index = plug(&mut links, cable, &tap, end.index).map_err(kernel(tap.name()))?;
+    drop(lock);
     // Two guests that come at the same time see each other at the latest here.
     let there = links.all().map_err(&failed)?;
     check_stations(&there, end, cable, Some(tap.name()))?;
@@ -129,28 +139,98 @@ fn check_vlans(cable: &Cable<'_>, bridge: &Interface) -> Result<(), NetError> {
     }
 }
 
-/// Checks that addresses are those of hosts in the network of a bridge. A bridge can have several networks,
-/// or none that root knows.
-fn check_network(
-    links: &mut Links,
-    bridge: &Interface,
-    addresses: &[IpAddr],
-) -> Result<(), NetError> {
-    let name = &bridge.name;
-    let networks = links.addresses().map_err(kernel(name))?;
-    let of_bridge = networks
-        .into_iter()
-        .filter(|(index, _)| *index == bridge.index);
-    let networks: Vec<_> = of_bridge.map(|(_, network)| network).collect();
-    for address in addresses {
-        if let IpAddr::V4(ip) = *address {
-            let own = networks.iter().find(|network| network.contains(ip));
-            let network = own.or(networks.first());
-            let checked = network.map_or(Ok(()), |network| network.check_host(ip));
+/// The addresses of root's in a bridge, and with them its networks. There can be several, or none that root knows.
+struct Own {
+    v4: Vec<Cidr>,
+    v6: Vec<Cidr6>,
+    /// The guests are leased addresses.
+    dhcp: bool,
+}
+
+impl Own {
+    fn of(links: &mut Links, bridge: &Interface) -> Result<Self, NetError> {
+        let failed = kernel(&bridge.name);
+        let v4 = links.addresses().map_err(&failed)?.into_iter();
+        let v6 = links.addresses6().map_err(&failed)?.into_iter();
+        Ok(Self {
+            v4: of_interface(v4, bridge.index),
+            v6: of_interface(v6, bridge.index),
+            dhcp: mark::network(bridge).is_some_and(|mark| mark.dhcp),
+        })
+    }
+
+    /// Checks that addresses are those of hosts in the bridge's networks.
+    fn check(&self, name: &str, addresses: &[IpAddr]) -> Result<(), NetError> {
+        for address in addresses {
+            let checked = match *address {
+                IpAddr::V4(ip) => {
+                    let own = self.v4.iter().find(|network| network.contains(ip));
+                    let network = own.or(self.v4.first());
+                    network.map_or(Ok(()), |network| network.check_host(ip))
+                }
+                IpAddr::V6(ip) => {
+                    let own = self.v6.iter().find(|network| network.contains(ip));
+                    let network = own.or(self.v6.first());
+                    network.map_or(Ok(()), |network| network.check_host(ip))
+                }
+            };
             checked.map_err(|line| NetError::Conflict(format!("{name}: {line}")))?;
         }
+        Ok(())
     }
-    Ok(())
+
+    /// Whether the guest is leased an address. It reaches root, who leases them, in VLAN 1 alone.
+    fn is_leased(&self, cable: &Cable<'_>) -> bool {
+        let vlan = match cable.vlan {
+            Some(vlan) => (!vlan.is_tagged()).then_some(vlan.id()),
+            None => cable.trunks.is_empty().then_some(DEFAULT_VLAN),
+        };
+        self.dhcp && vlan == Some(DEFAULT_VLAN)
+    }
+}
+
+fn of_interface<T>(addresses: impl Iterator<Item = (u32, T)>, index: u32) -> Vec<T> {
+    let own = addresses.filter(|(owner, _)| *owner == index);
+    own.map(|(_, address)| address).collect()
+}
+
+/// Returns a cable with the addresses that its guest is leased.
+fn leased<'a>(
+    lock: &Lock,
+    links: &mut Links,
+    cable: &Cable<'a>,
+    bridge: &Interface,
+    own: &Own,
+) -> Result<Cable<'a>, NetError> {
+    let failed = kernel(&bridge.name);
+    let mut cable = cable.clone();
+    let addresses = &mut cable.rules.addresses;
+    // A fixed address may be any of the host's; then the network's lease of it is no more than that.
+    let wanted = addresses.iter().find_map(|address| match address {
+        IpAddr::V4(ip) => Some(*ip),
+        IpAddr::V6(_) => None,
+    });
+    if let Some(&network) = own.v4.first() {
+        let there = links.all().map_err(&failed)?;
+        let taken: Vec<_> = ports(&there, bridge).flat_map(mark::addresses).collect();
+        let in_use = |ip: Ipv4Addr| taken.contains(&IpAddr::V4(ip));
+        let ip = service::lease(lock, &bridge.name, network, cable.mac, wanted, &in_use);
+        let ip = ip.map_err(&failed)?.ok_or_else(|| {
+            let line = format!("{}: all addresses of {network} are in use", bridge.name);
+            NetError::Conflict(line)
+        })?;
+        if wanted.is_none() {
+            addresses.push(IpAddr::V4(ip));
+        }
+    }
+    // The guest makes this one by itself, whichever other it is given.
+    if let Some(network) = own.v6.first() {
+        let ip = IpAddr::V6(network.of_host(cable.mac));
+        if !addresses.contains(&ip) {
+            addresses.push(ip);
+        }
+    }
+    Ok(cable)
 }
 
 /// Checks that no station of a bridge but the port `own` has one of the guest's addresses. Root's own MAC

@@ -27,6 +27,8 @@ impl Net {
     fn new(name: &'static str, address: Option<&str>, mode: Mode, vlan_filtering: bool) -> Self {
         let address = address.map(|text| text.parse().unwrap());
         net::create(&Spec {
+            address6: None,
+            dhcp: false,
             name: name.to_owned(),
             address,
             mode,

@@ -1,0 +1,271 @@
+//! The networks whose guests are leased addresses and have names: their files, and the programs that serve them.
+//!
+//! The kernel alone knows the networks and what is plugged into them. [`refresh`] brings all else in line with it, as
+//! often as anybody calls it. The daemon's thread [`keep`] does so when an interface comes, goes or changes, and when
+//! a program has ended.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{FlockOperation, flock};
+
+use super::address::{Cidr, Mac};
+use super::dnsmasq::{Files, Host, lease_lines, name_lines};
+use super::lease::Leases;
+use super::netlink::Changes;
+use super::{Network, firewall, names};
+use crate::wire::timespec;
+
+/// Where each served network has a directory.
+const DIR: &str = "/run/microvisor/networks";
+/// Names that VM 0 itself knows.
+const HOSTS: &str = "/etc/hosts";
+/// Addresses that guests were leased, in a network's directory.
+const LEASES: &str = "leases";
+/// How long [`keep`] leaves a program alone that does not start.
+const RETRY: Duration = Duration::from_secs(10);
+/// What changes within this time is dealt with at once: an interface that comes changes several times.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Nobody else changes the files while this lives.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+/// Waits until nobody else changes the files.
+pub(super) fn lock() -> io::Result<Lock> {
+    // The programs are other users, who read files below.
+    make_dir(Path::new("/run/microvisor"), 0o711)?;
+    make_dir(Path::new(DIR), 0o755)?;
+    let file = File::open(DIR)?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    Ok(Lock { _file: file })
+}
+
+fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
+    let made = fs::DirBuilder::new().mode(mode).create(dir);
+    match made {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(|e| in_file(dir, &e)),
+    }
+}
+
+fn in_file(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+fn files(network: &str) -> Files {
+    Files(Path::new(DIR).join(network))
+}
+
+/// Returns the address of a guest in a network, the same as before if that is possible, and remembers it. `None` if
+/// all addresses are in use.
+pub(super) fn lease(
+    _lock: &Lock,
+    name: &str,
+    network: Cidr,
+    mac: Mac,
+    wanted: Option<Ipv4Addr>,
+    in_use: &dyn Fn(Ipv4Addr) -> bool,
+) -> io::Result<Option<Ipv4Addr>> {
+    let dir = files(name).0;
+    make_dir(&dir, 0o755)?;
+    let path = dir.join(LEASES);
+    let text = read(&path)?;
+    let mut leases = Leases::parse(&text);
+    let address = leases.of(network, mac, wanted, in_use);
+    write_new(&path, &text, &leases.text())?;
+    Ok(address)
+}
+
+/// Brings files and programs in line with the kernel. Returns what went wrong, by network.
+pub(super) fn refresh(_lock: &Lock) -> Vec<(String, io::Error)> {
+    let networks = match super::list() {
+        Ok(networks) => networks,
+        Err(e) => return vec![("networks".to_owned(), io::Error::other(e))],
+    };
+    let served: Vec<_> = networks
+        .iter()
+        .filter(|network| network.is_served())
+        .collect();
+    let mut errors = Vec::new();
+    let mut names = String::new();
+    for network in &served {
+        let hosts = hosts(network);
+        names += &name_lines(&network.name, &hosts);
+        if let Err(e) = serve(network, &hosts) {
+            errors.push((network.name.clone(), e));
+        }
+    }
+    for name in directories() {
+        if served.iter().all(|network| network.name != name) {
+            let removed = remove(&name);
+            errors.extend(removed.err().map(|e| (name, e)));
+        }
+    }
+    if let Err(e) = write_names(&names) {
+        errors.push((HOSTS.to_owned(), e));
+    }
+    errors
+}
+
+/// The guests of a network that have addresses.
+fn hosts(network: &Network) -> Vec<Host> {
+    let host = |port: &super::Port| {
+        Some(Host {
+            mac: port.mac?,
+            vm: port.vm.clone()?,
+            addresses: port.addresses.clone(),
+        })
+    };
+    let hosts = network.ports.iter().filter_map(host);
+    hosts.filter(|host| !host.addresses.is_empty()).collect()
+}
+
+fn serve(network: &Network, hosts: &[Host]) -> io::Result<()> {
+    let files = files(&network.name);
+    make_dir(&files.0, 0o755)?;
+    let leases = lease_lines(hosts);
+    let old = read(&files.leases())?;
+    write_new(&files.leases(), &old, &leases)?;
+    let names = files.names();
+    let new_names = write_new(&names, &read(&names)?, &name_lines(&network.name, hosts))?;
+    let config = files.config();
+    let new_config = write_new(&config, &read(&config)?, &files.config_text(network))?;
+    // A program that has leased an address to one guest does not lease it to another, whatever the files say.
+    let left = old.lines().any(|old| leases.lines().all(|new| new != old));
+    if new_config || left {
+        files.stop();
+    }
+    match files.running() {
+        None => files.start(),
+        Some(_) if new_names || old != leases => {
+            files.reload();
+            Ok(())
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// Removes what is left of a network that is served no longer.
+fn remove(name: &str) -> io::Result<()> {
+    let files = files(name);
+    files.stop();
+    // Somebody removed the bridge, but did not know of the filter.
+    if !Path::new("/sys/class/net").join(name).exists() {
+        firewall::remove(name)?;
+    }
+    fs::remove_dir_all(&files.0).map_err(|e| in_file(&files.0, &e))
+}
+
+fn directories() -> Vec<String> {
+    let entries = fs::read_dir(DIR).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.collect()
+}
+
+/// Brings the lines of VM 0's own file in line with the guests.
+fn write_names(lines: &str) -> io::Result<()> {
+    let path = Path::new(HOSTS);
+    let old = read(path)?;
+    write_new(path, &old, &names::with_lines(&old, lines)).map(|_| ())
+}
+
+/// Reads a file; one that is not there is empty.
+fn read(path: &Path) -> io::Result<String> {
+    match fs::read_to_string(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        text => text.map_err(|e| in_file(path, &e)),
+    }
+}
+
+/// Replaces a file's text, whole or not at all. Returns false if it is the old text.
+fn write_new(path: &Path, old: &str, new: &str) -> io::Result<bool> {
+    if old == new && path.exists() {
+        return Ok(false);
+    }
+    // The path as it is, behind links.
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mode = fs::metadata(&path).map_or(0o644, |metadata| metadata.permissions().mode());
+    let partial = path.with_extension("vmctl-new");
+    let write = |path: &Path| {
+        let mut options = File::options();
+        let options = options.write(true).create(true).truncate(true);
+        let mut file = options.mode(mode).open(path)?;
+        file.write_all(new.as_bytes())?;
+        file.set_permissions(fs::Permissions::from_mode(mode))
+    };
+    let replaced = write(&partial).and_then(|()| fs::rename(&partial, &path));
+    match replaced {
+        Ok(()) => Ok(true),
+        // A file that is mounted by itself, as in containers, can only be written.
+        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
+            let _ = fs::remove_file(&partial);
+            write(&path).map(|()| true)
+        }
+        Err(e) => {
+            let _ = fs::remove_file(&partial);
+            Err(in_file(&path, &e))
+        }
+    }
+}
+
+/// Keeps all in line with the kernel for good, and calls `tell` with a line about each new problem.
+pub fn keep(tell: impl Fn(&str)) {
+    let mut told = HashMap::new();
+    let mut changes = Changes::open();
+    loop {
+        if let Ok(changes) = &mut changes {
+            changes.skip();
+        }
+        let (errors, programs) = refreshed();
+        let all_run = errors.is_empty() && programs.iter().all(Option::is_some);
+        told.retain(|name, _| errors.iter().any(|(other, _)| other == name));
+        for (name, error) in errors {
+            let line = format!("{name}: {error}");
+            if told.insert(name, line.clone()).as_ref() != Some(&line) {
+                tell(&line);
+            }
+        }
+        let mut fds: Vec<_> = programs
+            .iter()
+            .flatten()
+            .map(|program| PollFd::new(program, PollFlags::IN))
+            .collect();
+        if let Ok(changes) = &changes {
+            fds.push(PollFd::from_borrowed_fd(changes.as_fd(), PollFlags::IN));
+        }
+        let timeout = (!all_run || changes.is_err()).then(|| timespec(RETRY));
+        let _ = poll(&mut fds, timeout.as_ref());
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Refreshes all. Returns what went wrong, and the programs; `None` for one that does not run.
+fn refreshed() -> (Vec<(String, io::Error)>, Vec<Option<OwnedFd>>) {
+    // Without a network there is nothing to do, and nothing to make.
+    let is_used = Path::new(DIR).exists() || serves_any();
+    if !is_used {
+        return (Vec::new(), Vec::new());
+    }
+    let errors = match lock() {
+        Ok(lock) => refresh(&lock),
+        Err(e) => vec![("networks".to_owned(), e)],
+    };
+    let programs = directories();
+    let programs = programs.iter().map(|name| files(name).running());
+    (errors, programs.collect())
+}
+
+fn serves_any() -> bool {
+    super::list().is_ok_and(|networks| networks.iter().any(Network::is_served))
+}
