@@ -4,12 +4,12 @@
 . /lib/testing.sh
 links() { ip link | grep -c '^[0-9]'; }
 before=$(links)
-[ "$(vmctl net list)" = "NAME  STATE  MODE  VM  ADDRESS  MAC  VLANS" ] || fail "networks: $(vmctl net list)"
+[ "$(vmctl net list)" = "NAME  STATE  MODE  VM  ADDRESS  MAC  VLANS  LIMIT  SENT  RECEIVED  DROPPED" ] || fail "networks: $(vmctl net list)"
 expect "lan0: created (isolated)" vmctl net create lan0
 expect "lan1: created (nat)" vmctl net create lan1 --address 10.77.0.1/24 --nat
 expect "lan2: created (isolated)" vmctl net create lan2 --address 10.78.0.1/24 --vlan-filtering
-vmctl net list | grep -qE '^lan0 +no-carrier +isolated +- +- +[0-9a-f:]{17} +-$' || fail "lan0: $(vmctl net list)"
-vmctl net list | grep -qE '^lan1 +no-carrier +nat +- +10.77.0.1/24 +[0-9a-f:]{17} +-$' || fail "lan1: $(vmctl net list)"
+vmctl net list | grep -qE '^lan0 +no-carrier +isolated +- +- +[0-9a-f:]{17} +- +- +- +- +-$' || fail "lan0: $(vmctl net list)"
+vmctl net list | grep -qE '^lan1 +no-carrier +nat +- +10.77.0.1/24 +[0-9a-f:]{17} +- ' || fail "lan1: $(vmctl net list)"
 expect '"vlan_filtering": true' vmctl net list --format json
 ip address show lan1 | grep -q 'inet 10.77.0.1/24' || fail "$(ip address show lan1)"
 [ "$(cat /sys/class/net/lan2/bridge/vlan_filtering)" = 1 ] || fail "lan2 does not filter"
@@ -56,6 +56,34 @@ done
 ./driver-tests --test-threads=1 vm0::networks || fail "tests"
 [ "$(links)" = "$before" ] || fail "left: $(ip link)"
 dmesg | grep -E 'WARNING: CPU|BUG:|Oops|protection fault' && fail "the kernel complains"
+
+# The tables of other programs come first: as Docker, ufw and firewalld make them. They stay as they are, and what they
+# drop is said. Without a guest no rule needs a module of its own.
+nft -f - <<'EOF' || fail "foreign tables"
+table ip filter {
+    chain DOCKER-USER { return; }
+    chain FORWARD { type filter hook forward priority filter; policy drop; jump DOCKER-USER; }
+    chain ufw-user-input { }
+    chain INPUT { type filter hook input priority filter; policy accept; jump ufw-user-input; }
+}
+table ip nat {
+    chain POSTROUTING { type nat hook postrouting priority srcnat; policy accept; ip saddr 172.17.0.0/16 oifname != "docker0" masquerade; }
+}
+table inet firewalld {
+    chain filter_FORWARD { type filter hook forward priority filter + 10; policy accept; ct state { established, related } accept; }
+}
+EOF
+others() { nft list ruleset | sed '/^table netdev microvisor {$/,/^}$/d'; }
+foreign=$(others)
+expect "lan0: table ip filter, chain FORWARD drops what is forwarded: allow it there for this interface
+vmctl: lan0: table inet firewalld, chain filter_FORWARD drops what is forwarded: allow it there for this interface
+lan0: created (nat)" vmctl net create lan0 --address 10.77.0.1/24 --nat
+nft list table inet microvisor-lan0 | grep -q 'ip saddr 10.77.0.0/24 oifname != "lan0" masquerade' || fail "$(nft list ruleset)"
+[ "$(vmctl net create lan1 2>&1)" = "lan1: created (isolated)" ] || fail "lan1"
+expect deleted vmctl net delete lan1
+expect deleted vmctl net delete lan0
+[ "$(others)" = "$foreign" ] || fail "foreign tables changed: $(nft list ruleset)"
+nft flush ruleset
 
 # A kernel without bridges or masquerading says so, and nothing is left: no rule holds a module.
 rmmod bridge || fail "bridge is in use"

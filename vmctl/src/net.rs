@@ -2,7 +2,7 @@
 //!
 //! [`create`], [`delete`], [`list`], [`stations`], [`plug_in`] and [`keep`] are all. The kernel alone keeps what they
 //! make, and the alias of an interface says what it is to us (`mark`). `link` has the interfaces, `netlink` the way
-//! to them, `firewall` the packet filters. `port` plugs guests in by tap devices, which [`tap`] makes. `service` has
+//! to them, `listing` what users see of them, `firewall` the packet filters. `port` plugs guests in by tap devices, which [`tap`] makes. `service` has
 //! the networks whose guests are leased addresses (`lease`) and have names (`names`) by `dnsmasq`. Nothing here knows
 //! a VM that runs.
 
@@ -11,6 +11,7 @@ mod dnsmasq;
 mod firewall;
 mod lease;
 mod link;
+mod listing;
 mod mark;
 mod names;
 mod netlink;
@@ -21,16 +22,16 @@ pub mod tap;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::path::Path;
 
 use rustix::io::Errno;
 use serde::Serialize;
 
 pub use self::address::{Cidr, Cidr6, Mac, Vlan};
-pub use self::firewall::Rules;
+pub use self::firewall::{Guard, Rules};
 use self::link::{Interface, Links};
-use self::mark::{NetworkMark, guest, mode, started_forwarding};
+pub use self::listing::{Network, Port, Station, list, list_guarded, stations};
+use self::mark::{NetworkMark, mode, started_forwarding};
 pub use self::port::{Cable, Place, plug_in};
 pub use self::service::keep;
 pub use self::tap::Tap;
@@ -125,69 +126,13 @@ pub struct Spec {
     pub mtu: Option<u16>,
 }
 
-/// A network that is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Network {
-    /// Its name, which is the bridge's.
-    pub name: String,
-    /// `up`, `no-carrier` while it has no port that is up, or `down`.
-    pub state: &'static str,
-    /// Whom its guests reach.
-    pub mode: Mode,
-    /// Root's address in it.
-    pub address: Option<Cidr>,
-    /// Root's IPv6 address in it, whose network its guests are told of.
-    pub address6: Option<Cidr6>,
-    /// Whether guests are leased IPv4 addresses and have names.
-    pub dhcp: bool,
-    /// Root's MAC address in it.
-    pub mac: Option<Mac>,
-    /// Whether ports can be in VLANs.
-    pub vlan_filtering: bool,
-    /// Bytes of the largest packet.
-    pub mtu: u32,
-    /// What is plugged in.
-    pub ports: Vec<Port>,
-}
-
-impl Network {
-    /// Whether a program serves its guests with addresses and names.
-    fn is_served(&self) -> bool {
-        self.dhcp || self.address6.is_some()
-    }
-}
-
-/// A cable of a guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Station {
-    /// The guest's VM.
-    pub vm: String,
-    /// The addresses that the guest may use; none if it may use any.
-    pub addresses: Vec<IpAddr>,
-}
-
-/// An interface that is plugged into a network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Port {
-    /// The interface.
-    pub name: String,
-    /// The VM whose guest it is.
-    pub vm: Option<String>,
-    /// The guest's MAC address; the interface's own, if it is no guest's.
-    pub mac: Option<Mac>,
-    /// The addresses that the guest may use; none if it may use any.
-    pub addresses: Vec<IpAddr>,
-    /// Its VLANs; none where the network filters none.
-    pub vlans: Vec<Vlan>,
-}
-
-/// Makes a network, or nothing.
+/// Makes a network, or nothing. Returns lines about chains of others that keep its guests in.
 ///
 /// # Errors
 ///
 /// The name is wrong or taken, the address overlaps another interface's, or the kernel lacks what the
 /// mode needs.
-pub fn create(spec: &Spec) -> Result<(), NetError> {
+pub fn create(spec: &Spec) -> Result<Vec<String>, NetError> {
     let name = &spec.name;
     check_name(name).map_err(NetError::Invalid)?;
     let needs_address = match spec.mode {
@@ -237,7 +182,16 @@ pub fn create(spec: &Spec) -> Result<(), NetError> {
             if let Ok(lock) = service::lock() {
                 service::refresh(&lock);
             }
-        })
+        })?;
+    let strict = match spec.mode {
+        // The network is there, with or without an answer.
+        Mode::Nat => firewall::strict_chains().unwrap_or_default(),
+        Mode::Isolated => Vec::new(),
+    };
+    let line = |chain: &String| {
+        format!("{name}: {chain} drops what is forwarded: allow it there for this interface")
+    };
+    Ok(strict.iter().map(line).collect())
 }
 
 fn overlap(
@@ -363,85 +317,6 @@ pub fn delete(name: &str) -> Result<(), NetError> {
         service::refresh(&lock);
     }
     Ok(())
-}
-
-/// The cables of all guests that have a tap device of vmctl's own.
-///
-/// # Errors
-///
-/// The kernel refuses.
-pub fn stations() -> Result<Vec<Station>, NetError> {
-    let there = Links::open().and_then(|mut links| links.all());
-    let there = there.map_err(kernel("networks"))?;
-    let station = |it: &Interface| {
-        let vm = mark::vm(it)?.to_owned();
-        let addresses = mark::addresses(it);
-        Some(Station { vm, addresses })
-    };
-    Ok(there.iter().filter_map(station).collect())
-}
-
-/// All networks, by name.
-///
-/// # Errors
-///
-/// The kernel refuses.
-pub fn list() -> Result<Vec<Network>, NetError> {
-    let failed = kernel("networks");
-    let mut links = Links::open().map_err(&failed)?;
-    let there = links.all().map_err(&failed)?;
-    let addresses = links.addresses().map_err(&failed)?;
-    let addresses6 = links.addresses6().map_err(&failed)?;
-    let vlans = links.vlans().map_err(&failed)?;
-    let mut networks: Vec<Network> = there
-        .iter()
-        .filter_map(|bridge| {
-            let vlan_filtering = bridge.bridge?;
-            let port = |port: &Interface| Port {
-                name: port.name.clone(),
-                vm: mark::vm(port).map(str::to_owned),
-                mac: guest(port).or(port.mac),
-                addresses: mark::addresses(port),
-                vlans: vlans
-                    .iter()
-                    .filter(|(index, _)| vlan_filtering && *index == port.index)
-                    .map(|(_, vlan)| *vlan)
-                    .collect(),
-            };
-            let mark = mark::network(bridge)?;
-            let address = addresses.iter().find(|(index, _)| *index == bridge.index);
-            let mut own6 = addresses6
-                .iter()
-                .filter(|(index, _)| *index == bridge.index);
-            Some(Network {
-                name: bridge.name.clone(),
-                state: state(&there, bridge),
-                mode: mark.mode,
-                address: address.map(|(_, address)| *address),
-                address6: own6
-                    .next()
-                    .map(|(_, address)| *address)
-                    .filter(|_| mark.ipv6),
-                dhcp: mark.dhcp,
-                mac: bridge.mac,
-                vlan_filtering,
-                mtu: bridge.mtu,
-                ports: ports(&there, bridge).map(port).collect(),
-            })
-        })
-        .collect();
-    networks.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(networks)
-}
-
-/// A bridge's own state lags behind, and says nothing while it has had no port; its ports tell.
-fn state(there: &[Interface], bridge: &Interface) -> &'static str {
-    let carries = ports(there, bridge).any(|port| port.up && port.running);
-    match (bridge.up, carries) {
-        (false, _) => "down",
-        (true, false) => "no-carrier",
-        (true, true) => "up",
-    }
 }
 
 /// Checks the name of a network, which is an interface's.

@@ -60,7 +60,7 @@ pub(super) fn run(command: NetCommand) -> Result<(), Failed> {
             output::text(&format!("{name}: deleted\n"))
         }
         NetCommand::List { format } => {
-            let networks = net::list()?;
+            let networks = net::list_guarded()?;
             match format.format {
                 Format::Json => output::json(&networks),
                 Format::Table => output::text(&table(&networks).render(Style::of_stdout())),
@@ -85,7 +85,9 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
         vlan_filtering: args.vlan_filtering,
         mtu: args.mtu,
     };
-    net::create(&spec)?;
+    for line in net::create(&spec)? {
+        eprintln!("vmctl: {}", output::printable(&line));
+    }
     output::text(&format!("{}: created ({})\n", spec.name, mode.name()))
 }
 
@@ -104,6 +106,10 @@ fn table(networks: &[Network]) -> Table {
         Column::Left("ADDRESS"),
         Column::Left("MAC"),
         Column::Left("VLANS"),
+        Column::Right("LIMIT"),
+        Column::Right("SENT"),
+        Column::Right("RECEIVED"),
+        Column::Right("DROPPED"),
     ]);
     for network in networks {
         let mac = network.mac.map(|mac| mac.to_string());
@@ -133,6 +139,10 @@ fn table(networks: &[Network]) -> Table {
             list(&addresses),
             plain(mac),
             plain(Some(vlans.to_owned())),
+            plain(None),
+            plain(None),
+            plain(None),
+            plain(None),
         ]);
         for port in &network.ports {
             table.row(row(port));
@@ -141,7 +151,16 @@ fn table(networks: &[Network]) -> Table {
     table
 }
 
-fn row(port: &Port) -> [(String, Colour); 7] {
+fn row(port: &Port) -> [(String, Colour); 11] {
+    let guard = port.guard.unwrap_or_default();
+    let rate = guard.rate.map(rate);
+    let packets = guard.packets.map(|packets| format!("{packets}/s"));
+    let limits: Vec<_> = rate.into_iter().chain(packets).collect();
+    let dropped = guard.dropped_sent + guard.dropped_received + port.lost;
+    let colour = match dropped {
+        0 => Colour::Plain,
+        _ => Colour::Yellow,
+    };
     [
         plain(Some(format!("  {}", port.name))),
         plain(Some("port".to_owned())),
@@ -150,7 +169,31 @@ fn row(port: &Port) -> [(String, Colour); 7] {
         list(&port.addresses),
         plain(port.mac.map(|mac| mac.to_string())),
         list(&port.vlans),
+        list(&limits),
+        plain(Some(amount(port.sent_bytes))),
+        plain(Some(amount(port.received_bytes))),
+        (dropped.to_string(), colour),
     ]
+}
+
+/// Bits per second, as a configuration has them.
+fn rate(bits: u64) -> String {
+    let units = [("G", 1_000_000_000), ("M", 1_000_000), ("k", 1000)];
+    let unit = units.iter().find(|(_, unit)| bits.is_multiple_of(*unit));
+    match unit {
+        Some((letter, unit)) if bits != 0 => format!("{}{letter}", bits / unit),
+        _ => bits.to_string(),
+    }
+}
+
+/// Bytes in four digits, or little more.
+fn amount(bytes: u64) -> String {
+    match bytes {
+        0..10_240 => format!("{bytes}B"),
+        10_240..10_485_760 => format!("{}K", bytes >> 10),
+        10_485_760..10_737_418_240 => format!("{}M", bytes >> 20),
+        _ => format!("{}G", bytes >> 30),
+    }
 }
 
 fn list<T: ToString>(values: &[T]) -> (String, Colour) {
@@ -177,7 +220,7 @@ impl From<NetError> for Failed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::Vlan;
+    use crate::net::{Guard, Vlan};
 
     #[test]
     fn networks_and_their_ports_are_rows() {
@@ -197,13 +240,25 @@ mod tests {
                 addresses: vec!["10.77.0.9".parse().unwrap()],
                 mac: "52:54:00:00:00:02".parse().ok(),
                 vlans: vec![Vlan::new(10, false).unwrap(), Vlan::new(20, true).unwrap()],
+                sent_bytes: 70_000_000_000,
+                received_bytes: 100_000,
+                lost: 1,
+                guard: Some(Guard {
+                    rate: Some(2_500_000),
+                    packets: Some(5000),
+                    dropped_sent: 40,
+                    dropped_received: 1,
+                }),
             }],
         }];
         assert_eq!(
             table(&networks).render(Style::default()),
-            "NAME   STATE  MODE      VM   ADDRESS                  MAC                VLANS\n\
-             lan0   up     nat,dhcp  -    10.77.0.1/24,fd00::1/64  52:54:00:00:00:01  filtered\n  \
-               mv0  port   -         web  10.77.0.9                52:54:00:00:00:02  10,20t\n"
+            "NAME   STATE  MODE      VM   ADDRESS                  MAC                VLANS     \
+             \x20      LIMIT  SENT  RECEIVED  DROPPED\n\
+             lan0   up     nat,dhcp  -    10.77.0.1/24,fd00::1/64  52:54:00:00:00:01  filtered  \
+             \x20          -     -         -        -\n  \
+               mv0  port   -         web  10.77.0.9                52:54:00:00:00:02  10,20t    \
+             2500k,5000/s   65G       97K       42\n"
         );
     }
 }

@@ -5,10 +5,12 @@
 //! and what the guest is spared. The kernel unhooks them when the interface goes, and the next port of the name
 //! replaces them.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Stdio};
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::PATH;
@@ -111,12 +113,97 @@ pub(super) fn guard(port: &str, mac: Mac, rules: &Rules) -> io::Result<()> {
     batch.commit()
 }
 
+/// The limits of a port, and what its rules have dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Guard {
+    /// Bits per second, in each direction.
+    pub rate: Option<u64>,
+    /// Frames per second, in each direction.
+    pub packets: Option<u64>,
+    /// Frames of the guest that were dropped.
+    pub dropped_sent: u64,
+    /// Frames to the guest that were dropped.
+    pub dropped_received: u64,
+}
+
+/// The chains of others that drop whatever is forwarded and that they do not know, as "table ip filter, chain FORWARD".
+/// In nf_tables a packet passes only if all chains let it.
+pub(super) fn strict_chains() -> io::Result<Vec<String>> {
+    let output = nft(&["list", "chains"], "")?;
+    let listed: Value = serde_json::from_slice(&output).map_err(io::Error::other)?;
+    let objects = listed["nftables"].as_array().into_iter().flatten();
+    let strict = objects.filter_map(|object| {
+        let chain = &object["chain"];
+        let table = chain["table"].as_str()?;
+        let is_strict = chain["hook"] == "forward" && chain["policy"] == "drop";
+        // Of firewalld's chain the last rule refuses the rest.
+        let is_firewalld = table == "firewalld" && chain["hook"] == "forward";
+        if !(is_strict || is_firewalld) || chain["family"] == "ip6" {
+            return None;
+        }
+        let (family, name) = (chain["family"].as_str()?, chain["name"].as_str()?);
+        Some(format!("table {family} {table}, chain {name}"))
+    });
+    Ok(strict.collect())
+}
+
+/// What the rules of all ports are and have done, by port.
+pub(super) fn guards() -> io::Result<HashMap<String, Guard>> {
+    let output = nft(&["list", "table", "netdev", PORTS], "")?;
+    let listed: Value = serde_json::from_slice(&output).map_err(io::Error::other)?;
+    Ok(guards_of(&listed))
+}
+
+fn guards_of(listed: &Value) -> HashMap<String, Guard> {
+    let mut guards: HashMap<String, Guard> = HashMap::new();
+    for object in listed["nftables"].as_array().into_iter().flatten() {
+        let rule = &object["rule"];
+        let chain = rule["chain"].as_str().unwrap_or_default();
+        let Some((port, direction)) = chain.rsplit_once('-') else {
+            continue;
+        };
+        let guard = guards.entry(port.to_owned()).or_default();
+        let expressions = rule["expr"].as_array().into_iter().flatten();
+        // A rule for everything begins with its limit.
+        let is_limit = rule["expr"][0].get("limit").is_some();
+        for expression in expressions {
+            let dropped = expression["counter"]["packets"].as_u64().unwrap_or(0);
+            match direction {
+                "from" => guard.dropped_sent += dropped,
+                _ => guard.dropped_received += dropped,
+            }
+            let limit = &expression["limit"];
+            if let Some(rate) = limit["rate"].as_u64().filter(|_| is_limit) {
+                match limit["rate_unit"].as_str() {
+                    Some(unit) => guard.rate = Some(rate * bits(unit)),
+                    None => guard.packets = Some(rate),
+                }
+            }
+        }
+    }
+    guards
+}
+
+/// The bits of a unit of `nft`'s.
+fn bits(unit: &str) -> u64 {
+    match unit {
+        "mbytes" => 8 << 20,
+        "kbytes" => 8 << 10,
+        _ => 8,
+    }
+}
+
 /// The rules for frames of a guest.
 fn sent(mac: Mac, rules: &Rules) -> Vec<Vec<Value>> {
     let mut all = floods(rules);
     let groups = json!({"set": ["broadcast", "multicast"]});
     let is_to_many = compare("==", meta("pkttype"), groups);
-    all.push(vec![is_to_many, over(json!(BROADCASTS), None), drop()]);
+    all.push(vec![
+        is_to_many,
+        over(json!(BROADCASTS), None),
+        counter(),
+        drop(),
+    ]);
     if rules.spoof {
         return all;
     }
@@ -177,6 +264,7 @@ fn received(mac: Mac, rules: &Rules) -> Vec<Vec<Value>> {
     let servers = json!({"set": [67, 547]});
     all.push(vec![
         compare("==", payload("udp", "dport"), servers),
+        counter(),
         drop(),
     ]);
     // The client's address lies behind 8 bytes of UDP and 28 of DHCP.
@@ -189,6 +277,7 @@ fn received(mac: Mac, rules: &Rules) -> Vec<Vec<Value>> {
     all.push(vec![
         is_answer,
         compare("!=", client, json!(number)),
+        counter(),
         drop(),
     ]);
     all
@@ -197,7 +286,7 @@ fn received(mac: Mac, rules: &Rules) -> Vec<Vec<Value>> {
 fn floods(rules: &Rules) -> Vec<Vec<Value>> {
     let rate = rules
         .rate
-        .map(|bits| over(json!(bits.div_ceil(8000)), Some("kbytes")));
+        .map(|bits| over(json!(bits.div_ceil(8)), Some("bytes")));
     let packets = rules.packets.map(|count| over(json!(count), None));
     let limits = rate.into_iter().chain(packets);
     limits.map(|limit| vec![limit, counter(), drop()]).collect()
@@ -252,30 +341,36 @@ impl Batch {
 
     fn commit(self) -> io::Result<()> {
         let text = json!({"nftables": self.0}).to_string();
-        let mut child = Command::new("nft")
-            .args(["-j", "-f", "-"])
-            .env("PATH", PATH)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|e| match e.kind() {
-                io::ErrorKind::NotFound => {
-                    io::Error::other("the program nft is missing: install the package nftables")
-                }
-                _ => io::Error::other(format!("nft: {e}")),
-            })?;
-        // A program that ends early says why.
-        let written = child
-            .stdin
-            .take()
-            .map(|mut stdin| stdin.write_all(text.as_bytes()));
-        let output = child.wait_with_output()?;
-        if !output.status.success() {
-            return Err(refusal(&String::from_utf8_lossy(&output.stderr)));
-        }
-        written.unwrap_or(Ok(()))
+        nft(&["-f", "-"], &text).map(|_| ())
     }
+}
+
+/// Runs `nft`, and returns what it prints.
+fn nft(arguments: &[&str], input: &str) -> io::Result<Vec<u8>> {
+    let mut child = Command::new("nft")
+        .arg("-j")
+        .args(arguments)
+        .env("PATH", PATH)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => {
+                io::Error::other("the program nft is missing: install the package nftables")
+            }
+            _ => io::Error::other(format!("nft: {e}")),
+        })?;
+    // A program that ends early says why.
+    let written = child
+        .stdin
+        .take()
+        .map(|mut stdin| stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        return Err(refusal(&String::from_utf8_lossy(&output.stderr)));
+    }
+    written.unwrap_or(Ok(())).map(|()| output.stdout)
 }
 
 /// What `nft` says, as an error.
@@ -340,4 +435,43 @@ fn counter() -> Value {
 
 fn drop() -> Value {
     json!({"drop": null})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_and_limits_are_found() {
+        let rules = Rules {
+            rate: Some(100_000_000),
+            packets: Some(50_000),
+            ..Rules::default()
+        };
+        let mac = "52:54:00:00:00:01".parse().unwrap();
+        let rule = |chain: &str, expr: Vec<Value>| json!({"rule": {"chain": chain, "expr": expr}});
+        let counted = |expr: Vec<Value>| {
+            let count = |it: Value| match it.get("counter") {
+                Some(_) => json!({"counter": {"packets": 3, "bytes": 180}}),
+                None => it,
+            };
+            expr.into_iter().map(count).collect()
+        };
+        let sent = sent(mac, &rules);
+        let count = sent.len() as u64;
+        let sent = sent.into_iter().map(|expr| rule("mv0-from", counted(expr)));
+        let received = received(mac, &rules);
+        let received = received.into_iter().map(|expr| rule("mv0-to", expr));
+        let other = rule("tap-7-to", vec![drop()]);
+        let all: Vec<_> = sent.chain(received).chain([other]).collect();
+        let guards = guards_of(&json!({"nftables": all}));
+        let expected = Guard {
+            rate: Some(100_000_000),
+            packets: Some(50_000),
+            dropped_sent: 3 * count,
+            dropped_received: 0,
+        };
+        assert_eq!(guards["mv0"], expected);
+        assert_eq!(guards["tap-7"], Guard::default());
+    }
 }

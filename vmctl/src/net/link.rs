@@ -36,6 +36,17 @@ pub(super) struct Interface {
     pub(super) mtu: u32,
     /// If it is a bridge, whether that filters VLANs.
     pub(super) bridge: Option<bool>,
+    /// What it has carried.
+    pub(super) traffic: Traffic,
+}
+
+/// What an interface has carried, from root's side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Traffic {
+    pub(super) received_bytes: u64,
+    pub(super) sent_bytes: u64,
+    /// Frames that it could not send.
+    pub(super) lost: u64,
 }
 
 /// Interfaces, and the way to change them.
@@ -253,6 +264,13 @@ fn interface(link: LinkMessage) -> Interface {
             LinkAttribute::Controller(index) => found.controller = Some(index),
             LinkAttribute::OperState(state) => {
                 found.running = matches!(state, State::Up | State::Unknown);
+            }
+            LinkAttribute::Stats64(stats) => {
+                found.traffic = Traffic {
+                    received_bytes: stats.rx_bytes,
+                    sent_bytes: stats.tx_bytes,
+                    lost: stats.tx_dropped,
+                };
             }
             LinkAttribute::LinkInfo(infos) => found.bridge = bridge(&infos),
             _ => {}
