@@ -18,7 +18,12 @@ use crate::config::check_name;
 use crate::disk::{self, BackingDirs, DiskError, Format, SECTOR};
 
 /// The packages of an image besides those of Debian's priority "important".
-const PACKAGES: &str = "linux-image-cloud-amd64,initramfs-tools,systemd-sysv,libpam-systemd,dbus";
+const PACKAGES: &str =
+    "linux-image-cloud-amd64,initramfs-tools,systemd-sysv,libpam-systemd,dbus,systemd-resolved";
+/// The package of the server of `vmctl ssh`.
+const SSH_SERVER: &str = "openssh-server";
+/// The variable by which [`customize`] has the keys of users.
+const KEYS: &str = "VMCTL_SSH_KEYS";
 /// A file system for Debian's packages does not fit into less.
 const MIN_SIZE: u64 = 1 << 30;
 
@@ -52,6 +57,8 @@ pub struct Debian<'a> {
     pub mirror: Option<&'a str>,
     /// More packages.
     pub include: &'a [String],
+    /// A file with public keys (`sshd(8)`, AUTHORIZED_KEYS FILE FORMAT) whose owners may log in as root by ssh.
+    pub ssh_key: Option<&'a Path>,
 }
 
 /// What is there afterwards.
@@ -141,6 +148,7 @@ pub fn build_debian(
     let files = Files::beside(debian.image);
     let name = name_of(&files)?;
     check_size(debian.size)?;
+    let keys = debian.ssh_key.map(read_keys).transpose()?;
     for path in files.all() {
         if path.symlink_metadata().is_ok() {
             return Err(ImageError::Exists(path.to_owned()));
@@ -165,7 +173,7 @@ pub fn build_debian(
     // A key that interrupts the programs must not end this process, which removes their files.
     let interrupts = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     let _ = interrupts.thread_block();
-    let made = make(debian, name, root, work.path(), progress)?;
+    let made = make(debian, name, keys.as_deref(), root, work.path(), progress)?;
     publish(&made, &files)?;
     Ok(files)
 }
@@ -174,6 +182,7 @@ pub fn build_debian(
 fn make(
     debian: &Debian<'_>,
     name: &str,
+    keys: Option<&str>,
     root: bool,
     work: &Path,
     progress: &mut dyn FnMut(&str),
@@ -190,8 +199,13 @@ fn make(
         packages.push(',');
         packages.push_str(more);
     }
+    if keys.is_some() {
+        packages.push(',');
+        packages.push_str(SSH_SERVER);
+    }
     let mut install = Command::new("mmdebstrap");
     install
+        .env(KEYS, keys.unwrap_or_default())
         .arg("--variant=important")
         .arg(format!("--include={packages}"))
         .arg(format!("--customize-hook={}", customize(name)))
@@ -274,6 +288,33 @@ fn name_of(files: &Files) -> Result<&str, ImageError> {
     Ok(name)
 }
 
+/// Reads a file of public keys.
+fn read_keys(path: &Path) -> Result<String, ImageError> {
+    let text = fs::read_to_string(path).map_err(|error| ImageError::Io(path.to_owned(), error))?;
+    let wrong = |why: &str| {
+        let path = path.display();
+        Err(ImageError::Wrong(format!("{path}: {why}")))
+    };
+    if text.contains("PRIVATE KEY") {
+        return wrong("that is a private key; the public one has a name that ends in .pub");
+    }
+    // "ssh-ed25519 AAAA... user@host", with options in front.
+    let is_key = |line: &str| {
+        let mut words = line.split_whitespace();
+        let kinds = ["ssh-", "ecdsa-", "sk-"];
+        words.any(|word| kinds.iter().any(|kind| word.starts_with(kind))) && words.next().is_some()
+    };
+    let mut lines = text.lines().map(str::trim);
+    let is_ignored = |line: &str| line.is_empty() || line.starts_with('#');
+    if !lines.clone().any(is_key) {
+        return wrong("no public key of ssh is in it");
+    }
+    match lines.find(|line| !is_ignored(line) && !is_key(line)) {
+        Some(line) => wrong(&format!("\"{}\" is no public key", line.escape_default())),
+        None => Ok(text),
+    }
+}
+
 fn check_size(size: u64) -> Result<(), ImageError> {
     let wrong = |why: &str| Err(ImageError::Wrong(format!("size: {why}")));
     match size {
@@ -286,14 +327,28 @@ fn check_size(size: u64) -> Result<(), ImageError> {
 /// Shell commands that configure the new system, whose root directory is `$1`.
 ///
 /// The user `root` has no password. Debian's PAM configuration lets such a user log in on a console
-/// and nowhere else.
+/// and nowhere else, but for the owner of a key. Each network card asks for addresses. Each guest of the
+/// image makes host keys of its own.
 fn customize(name: &str) -> String {
     format!(
         r#"set -e
         echo {name} >"$1/etc/hostname"
         printf '127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost\n' >"$1/etc/hosts"
         echo '/dev/vda / ext4 errors=remount-ro 0 1' >"$1/etc/fstab"
-        rm -f "$1/etc/resolv.conf"
+        ln -sf ../run/systemd/resolve/stub-resolv.conf "$1/etc/resolv.conf"
+        printf '[Match]\nType=ether\nKind=!*\n[Network]\nDHCP=yes\n' >"$1/etc/systemd/network/80-dhcp.network"
+        chroot "$1" systemctl enable systemd-networkd
+        chroot "$1" systemctl disable systemd-networkd-wait-online
+        if [ -d "$1/etc/ssh" ]; then
+            rm -f "$1"/etc/ssh/ssh_host_*
+            mkdir -p "$1/etc/systemd/system/ssh.service.d"
+            printf '[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nExecStartPre=/usr/sbin/sshd -t\n' \
+                >"$1/etc/systemd/system/ssh.service.d/host-keys.conf"
+        fi
+        if [ -n "${KEYS}" ]; then
+            mkdir -p -m 700 "$1/root/.ssh"
+            (umask 077 && printf '%s\n' "${KEYS}" >"$1/root/.ssh/authorized_keys")
+        fi
         chroot "$1" passwd -d root"#
     )
 }
@@ -374,6 +429,7 @@ mod tests {
             release: "bookworm",
             mirror: None,
             include: &[],
+            ssh_key: None,
         }
     }
 
@@ -407,6 +463,35 @@ mod tests {
         let said = build(&debian(&image));
         assert!(said.ends_with("web.initrd: exists already"), "{said}");
         assert_eq!(fs::read(at("web.initrd")).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn keys_are_public() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("id.pub");
+        let read = |text: &str| {
+            fs::write(&path, text).unwrap();
+            read_keys(&path).map_err(|error| error.to_string())
+        };
+        let good =
+            "# mine\n\nssh-ed25519 AAAA me@here\nfrom=\"10.0.0.1\" ecdsa-sha2-nistp256 BBBB\n";
+        assert_eq!(read(good).as_deref(), Ok(good));
+        for (text, why) in [
+            (
+                "-----BEGIN OPENSSH PRIVATE KEY-----\n",
+                "that is a private key",
+            ),
+            ("", "no public key of ssh"),
+            ("ssh-rsa\n", "no public key of ssh"),
+            ("ssh-rsa AAAA\nrm -rf\n", "\"rm -rf\" is no public key"),
+        ] {
+            let said = read(text).unwrap_err();
+            assert!(said.contains("id.pub: ") && said.contains(why), "{said}");
+        }
+        assert!(matches!(
+            read_keys(&folder.path().join("no")),
+            Err(ImageError::Io(..))
+        ));
     }
 
     #[test]

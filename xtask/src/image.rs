@@ -29,6 +29,15 @@ const MKE2FS: Need = Need {
     why: "makes the file systems of disks",
 };
 
+const SSH_KEYGEN: Need = Need {
+    file: "/usr/bin/ssh-keygen",
+    packages: &["openssh-client"],
+    why: "makes the key of the tests' Debian guests",
+};
+
+/// What the Debian image of the tests is made with.
+const DEBIAN_OPTIONS: [&str; 2] = ["--size=4G", "--include=fio,qemu-utils,iperf3,ethtool"];
+
 /// Bytes that a disk made of a folder has left.
 const SPARE: u64 = 16 << 30;
 
@@ -70,16 +79,28 @@ fn build(vmctl: &Path, image: &Path, options: &[String]) -> Result<()> {
 pub(crate) fn debian_disks() -> Result<[PathBuf; 2]> {
     let place = folder()?.join("debian");
     let disks = ["images.raw", "root.raw"].map(|name| place.join(name));
-    if disks.iter().all(|disk| disk.exists()) {
+    // They are made anew when other packages are wanted.
+    let recipe = place.join("recipe");
+    let is_made = fs::read_to_string(&recipe).is_ok_and(|text| text == DEBIAN_OPTIONS.join("\n"));
+    if is_made && disks.iter().all(|disk| disk.exists()) {
         return Ok(disks);
     }
+    let _ = fs::remove_dir_all(&place);
+    packages::install(&[SSH_KEYGEN])?;
     let vmctl = parts::vmctl()?;
     let partial = place.with_extension("partial");
     let _ = fs::remove_dir_all(&partial);
     let images = partial.join("images");
     fs::create_dir_all(&images).map_err(context(&images))?;
     let image = images.join("debian.qcow2");
-    let options = ["--size=4G", "--include=fio,qemu-utils"].map(str::to_owned);
+    let key = images.join("id");
+    checked(
+        Command::new(SSH_KEYGEN.file)
+            .args(["-q", "-t", "ed25519", "-N", "", "-C", "root@vm0", "-f"])
+            .arg(&key),
+    )?;
+    let mut options = DEBIAN_OPTIONS.map(str::to_owned).to_vec();
+    options.push(format!("--ssh-key={}", key.with_extension("pub").display()));
     build(&vmctl, &image, &options)?;
     checked(
         Command::new(&vmctl)
@@ -88,6 +109,8 @@ pub(crate) fn debian_disks() -> Result<[PathBuf; 2]> {
     )?;
     file_system(&images, &partial.join("images.raw"))?;
     fs::remove_dir_all(&images).map_err(context(&images))?;
+    let recipe = partial.join("recipe");
+    fs::write(&recipe, DEBIAN_OPTIONS.join("\n")).map_err(context(&recipe))?;
     fs::rename(&partial, &place).map_err(context(&place))?;
     Ok(disks)
 }

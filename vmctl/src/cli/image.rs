@@ -48,6 +48,9 @@ struct DebianArgs {
     /// More packages, with commas between their names
     #[arg(long, value_name = "PACKAGES")]
     include: Vec<String>,
+    /// A file with public keys of ssh, whose owners may log in as root
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &ImageArgs) -> Result<(), Failed> {
@@ -58,6 +61,7 @@ pub(super) fn run(args: &ImageArgs) -> Result<(), Failed> {
         release: &args.release,
         mirror: args.mirror.as_deref(),
         include: &args.include,
+        ssh_key: args.ssh_key.as_deref(),
     };
     let files = image::build_debian(&debian, &mut |step| eprintln!("vmctl: {step}"))?;
     let show = |path: &PathBuf| output::printable(&path.display().to_string());

@@ -177,7 +177,11 @@ fn directories() -> Vec<String> {
 fn write_names(lines: &str) -> io::Result<()> {
     let path = Path::new(HOSTS);
     let old = read(path)?;
-    write_new(path, &old, &names::with_lines(&old, lines)).map(|_| ())
+    let new = names::with_lines(&old, lines);
+    if old == new {
+        return Ok(());
+    }
+    write_new(path, &old, &new).map(|_| ())
 }
 
 /// Reads a file; one that is not there is empty.
