@@ -78,6 +78,12 @@ kill -KILL "$(dnsmasq)"
 vmctl daemon >/dev/console 2>&1 &
 eventually 30 vmctl list
 eventually 10 dnsmasq
+old=$(dnsmasq)
+kill -KILL "$(vmctl doctor | grep -o 'process [0-9]*' | cut -d' ' -f2)"
+vmctl daemon >/dev/console 2>&1 &
+eventually 30 vmctl list
+# The next daemon does not go on with the old program.
+eventually 10 sh -c "new=\$(pidof dnsmasq) && [ \"\$new\" != $old ]"
 # A guest that asks again has the same address.
 answer db "renewed 10.77.0.10" 'echo renewed $(udhcpc -n -q -i eth0 -s /lib/udhcpc 2>&1 | grep -o "lease of [^ ]*" | cut -d" " -f3)'
 answer db "still 0% lost" 'ping -4 -c 1 -W 5 web | grep -o " 0% packet loss" >/dev/null && echo still 0% lost'

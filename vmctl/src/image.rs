@@ -336,7 +336,7 @@ fn customize(name: &str) -> String {
         printf '127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost\n' >"$1/etc/hosts"
         echo '/dev/vda / ext4 errors=remount-ro 0 1' >"$1/etc/fstab"
         ln -sf ../run/systemd/resolve/stub-resolv.conf "$1/etc/resolv.conf"
-        printf '[Match]\nType=ether\nKind=!*\n[Network]\nDHCP=yes\n' >"$1/etc/systemd/network/80-dhcp.network"
+        printf '[Match]\nType=ether\nKind=!*\n[Network]\nDHCP=yes\n[DHCPv4]\nUseDomains=yes\n' >"$1/etc/systemd/network/80-dhcp.network"
         chroot "$1" systemctl enable systemd-networkd
         chroot "$1" systemctl disable systemd-networkd-wait-online
         if [ -d "$1/etc/ssh" ]; then

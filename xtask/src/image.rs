@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::files::{context, folder};
 use crate::packages::{self, Need};
-use crate::{Result, checked, parts};
+use crate::{Result, checked, parts, root};
 
 /// `vmctl image build` uses them.
 const TOOLS: &[Need] = &[
@@ -79,9 +79,11 @@ fn build(vmctl: &Path, image: &Path, options: &[String]) -> Result<()> {
 pub(crate) fn debian_disks() -> Result<[PathBuf; 2]> {
     let place = folder()?.join("debian");
     let disks = ["images.raw", "root.raw"].map(|name| place.join(name));
-    // They are made anew when other packages are wanted.
-    let recipe = place.join("recipe");
-    let is_made = fs::read_to_string(&recipe).is_ok_and(|text| text == DEBIAN_OPTIONS.join("\n"));
+    // They are made anew when they would be others.
+    let source = root().join("vmctl/src/image.rs");
+    let source = fs::read_to_string(&source).map_err(context(&source))?;
+    let wanted = DEBIAN_OPTIONS.join("\n") + &source;
+    let is_made = fs::read_to_string(place.join("recipe")).is_ok_and(|text| text == wanted);
     if is_made && disks.iter().all(|disk| disk.exists()) {
         return Ok(disks);
     }
@@ -110,7 +112,7 @@ pub(crate) fn debian_disks() -> Result<[PathBuf; 2]> {
     file_system(&images, &partial.join("images.raw"))?;
     fs::remove_dir_all(&images).map_err(context(&images))?;
     let recipe = partial.join("recipe");
-    fs::write(&recipe, DEBIAN_OPTIONS.join("\n")).map_err(context(&recipe))?;
+    fs::write(&recipe, wanted).map_err(context(&recipe))?;
     fs::rename(&partial, &place).map_err(context(&place))?;
     Ok(disks)
 }

@@ -134,26 +134,27 @@ fn hosts(network: &Network) -> Vec<Host> {
 fn serve(network: &Network, hosts: &[Host]) -> io::Result<()> {
     let files = files(&network.name);
     make_dir(&files.0, 0o755)?;
-    let leases = lease_lines(hosts);
-    let old = read(&files.leases())?;
-    write_new(&files.leases(), &old, &leases)?;
-    let names = files.names();
-    let new_names = write_new(&names, &read(&names)?, &name_lines(&network.name, hosts))?;
-    let config = files.config();
-    let new_config = write_new(&config, &read(&config)?, &files.config_text(network))?;
+    let (config, leases, names) = (files.config(), files.leases(), files.names());
+    let new_config = files.config_text(network);
+    let new_leases = lease_lines(hosts);
+    let (old_config, old_leases) = (read(&config)?, read(&leases)?);
     // A program that has leased an address to one guest does not lease it to another, whatever the files say.
-    let left = old.lines().any(|old| leases.lines().all(|new| new != old));
-    if new_config || left {
+    let has_left = |old: &str| new_leases.lines().all(|new| new != old);
+    if old_config != new_config || old_leases.lines().any(has_left) {
         files.stop();
     }
-    match files.running() {
-        None => files.start(),
-        Some(_) if new_names || old != leases => {
-            files.reload();
-            Ok(())
-        }
-        Some(_) => Ok(()),
+    write_new(&config, &old_config, &new_config)?;
+    let are_new = [
+        write_new(&leases, &old_leases, &new_leases)?,
+        write_new(&names, &read(&names)?, &name_lines(&network.name, hosts))?,
+    ];
+    if files.running().is_none() {
+        return files.start();
     }
+    if are_new.contains(&true) {
+        files.reload();
+    }
+    Ok(())
 }
 
 /// Removes what is left of a network that is served no longer.
@@ -227,6 +228,8 @@ fn write_new(path: &Path, old: &str, new: &str) -> io::Result<bool> {
 pub fn keep(tell: impl Fn(&str)) {
     let mut told = HashMap::new();
     let mut changes = Changes::open();
+    // An earlier daemon may have ended between a change of a file and the word to its program.
+    stop_all();
     loop {
         if let Ok(changes) = &mut changes {
             changes.skip();
@@ -251,6 +254,16 @@ pub fn keep(tell: impl Fn(&str)) {
         let timeout = (!all_run || changes.is_err()).then(|| timespec(RETRY));
         let _ = poll(&mut fds, timeout.as_ref());
         thread::sleep(PAUSE);
+    }
+}
+
+fn stop_all() {
+    if Path::new(DIR).exists()
+        && let Ok(_lock) = lock()
+    {
+        for name in directories() {
+            files(&name).stop();
+        }
     }
 }
 
