@@ -137,35 +137,34 @@ fn override_toml(setting: &str) -> Result<String, ConfigError> {
 
 fn merge<'i>(into: &mut DeTable<'i>, from: DeTable<'i>) {
     for (key, value) in from {
-        match (into.get_mut(key.get_ref().as_ref()), value.get_ref()) {
-            (Some(old), DeValue::Table(_)) if old.get_ref().is_table() => {
-                if let (DeValue::Table(old), DeValue::Table(new)) =
-                    (old.get_mut(), value.into_inner())
-                {
-                    merge(old, new);
-                }
-            }
-            // `nic.0.mtu=1400`: the table of this number in an array of tables.
-            (Some(old), DeValue::Table(new)) if has_elements(old.get_ref(), new) => {
-                if let (DeValue::Array(old), DeValue::Table(new)) =
-                    (old.get_mut(), value.into_inner())
-                {
-                    merge_elements(old, new);
-                }
-            }
-            (Some(old), _) => *old = value,
-            (None, _) => {
+        match into.get_mut(key.get_ref().as_ref()) {
+            Some(old) => merge_value(old, value),
+            None => {
                 into.insert(key, value);
             }
         }
     }
 }
 
+fn merge_value<'i>(old: &mut Spanned<DeValue<'i>>, new: Spanned<DeValue<'i>>) {
+    match (old.get_mut(), new.get_ref()) {
+        (DeValue::Table(old), DeValue::Table(_)) => {
+            if let DeValue::Table(new) = new.into_inner() {
+                merge(old, new);
+            }
+        }
+        // `nic.0.mtu=1400`: the table of this number in an array of tables.
+        (DeValue::Array(old), DeValue::Table(tables)) if has_elements(old, tables) => {
+            if let DeValue::Table(tables) = new.into_inner() {
+                merge_elements(old, tables);
+            }
+        }
+        _ => *old = new,
+    }
+}
+
 /// Whether all keys of `table` are numbers of tables in `array`, and their values tables.
-fn has_elements(array: &DeValue<'_>, table: &DeTable<'_>) -> bool {
-    let DeValue::Array(array) = array else {
-        return false;
-    };
+fn has_elements(array: &DeArray<'_>, table: &DeTable<'_>) -> bool {
     let is_table = |value: &Spanned<DeValue<'_>>| value.get_ref().is_table();
     table.iter().all(|(key, value)| {
         let number = key.get_ref().parse::<usize>();
@@ -176,16 +175,9 @@ fn has_elements(array: &DeValue<'_>, table: &DeTable<'_>) -> bool {
 
 fn merge_elements<'i>(array: &mut DeArray<'i>, tables: DeTable<'i>) {
     for (key, table) in tables {
-        let element = key
-            .get_ref()
-            .parse()
-            .ok()
-            .and_then(|n: usize| array.get_mut(n));
-        if let Some(element) = element
-            && let (DeValue::Table(old), DeValue::Table(new)) =
-                (element.get_mut(), table.into_inner())
-        {
-            merge(old, new);
+        let number = key.get_ref().parse::<usize>();
+        if let Some(element) = number.ok().and_then(|number| array.get_mut(number)) {
+            merge_value(element, table);
         }
     }
 }
