@@ -9,6 +9,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -194,15 +195,10 @@ fn make(
     let [archive, tree, raw] = ["root.tar", "root", "root.raw"].map(|name| work.join(name));
 
     progress(&format!("installing Debian {}", debian.release));
-    let mut packages = PACKAGES.to_owned();
-    for more in debian.include {
-        packages.push(',');
-        packages.push_str(more);
-    }
-    if keys.is_some() {
-        packages.push(',');
-        packages.push_str(SSH_SERVER);
-    }
+    let more = debian.include.iter().map(String::as_str);
+    let more = more.chain(keys.map(|_| SSH_SERVER));
+    let packages: Vec<_> = iter::once(PACKAGES).chain(more).collect();
+    let packages = packages.join(",");
     let mut install = Command::new("mmdebstrap");
     install
         .env(KEYS, keys.unwrap_or_default())
