@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table};
+use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table, list, plain};
 use crate::exit::{Exit, Failed};
 use crate::net::{self, Cidr, Cidr6, Mode, NetError, Network, Port, Spec};
 
@@ -194,15 +194,6 @@ fn amount(bytes: u64) -> String {
         10_485_760..10_737_418_240 => format!("{}M", bytes >> 20),
         _ => format!("{}G", bytes >> 30),
     }
-}
-
-fn list<T: ToString>(values: &[T]) -> (String, Colour) {
-    let texts: Vec<_> = values.iter().map(ToString::to_string).collect();
-    plain(Some(texts.join(",")).filter(|text| !text.is_empty()))
-}
-
-fn plain(text: Option<String>) -> (String, Colour) {
-    (text.unwrap_or_else(|| "-".to_owned()), Colour::Plain)
 }
 
 impl From<NetError> for Failed {

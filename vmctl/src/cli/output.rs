@@ -206,6 +206,17 @@ impl Table {
     }
 }
 
+/// A cell of a table; a hyphen where there is nothing to say.
+pub(super) fn plain(text: Option<String>) -> (String, Colour) {
+    (text.unwrap_or_else(|| "-".to_owned()), Colour::Plain)
+}
+
+/// A cell with several values.
+pub(super) fn list<T: ToString>(values: &[T]) -> (String, Colour) {
+    let texts: Vec<_> = values.iter().map(ToString::to_string).collect();
+    plain(Some(texts.join(",")).filter(|text| !text.is_empty()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@ use std::path::Path;
 use guest_proto::control::{DiskStatus, NicStatus, VmInfo, VmState, VmStatus};
 use serde::Serialize;
 
-use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table};
+use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table, plain};
 use crate::client::Client;
 use crate::config::{NicConfig, VmConfig, format_size};
 use crate::console::log::Reader;
@@ -75,7 +75,6 @@ fn table(vms: &[Listed]) -> Table {
         addresses,
     } in vms
     {
-        let plain = |text: Option<String>| (text.unwrap_or_else(|| "-".to_owned()), Colour::Plain);
         let mut row = vec![
             plain(vm.id.map(|id| id.to_string())),
             plain(Some(vm.name.clone())),
@@ -87,8 +86,7 @@ fn table(vms: &[Listed]) -> Table {
             plain(vm.uptime_ms.map(uptime)),
         ];
         if let Some(addresses) = addresses {
-            let texts: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
-            row.push(plain(Some(texts.join(",")).filter(|text| !text.is_empty())));
+            row.push(output::list(addresses));
         }
         table.row(row);
     }
