@@ -2,9 +2,9 @@
 //!
 //! [`create`], [`delete`], [`list`], [`stations`], [`plug_in`] and [`keep`] are all. The kernel alone keeps what they
 //! make, and the alias of an interface says what it is to us (`mark`). `link` has the interfaces, `netlink` the way
-//! to them, `listing` what users see of them, `firewall` the packet filters. `port` plugs guests in by tap devices, which [`tap`] makes. `service` has
-//! the networks whose guests are leased addresses (`lease`) and have names (`names`) by `dnsmasq`. Nothing here knows
-//! a VM that runs.
+//! to them, `listing` what users see of them, `firewall` the packet filters. `port` plugs guests in by tap devices,
+//! which [`tap`] makes. `service` has the networks whose guests are leased addresses (`lease`) and have names
+//! (`names`) by `dnsmasq`. `program` runs other packages' programs. Nothing here knows a VM that runs.
 
 mod address;
 mod dnsmasq;
@@ -16,6 +16,7 @@ mod mark;
 mod names;
 mod netlink;
 mod port;
+mod program;
 mod service;
 pub mod tap;
 
@@ -36,8 +37,6 @@ pub use self::port::{Cable, Place, plug_in};
 pub use self::service::keep;
 pub use self::tap::Tap;
 
-/// Where the programs nft and dnsmasq are looked for.
-const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Whether the machine forwards IPv4 packets at all.
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 /// The VLAN of ports that are told no other.
@@ -150,16 +149,12 @@ pub fn create(spec: &Spec) -> Result<Vec<String>, NetError> {
         return Err(taken(other));
     }
     if let Some(address) = spec.address {
-        let addresses = links.addresses().map_err(&failed)?;
-        if let Some((index, other)) = addresses.iter().find(|(_, it)| it.overlaps(address)) {
-            return Err(overlap(name, &address, &there, *index, other));
-        }
+        let others = links.addresses().map_err(&failed)?;
+        check_overlap(name, &there, address, &others, Cidr::overlaps)?;
     }
     if let Some(address) = spec.address6 {
-        let addresses = links.addresses6().map_err(&failed)?;
-        if let Some((index, other)) = addresses.iter().find(|(_, it)| it.overlaps(address)) {
-            return Err(overlap(name, &address, &there, *index, other));
-        }
+        let others = links.addresses6().map_err(&failed)?;
+        check_overlap(name, &there, address, &others, Cidr6::overlaps)?;
     }
     // Whoever makes the bridge has the name; it is down, and carries nothing, until all is there.
     links
@@ -194,16 +189,21 @@ pub fn create(spec: &Spec) -> Result<Vec<String>, NetError> {
     Ok(strict.iter().map(line).collect())
 }
 
-fn overlap(
+/// Checks that the network of an address is none of an interface that is there.
+fn check_overlap<T: Copy + fmt::Display>(
     name: &str,
-    address: &dyn fmt::Display,
     there: &[Interface],
-    index: u32,
-    other: &dyn fmt::Display,
-) -> NetError {
-    let owner = there.iter().find(|it| it.index == index);
+    address: T,
+    others: &[(u32, T)],
+    overlaps: fn(T, T) -> bool,
+) -> Result<(), NetError> {
+    let Some((index, other)) = others.iter().find(|(_, it)| overlaps(*it, address)) else {
+        return Ok(());
+    };
+    let owner = there.iter().find(|it| it.index == *index);
     let owner = owner.map_or("?", |it| &it.name);
-    NetError::Conflict(format!("{name}: {address} overlaps {owner}'s {other}"))
+    let line = format!("{name}: {address} overlaps {owner}'s {other}");
+    Err(NetError::Conflict(line))
 }
 
 /// Starts what serves a new network's guests.

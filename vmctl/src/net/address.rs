@@ -112,17 +112,17 @@ impl Serialize for Cidr {
     }
 }
 
-/// Bits of the prefix of each IPv6 network: what hosts make addresses in by themselves (RFC 4862 section 5.5.3).
-const PREFIX6: u32 = 64;
-
 /// An IPv6 address in a network with a prefix of 64 bits: `fd00:77::1/64`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cidr6(Ipv6Addr);
 
 impl Cidr6 {
+    /// Bits of the prefix: hosts make addresses by themselves in such networks (RFC 4862 section 5.5.3).
+    pub const PREFIX: u8 = 64;
+
     /// Returns `None` for a network that has another prefix, or that no host is told of.
     pub(super) fn from_kernel(address: Ipv6Addr, prefix: u8) -> Option<Self> {
-        let is_usable = u32::from(prefix) == PREFIX6 && !address.is_unicast_link_local();
+        let is_usable = prefix == Self::PREFIX && !address.is_unicast_link_local();
         is_usable.then_some(Self(address))
     }
 
@@ -133,7 +133,7 @@ impl Cidr6 {
 
     /// The network's first address.
     pub fn network(self) -> Ipv6Addr {
-        Ipv6Addr::from_bits(self.0.to_bits() >> PREFIX6 << PREFIX6)
+        Ipv6Addr::from_bits(self.0.to_bits() >> Self::PREFIX << Self::PREFIX)
     }
 
     /// The address that a host of the network makes of its MAC address (RFC 4291 appendix A).
@@ -174,8 +174,9 @@ impl FromStr for Cidr6 {
         let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
         let address: Ipv6Addr = address.parse().map_err(|_| wrong())?;
         let prefix: u32 = prefix.parse().map_err(|_| wrong())?;
-        if prefix != PREFIX6 {
-            return Err(format!("{text}: a prefix of IPv6 has {PREFIX6} bits"));
+        if prefix != u32::from(Self::PREFIX) {
+            let bits = Self::PREFIX;
+            return Err(format!("{text}: a prefix of IPv6 has {bits} bits"));
         }
         let cidr = Self(address);
         let special = address.is_multicast() || address.is_unicast_link_local();
@@ -189,7 +190,7 @@ impl FromStr for Cidr6 {
 
 impl fmt::Display for Cidr6 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{PREFIX6}", self.0)
+        write!(f, "{}/{}", self.0, Self::PREFIX)
     }
 }
 

@@ -8,14 +8,13 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::address::Mac;
-use super::{Mode, Network, PATH};
+use super::address::{Cidr6, Mac};
+use super::{Mode, Network, program};
 use crate::wire::timespec;
 
 /// How long the process may take to end by itself.
@@ -97,7 +96,8 @@ impl Files {
             // root is a router that lasts for 0 seconds.
             lines.push("enable-ra".to_owned());
             let first = address.network();
-            lines.push(format!("dhcp-range={first},static,slaac,64,1h"));
+            let prefix = Cidr6::PREFIX;
+            lines.push(format!("dhcp-range={first},static,slaac,{prefix},1h"));
             lines.push(format!("ra-param={name},mtu:{},60,0", network.mtu));
         }
         lines.join("\n") + "\n"
@@ -109,28 +109,19 @@ impl Files {
     ///
     /// The program is missing, or it says why it does not start.
     pub(super) fn start(&self) -> io::Result<()> {
-        let output = Command::new("dnsmasq")
-            .arg(format!("--conf-file={}", self.config().display()))
-            .env("PATH", PATH)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .output()
-            .map_err(|e| match e.kind() {
-                io::ErrorKind::NotFound => io::Error::other(
-                    "the program dnsmasq is missing: install the package dnsmasq-base",
-                ),
-                _ => io::Error::other(format!("dnsmasq: {e}")),
-            })?;
+        let output = program::run("dnsmasq", "dnsmasq-base", &[&self.option()], "")?;
         if output.status.success() {
             return Ok(());
         }
-        let text = String::from_utf8_lossy(&output.stderr);
-        let line = text.lines().find(|line| !line.trim().is_empty());
-        Err(io::Error::other(match line {
+        Err(io::Error::other(match program::first_line(&output) {
             Some(line) => line.trim().to_owned(),
             None => format!("dnsmasq: {}", output.status),
         }))
+    }
+
+    /// The one option of the process, by which it is known.
+    fn option(&self) -> String {
+        format!("--conf-file={}", self.config().display())
     }
 
     /// Returns the process, if it runs. The descriptor is readable when it has ended.
@@ -140,10 +131,10 @@ impl Files {
         let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         // Another process can have the number by now. This one was opened before its command line is read.
         let command = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
-        let config = format!("--conf-file={}", self.config().display());
+        let option = self.option();
         let mut arguments = command.split(|&byte| byte == 0);
         arguments
-            .any(|argument| argument == config.as_bytes())
+            .any(|argument| argument == option.as_bytes())
             .then_some(process)
     }
 

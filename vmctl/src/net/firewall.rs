@@ -6,15 +6,15 @@
 //! replaces them.
 
 use std::collections::HashMap;
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::{Command, Stdio};
+use std::process::Output;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::PATH;
 use super::address::{Cidr, Mac};
+use super::program;
 
 /// The table of all ports.
 const PORTS: &str = "microvisor";
@@ -129,8 +129,7 @@ pub struct Guard {
 /// The chains of others that drop whatever is forwarded and that they do not know, as "table ip filter, chain FORWARD".
 /// In nf_tables a packet passes only if all chains let it.
 pub(super) fn strict_chains() -> io::Result<Vec<String>> {
-    let output = nft(&["list", "chains"], "")?;
-    let listed: Value = serde_json::from_slice(&output).map_err(io::Error::other)?;
+    let listed = list(&["chains"])?;
     let objects = listed["nftables"].as_array().into_iter().flatten();
     let strict = objects.filter_map(|object| {
         let chain = &object["chain"];
@@ -149,9 +148,7 @@ pub(super) fn strict_chains() -> io::Result<Vec<String>> {
 
 /// What the rules of all ports are and have done, by port.
 pub(super) fn guards() -> io::Result<HashMap<String, Guard>> {
-    let output = nft(&["list", "table", "netdev", PORTS], "")?;
-    let listed: Value = serde_json::from_slice(&output).map_err(io::Error::other)?;
-    Ok(guards_of(&listed))
+    list(&["table", "netdev", PORTS]).map(|listed| guards_of(&listed))
 }
 
 fn guards_of(listed: &Value) -> HashMap<String, Guard> {
@@ -198,19 +195,12 @@ fn sent(mac: Mac, rules: &Rules) -> Vec<Vec<Value>> {
     let mut all = floods(rules);
     let groups = json!({"set": ["broadcast", "multicast"]});
     let is_to_many = compare("==", meta("pkttype"), groups);
-    all.push(vec![
-        is_to_many,
-        over(json!(BROADCASTS), None),
-        counter(),
-        drop(),
-    ]);
+    all.push(denied(vec![is_to_many, over(json!(BROADCASTS), None)]));
     if rules.spoof {
         return all;
     }
     let text = mac.to_string();
-    let mut deny = |conditions: Vec<Value>| {
-        all.push(conditions.into_iter().chain([counter(), drop()]).collect());
-    };
+    let mut deny = |conditions| all.push(denied(conditions));
     deny(vec![compare("!=", payload("ether", "saddr"), json!(text))]);
     deny(vec![compare(
         "!=",
@@ -262,11 +252,11 @@ fn received(mac: Mac, rules: &Rules) -> Vec<Vec<Value>> {
         return all;
     }
     let servers = json!({"set": [67, 547]});
-    all.push(vec![
-        compare("==", payload("udp", "dport"), servers),
-        counter(),
-        drop(),
-    ]);
+    all.push(denied(vec![compare(
+        "==",
+        payload("udp", "dport"),
+        servers,
+    )]));
     // The client's address lies behind 8 bytes of UDP and 28 of DHCP.
     let client = json!({"payload": {"base": "th", "offset": 288, "len": 48}});
     let number = mac
@@ -274,12 +264,10 @@ fn received(mac: Mac, rules: &Rules) -> Vec<Vec<Value>> {
         .into_iter()
         .fold(0, |n, byte| n << 8 | u64::from(byte));
     let is_answer = compare("==", payload("udp", "dport"), json!(68));
-    all.push(vec![
+    all.push(denied(vec![
         is_answer,
         compare("!=", client, json!(number)),
-        counter(),
-        drop(),
-    ]);
+    ]));
     all
 }
 
@@ -289,7 +277,7 @@ fn floods(rules: &Rules) -> Vec<Vec<Value>> {
         .map(|bits| over(json!(bits.div_ceil(8)), Some("bytes")));
     let packets = rules.packets.map(|count| over(json!(count), None));
     let limits = rate.into_iter().chain(packets);
-    limits.map(|limit| vec![limit, counter(), drop()]).collect()
+    limits.map(|limit| denied(vec![limit])).collect()
 }
 
 struct Table {
@@ -347,43 +335,28 @@ impl Batch {
 
 /// Runs `nft`, and returns what it prints.
 fn nft(arguments: &[&str], input: &str) -> io::Result<Vec<u8>> {
-    let mut child = Command::new("nft")
-        .arg("-j")
-        .args(arguments)
-        .env("PATH", PATH)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => {
-                io::Error::other("the program nft is missing: install the package nftables")
-            }
-            _ => io::Error::other(format!("nft: {e}")),
-        })?;
-    // A program that ends early says why.
-    let written = child
-        .stdin
-        .take()
-        .map(|mut stdin| stdin.write_all(input.as_bytes()));
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        return Err(refusal(&String::from_utf8_lossy(&output.stderr)));
+    let arguments: Vec<_> = [&["-j"], arguments].concat();
+    let output = program::run("nft", "nftables", &arguments, input)?;
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false => Err(refusal(&output)),
     }
-    written.unwrap_or(Ok(())).map(|()| output.stdout)
+}
+
+/// Has `nft` list objects.
+fn list(arguments: &[&str]) -> io::Result<Value> {
+    let output = nft(&[&["list"], arguments].concat(), "")?;
+    serde_json::from_slice(&output).map_err(io::Error::other)
 }
 
 /// What `nft` says, as an error.
-fn refusal(text: &str) -> io::Error {
+fn refusal(output: &Output) -> io::Error {
     let missing = [
         "Operation not supported",
         "No such file",
         "Protocol not supported",
     ];
-    let line = text
-        .lines()
-        .find(|line| !line.trim().is_empty())
-        .unwrap_or("no reason");
+    let line = program::first_line(output).unwrap_or_else(|| "no reason".to_owned());
     let is_kernels = line.contains("Could not process rule");
     match is_kernels && missing.iter().any(|what| line.contains(what)) {
         true => io::ErrorKind::Unsupported.into(),
@@ -429,8 +402,10 @@ fn over(rate: Value, unit: Option<&str>) -> Value {
     json!({"limit": limit})
 }
 
-fn counter() -> Value {
-    json!({"counter": null})
+/// Completes the rule of a port: a frame that meets the conditions is counted and dropped.
+fn denied(conditions: Vec<Value>) -> Vec<Value> {
+    let actions = [json!({"counter": null}), drop()];
+    conditions.into_iter().chain(actions).collect()
 }
 
 fn drop() -> Value {

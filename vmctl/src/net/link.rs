@@ -179,20 +179,16 @@ impl Links {
     }
 
     pub(super) fn add_address(&mut self, index: u32, address: Cidr) -> io::Result<()> {
+        let ip = IpAddr::V4(address.address());
         let mut wanted = AddressMessage::default();
         wanted.header.family = AddressFamily::Inet;
         wanted.header.prefix_len = address.prefix();
-        wanted.header.index = index;
-        let ip = IpAddr::V4(address.address());
         wanted.attributes = vec![
             AddressAttribute::Local(ip),
             AddressAttribute::Address(ip),
             AddressAttribute::Broadcast(address.broadcast()),
         ];
-        self.0.request(
-            RouteNetlinkMessage::NewAddress(wanted),
-            NLM_F_CREATE | NLM_F_EXCL,
-        )
+        self.add(index, wanted)
     }
 
     /// Gives an interface an IPv6 address, for use at once: without ports a bridge has no carrier, and the kernel
@@ -200,12 +196,16 @@ impl Links {
     pub(super) fn add_address6(&mut self, index: u32, address: Cidr6) -> io::Result<()> {
         let mut wanted = AddressMessage::default();
         wanted.header.family = AddressFamily::Inet6;
-        wanted.header.prefix_len = 64;
-        wanted.header.index = index;
+        wanted.header.prefix_len = Cidr6::PREFIX;
         wanted.header.flags = AddressHeaderFlags::Nodad;
         wanted.attributes = vec![AddressAttribute::Address(IpAddr::V6(address.address()))];
+        self.add(index, wanted)
+    }
+
+    fn add(&mut self, index: u32, mut address: AddressMessage) -> io::Result<()> {
+        address.header.index = index;
         self.0.request(
-            RouteNetlinkMessage::NewAddress(wanted),
+            RouteNetlinkMessage::NewAddress(address),
             NLM_F_CREATE | NLM_F_EXCL,
         )
     }

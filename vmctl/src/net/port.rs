@@ -83,10 +83,10 @@ pub fn plug_in(cable: &Cable<'_>) -> Result<Tap, NetError> {
     // Until the tap is marked with its addresses, nobody else is leased one.
     let lock = own.is_leased(cable).then(service::lock).transpose();
     let lock = lock.map_err(&failed)?;
-    let cable = &match &lock {
-        Some(lock) => leased(lock, &mut links, cable, end, &own)?,
-        None => cable.clone(),
-    };
+    let leased = lock.as_ref();
+    let leased = leased.map(|lock| lease(lock, &mut links, cable, end, &own));
+    let leased = leased.transpose()?;
+    let cable = leased.as_ref().unwrap_or(cable);
     // Whatever fails from here on, the tap goes with its descriptors.
     let tap = Tap::new(PATTERN, cable.pairs, mtu).map_err(&failed)?;
     let index = plug(&mut links, cable, &tap, end.index).map_err(kernel(tap.name()))?;
@@ -195,7 +195,7 @@ fn of_interface<T>(addresses: impl Iterator<Item = (u32, T)>, index: u32) -> Vec
 }
 
 /// Returns a cable with the addresses that its guest is leased.
-fn leased<'a>(
+fn lease<'a>(
     lock: &Lock,
     links: &mut Links,
     cable: &Cable<'a>,
