@@ -7,6 +7,7 @@
 //! [`WorkerEvent`]s whenever it likes. Configurations travel as TOML text, which grows without a
 //! new version. Any other change of a message is a new [`CONTROL_VERSION`].
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -14,24 +15,22 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 
 mod devices;
+mod worker;
 
 pub use devices::{DeviceTable, DiskFile, DiskStatus, NicStatus};
+pub use worker::{
+    EndCause, WORKER_CONSOLE_FD, WORKER_CONTROL_FD, WORKER_LOG_DIR_FD, WORKER_VSOCK_FD,
+    WorkerCommand, WorkerEvent,
+};
 
 /// Version of every message in this module. Both ends must have the same.
-pub const CONTROL_VERSION: u32 = 4;
+pub const CONTROL_VERSION: u32 = 5;
 
 /// Longest frame, in bytes. A longer one is refused before anything is allocated for it.
 pub const MAX_FRAME: usize = 1 << 20;
 
 /// Longest name of a VM, so that it fits `CreateVm::name` with its NUL.
 pub const MAX_NAME: usize = 47;
-
-/// File descriptor of the worker's control listener (a Unix stream socket).
-pub const WORKER_CONTROL_FD: i32 = 3;
-/// File descriptor of the worker's console listener (a Unix stream socket of raw bytes).
-pub const WORKER_CONSOLE_FD: i32 = 4;
-/// File descriptor of the directory of the VM's console log.
-pub const WORKER_LOG_DIR_FD: i32 = 5;
 
 /// What each side sends first: magic, version, role. 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -353,7 +352,7 @@ pub enum Response {
     /// Every VM, by name.
     List(Vec<VmStatus>),
     /// All about one.
-    Info(VmInfo),
+    Info(Box<VmInfo>),
     /// The daemon.
     Daemon(DaemonInfo),
     /// A state changed.
@@ -429,6 +428,8 @@ pub struct VmInfo {
     pub reboots: u32,
     /// Path of the console socket.
     pub console: String,
+    /// Path of the socket by which programs of VM 0 reach the guest, if the VM has a socket device.
+    pub vsock: Option<String>,
     /// Path of the console log.
     pub console_log: String,
     /// Path of the worker's own log.
@@ -450,131 +451,6 @@ pub struct DaemonInfo {
     pub state_dir: String,
     /// Where sockets are.
     pub runtime_dir: String,
-}
-
-/// What the daemon tells a worker.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum WorkerCommand {
-    /// Builds the VM and runs it. Once, first, to a new worker.
-    Start {
-        /// TOML text, paths absolute.
-        config: String,
-    },
-    /// Says the present state: a daemon that came back asks. Answered by `State` (and `Ready`
-    /// before it, if there is a partition).
-    Report,
-    /// Holds the virtual CPUs → `State(Paused)`.
-    Pause,
-    /// Lets them go on, or retries stalled I/O → `State(Running)`.
-    Resume,
-    /// Presses the ACPI power button → `State(Stopping)`.
-    PowerButton,
-    /// Asks for the disks and network cards → `Devices`.
-    Devices,
-    /// Adds a device. Its open files come along: a disk's image and the backing files, in their order, locked;
-    /// a network card's queues of the tap and, if there are as many more, of vhost-net → `Attached`, or
-    /// `DeviceRefused`.
-    Attach {
-        /// Name of the device.
-        name: String,
-        /// The device, with the name; a disk with the format, a network card with the address, the pairs of
-        /// queues and the MTU.
-        device: DeviceTable,
-        /// Number of files that come along.
-        files: u32,
-    },
-    /// Asks the guest to give up a device → `Detached` when it has, or `DeviceRefused`.
-    Detach {
-        /// Name of the device.
-        name: String,
-    },
-    /// Plugs the cable of a network card in or out. Has no answer.
-    SetLink {
-        /// Name of the network card.
-        name: String,
-        /// Whether the cable is plugged in.
-        is_up: bool,
-    },
-    /// Tells the size of the terminal at the console. Has no answer.
-    Resize {
-        /// Columns.
-        columns: u16,
-        /// Rows.
-        rows: u16,
-    },
-}
-
-/// What a worker tells the daemon.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum WorkerEvent {
-    /// The partition exists.
-    Ready {
-        /// Its id.
-        partition: u64,
-        /// Names of its disks and network cards.
-        devices: Vec<String>,
-    },
-    /// The state changed, to one that is alive.
-    State {
-        /// New state.
-        state: VmState,
-        /// Why; never blank.
-        reason: String,
-        /// The virtual CPUs are held until `Resume`.
-        is_held: bool,
-    },
-    /// A command could not be done; the state is what it was.
-    Refused {
-        /// One line.
-        reason: String,
-    },
-    /// The VM is over. The worker has given back what it had (or leaves it to the daemon, which
-    /// destroys the partition anyway) and exits.
-    Ended {
-        /// How.
-        cause: EndCause,
-        /// Why; never blank: "guest powered off", "triple fault at rip 0x…".
-        reason: String,
-    },
-    /// The disks and network cards as they are now, in the order of the configuration.
-    Devices {
-        /// The disks.
-        disks: Vec<DiskStatus>,
-        /// The network cards.
-        nics: Vec<NicStatus>,
-    },
-    /// The VM has a device more.
-    Attached {
-        /// Name of the device.
-        name: String,
-    },
-    /// The VM has a device less; its files are closed.
-    Detached {
-        /// Name of the device.
-        name: String,
-    },
-    /// A device can't be attached or detached.
-    DeviceRefused {
-        /// Name of the device.
-        name: String,
-        /// One line.
-        reason: String,
-    },
-}
-
-/// How a VM ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum EndCause {
-    /// The guest powered off → `Stopped`.
-    PoweredOff,
-    /// The guest wants a reboot → a new worker, or `Stopped` if its configuration says so.
-    Rebooted,
-    /// The guest died: triple fault, panic → `Crashed`.
-    Crashed,
-    /// It could not be built, and never ran: kernel not readable, no memory → `Crashed`.
-    StartFailed,
-    /// The worker's own error → `Crashed`.
-    Failed,
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod show;
 mod ssh;
 mod top;
 mod verify;
+mod vsock;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -65,6 +66,9 @@ enum Command {
     /// Log in to a VM's guest by ssh, at the address that it was given
     #[command(after_help = "Example:\n  vmctl ssh root@web uname -a")]
     Ssh(ssh::SshArgs),
+    /// Connect standard input and output with a port of a VM's socket device
+    #[command(after_help = "Example:\n  vmctl vsock web 52 </etc/hostname")]
+    Vsock(vsock::VsockArgs),
     /// Press a VM's power button, for its guest to shut down
     #[command(after_help = "Example:\n  vmctl stop demo --timeout 1m || vmctl kill demo")]
     Stop(lifecycle::StopArgs),
@@ -213,6 +217,7 @@ impl Cli {
             Command::Info(args) => show::info(&args, connect()?)?,
             Command::Console(args) => console::open(&args.name, connect()?)?,
             Command::Ssh(args) => ssh::run(&args, connect()?)?,
+            Command::Vsock(args) => vsock::run(&args, &self.runtime_dir)?,
             Command::Logs(args) => show::logs(&args, connect()?)?,
             Command::Attach(args) => plug::attach(&args, connect()?)?,
             Command::Detach(args) => plug::detach(&args, connect()?)?,

@@ -170,7 +170,7 @@ impl Client {
     pub fn info(&mut self, name: &str) -> Result<VmInfo, Failed> {
         let name = name.to_owned();
         match self.ask(&Request::Info { name })? {
-            Response::Info(info) => Ok(info),
+            Response::Info(info) => Ok(*info),
             _ => Err(confused()),
         }
     }

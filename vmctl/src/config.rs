@@ -23,6 +23,7 @@ mod size;
 mod source;
 #[cfg(test)]
 mod tests;
+mod vsock;
 
 pub use device::DeviceConfig;
 pub use disk::{DiskConfig, OnError, OnTimeout};
@@ -30,6 +31,7 @@ pub use duration::parse_duration;
 pub use nic::{DOORBELLS, LinkState, NicConfig};
 pub use size::{format_size, parse_size};
 use source::Source;
+pub use vsock::VsockConfig;
 
 /// A VM, as its user describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +80,9 @@ pub struct VmConfig {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub nics: Vec<NicConfig>,
+    /// The socket device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
 }
 
 /// What happens when a guest reboots.
@@ -127,7 +132,7 @@ const MIN_MEMORY: u64 = 2 << 20;
 /// RAM that a partition can have, in bytes: what 40 bits of guest physical address leave.
 const MAX_MEMORY: u64 = 512 << 30;
 /// Disks and NICs of a VM at most: each takes a slot of the bus, where the host bridge and the source of
-/// random numbers have one as well, and a virtio console.
+/// random numbers have one as well, and a virtio console and a socket device.
 const MAX_DEVICES: usize = 30;
 /// Command lines longer than this overrun what Linux keeps of them.
 const MAX_CMDLINE: usize = 2047;
@@ -185,14 +190,19 @@ impl Loaded {
         let mut config: VmConfig = source.deserialize()?;
         let is_virtio = config.console.device == ConsoleDevice::Virtio;
         let (disks, nics) = (config.disks.len(), config.nics.len());
-        let limit = MAX_DEVICES - usize::from(is_virtio);
+        let others = [
+            is_virtio.then_some("a virtio console"),
+            config.vsock.is_some().then_some("vsock"),
+        ];
+        let others: Vec<_> = others.into_iter().flatten().collect();
+        let limit = MAX_DEVICES - others.len();
         if disks + nics > limit {
-            let console = match is_virtio {
-                true => " with a virtio console",
-                false => "",
+            let with = match others.is_empty() {
+                true => String::new(),
+                false => format!(" with {}", others.join(" and ")),
             };
             return Err(ConfigError(format!(
-                "{}: {disks} disks and {nics} NICs: a VM{console} has at most {limit} of both",
+                "{}: {disks} disks and {nics} NICs: a VM{with} has at most {limit} of both",
                 source.locate(if disks > 0 { "disk" } else { "nic" }),
             )));
         }

@@ -7,7 +7,8 @@ use crate::files::folder;
 use crate::kernel::Kernel;
 use crate::{Result, modules, root};
 
-/// Kernel modules of the demo guest: panic notification, power button, virtio devices, VLANs.
+/// Kernel modules of the demo guest: panic notification, power button, virtio devices, VLANs,
+/// sockets.
 const MODULES: &[&str] = &[
     "drivers/misc/pvpanic/pvpanic",
     "drivers/misc/pvpanic/pvpanic-mmio",
@@ -24,6 +25,9 @@ const MODULES: &[&str] = &[
     "net/802/garp",
     "net/802/mrp",
     "net/8021q/8021q",
+    "net/vmw_vsock/vsock",
+    "net/vmw_vsock/vmw_vsock_virtio_transport_common",
+    "net/vmw_vsock/vmw_vsock_virtio_transport",
 ];
 
 /// Puts the configuration, the kernel and the initramfs into `archive`, in `home`.

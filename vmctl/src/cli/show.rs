@@ -142,6 +142,7 @@ struct InfoJson<'a> {
     memory_used: Option<u64>,
     reboots: u32,
     console: &'a str,
+    vsock: Option<&'a str>,
     console_log: &'a str,
     worker_log: &'a str,
     disks: &'a [DiskStatus],
@@ -161,6 +162,7 @@ pub(super) fn info(args: &InfoArgs, mut client: Client) -> Result<(), Failed> {
             memory_used: info.memory_used,
             reboots: info.reboots,
             console: &info.console,
+            vsock: info.vsock.as_deref(),
             console_log: &info.console_log,
             worker_log: &info.worker_log,
             disks: &info.disks,
@@ -201,6 +203,8 @@ fn describe(info: &VmInfo, config: &VmConfig) -> String {
         ("console log", info.console_log.clone()),
         ("worker log", info.worker_log.clone()),
     ];
+    let vsock = config.vsock.as_ref().zip(info.vsock.as_ref());
+    let vsock = vsock.map(|(vsock, path)| ("vsock", format!("CID {} by {path}", vsock.cid)));
     let has_told = |name: &str| info.disks.iter().any(|disk| disk.name == name);
     let told = info
         .disks
@@ -217,6 +221,7 @@ fn describe(info: &VmInfo, config: &VmConfig) -> String {
     });
     lines
         .into_iter()
+        .chain(vsock)
         .chain(disks)
         .chain(nics)
         .map(|(key, value)| {

@@ -9,7 +9,7 @@ use super::{ConfigError, MAX_DEVICES, Source, count, names};
 use crate::net::{Mac, Place, Rules, Vlan};
 
 /// Doorbells that the disks and NICs of a VM share by default, one for each queue. The other devices have the
-/// rest.
+/// rest; queues of a socket device may find none left, and then are notified by exits to the worker.
 pub const DOORBELLS: u32 = MAX_DOORBELLS as u32 - 4;
 /// Largest default number of pairs of queues.
 const DEFAULT_PAIRS: u32 = 4;

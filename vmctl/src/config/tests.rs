@@ -54,7 +54,7 @@ fn errors_name_key_and_line() {
         error("vcpus = 2", "vcpu = 2"),
         "demo.toml:3: unknown key \"vcpu\", expected one of \"name\", \"vcpus\", \"memory\", \
          \"kernel\", \"initrd\", \"cmdline\", \"on_reboot\", \"console\", \"disk\", \
-         \"nic\""
+         \"nic\", \"vsock\""
     );
     assert_eq!(
         error("log_limit = \"64K\"", "log_limt = \"64K\""),

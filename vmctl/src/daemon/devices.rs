@@ -12,7 +12,7 @@ use guest_proto::control::{
 
 use super::opener::{Files, Opened};
 use super::request::not_found;
-use super::vms::{Vms, failure};
+use super::vms::{Vm, Vms, failure};
 use crate::config::{DeviceConfig, LinkState, VmConfig};
 
 /// What became of a device that was to be attached or detached.
@@ -168,8 +168,24 @@ impl Vms {
                     false => self.attach_ended(name, &device, refusal),
                 }
             }
+            WorkerEvent::Connect { request, port } => self.connect(name, request, port),
             _ => {}
         }
+    }
+
+    /// Connects a guest to a program of VM 0, or tells the worker that nobody listens.
+    fn connect(&mut self, name: &str, request: u64, port: u32) {
+        let has_vsock = |vm: &Vm| vm.record.config.vsock.is_some();
+        let files = match self.vm(name).is_ok_and(has_vsock) {
+            true => Vec::from_iter(self.sockets(name).connect_to_port(port)),
+            false => Vec::new(),
+        };
+        let command = WorkerCommand::Connected {
+            request,
+            files: files.len() as u32,
+        };
+        // A worker that can't be reached has ended, or does without.
+        let _ = self.command_with_files(name, &command, files);
     }
 
     fn detach_ended(&mut self, name: &str, device: &str, result: Result<(), Failure>) {

@@ -76,6 +76,10 @@ impl Vms {
             memory_used: status.id.and_then(|id| self.partitions.populated(id)),
             reboots: vm.record.reboots,
             console: self.sockets(name).console().display().to_string(),
+            vsock: vm.record.config.vsock.as_ref().map(|_| {
+                let sockets = self.sockets(name);
+                sockets.vsock().display().to_string()
+            }),
             console_log: dir.join(LOG_DIR).join(log::CURRENT).display().to_string(),
             worker_log: dir.join(WORKER_LOG).display().to_string(),
             disks: vm

@@ -13,8 +13,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
-use guest_proto::control::{WORKER_CONSOLE_FD, WORKER_CONTROL_FD, WORKER_LOG_DIR_FD};
+use guest_proto::control::{
+    WORKER_CONSOLE_FD, WORKER_CONTROL_FD, WORKER_LOG_DIR_FD, WORKER_VSOCK_FD,
+};
 use rustix::fs::{Mode, OFlags, open};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +49,7 @@ pub(super) struct Process {
 #[derive(Clone, Debug)]
 pub(super) struct Sockets {
     dir: PathBuf,
+    vsock: PathBuf,
 }
 
 impl Sockets {
@@ -53,6 +57,7 @@ impl Sockets {
     pub(super) fn new(runtime_dir: &Path, name: &str) -> Self {
         Self {
             dir: runtime_dir.join("vms").join(name),
+            vsock: runtime_dir.join("vsock").join(name),
         }
     }
 
@@ -66,23 +71,57 @@ impl Sockets {
         self.dir.join("console.sock")
     }
 
-    fn bind(&self) -> io::Result<(UnixListener, UnixListener)> {
+    /// The socket by which programs of VM 0 reach the guest. Beside it are those by which the guest
+    /// reaches programs of VM 0, which stay when the VM ends.
+    pub(super) fn vsock(&self) -> &Path {
+        &self.vsock
+    }
+
+    /// Connects to the program of VM 0 that listens on a port for the guest. Does not wait for it.
+    ///
+    /// # Errors
+    ///
+    /// Nobody listens, or too many connections wait for the program.
+    pub(super) fn connect_to_port(&self, port: u32) -> io::Result<OwnedFd> {
+        let mut path = self.vsock.clone().into_os_string();
+        path.push(format!("_{port}"));
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(socket)
+    }
+
+    fn bind(&self, has_vsock: bool) -> io::Result<Listeners> {
         self.remove();
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.dir)?;
-        Ok((
-            UnixListener::bind(self.control())?,
-            UnixListener::bind(self.console())?,
-        ))
+        Ok(Listeners {
+            control: listen(&self.control())?,
+            console: listen(&self.console())?,
+            vsock: has_vsock.then(|| listen(&self.vsock)).transpose()?,
+        })
     }
 
     /// Removes them; those of a worker that is gone.
     pub(super) fn remove(&self) {
         // They may not exist, and what can't be removed shows when it is bound again.
         let _ = fs::remove_dir_all(&self.dir);
+        let _ = fs::remove_file(&self.vsock);
     }
+}
+
+/// The sockets of a worker.
+struct Listeners {
+    control: UnixListener,
+    console: UnixListener,
+    vsock: Option<UnixListener>,
+}
+
+/// Makes a socket in a directory that only root can enter.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(dir)?;
+    }
+    UnixListener::bind(path)
 }
 
 /// What a worker is started with.
@@ -100,6 +139,8 @@ pub(super) struct Launch<'a> {
     pub(super) state_dir: &'a Path,
     /// The VM's sockets.
     pub(super) sockets: &'a Sockets,
+    /// Whether the VM has a socket device.
+    pub(super) has_vsock: bool,
 }
 
 impl Launch<'_> {
@@ -109,25 +150,26 @@ impl Launch<'_> {
     ///
     /// Names what could not be done; no process is left then.
     pub(super) fn start(&self) -> Result<(Process, UnixStream), String> {
-        let (control, console) = self
+        let listeners = self
             .sockets
-            .bind()
+            .bind(self.has_vsock)
             .map_err(|e| format!("{}: {e}", self.sockets.dir.display()))?;
-        let result = self.spawn(control.into(), console.into());
+        let result = self.spawn(listeners);
         if result.is_err() {
             self.sockets.remove();
         }
         result
     }
 
-    fn spawn(&self, control: OwnedFd, console: OwnedFd) -> Result<(Process, UnixStream), String> {
+    fn spawn(&self, listeners: Listeners) -> Result<(Process, UnixStream), String> {
         let in_state_dir = |e: io::Error| format!("{}: {e}", self.state_dir.display());
         let log = open_log(self.state_dir).map_err(in_state_dir)?;
         let also_log = log.try_clone().map_err(in_state_dir)?;
         let dir = open_log_dir(self.state_dir).map_err(in_state_dir)?;
+        let vsock = listeners.vsock.map(|vsock| (vsock.into(), WORKER_VSOCK_FD));
         let mappings = [
-            (control, WORKER_CONTROL_FD),
-            (console, WORKER_CONSOLE_FD),
+            (listeners.control.into(), WORKER_CONTROL_FD),
+            (listeners.console.into(), WORKER_CONSOLE_FD),
             (dir, WORKER_LOG_DIR_FD),
         ];
         let in_program = |e: &dyn std::fmt::Display| format!("{}: {e}", self.program.display());
@@ -147,6 +189,7 @@ impl Launch<'_> {
             .fd_mappings(
                 mappings
                     .into_iter()
+                    .chain(vsock)
                     .map(|(parent_fd, child_fd)| FdMapping {
                         parent_fd,
                         child_fd,
@@ -334,9 +377,11 @@ mod tests {
             first_uid: 1000,
             state_dir: dir.path(),
             sockets: &sockets,
+            has_vsock: true,
         };
         let error = launch.start().unwrap_err();
         assert!(error.contains("/no/such/program"), "{error}");
         assert!(!sockets.control().exists());
+        assert!(!sockets.vsock().exists());
     }
 }

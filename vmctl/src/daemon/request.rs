@@ -69,7 +69,8 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
 
 /// The answer to a request for all about a VM.
 pub(super) fn info(vms: &mut Vms, name: &str) -> Response {
-    vms.info(name).map_or_else(Response::Error, Response::Info)
+    vms.info(name)
+        .map_or_else(Response::Error, |info| Response::Info(Box::new(info)))
 }
 
 /// The answer to someone who waits, if a change makes one.

@@ -84,6 +84,10 @@ impl Vms {
             first_uid: self.first_uid,
             state_dir: &self.store.dir(name),
             sockets: &sockets,
+            has_vsock: self
+                .vms
+                .get(name)
+                .is_some_and(|vm| vm.record.config.vsock.is_some()),
         };
         let vm = self.vms.get_mut(name).ok_or("no such VM")?;
         let config = vm.record.config.to_toml().map_err(|e| e.to_string())?;
@@ -315,7 +319,8 @@ fn hear(record: &mut Record, worker: &mut Worker) -> Result<Heard, LinkError> {
             }
             WorkerEvent::Attached { .. }
             | WorkerEvent::Detached { .. }
-            | WorkerEvent::DeviceRefused { .. } => heard.about_devices.push(event),
+            | WorkerEvent::DeviceRefused { .. }
+            | WorkerEvent::Connect { .. } => heard.about_devices.push(event),
             WorkerEvent::State {
                 state,
                 reason,

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,6 +20,7 @@ use super::loader::{Boot, Entry, Initrd, Kernel};
 use super::machine::{self, Machine};
 use super::memory::{self, Ram};
 use super::virtio::transport::Transport;
+use super::virtio::vsock::Vsock;
 use super::virtio::{Device as Virtio, block::Block, console::Console, entropy::Entropy, net::Net};
 use super::{acpi, devices, disks, firmware, journal, nics};
 use crate::config::{ConsoleDevice, DiskConfig, NicConfig, VmConfig};
@@ -34,11 +36,12 @@ pub(super) struct Images {
     initrd: Option<Initrd>,
     disks: Vec<Image>,
     nics: Vec<Opened>,
+    vsock: Option<UnixListener>,
 }
 
 impl Images {
-    /// Opens them, and checks that there is memory for the VM.
-    pub(super) fn open(config: &VmConfig) -> Result<Self, End> {
+    /// Opens them, and checks that there is memory for the VM. Programs of VM 0 connect to `vsock`.
+    pub(super) fn open(config: &VmConfig, vsock: Option<UnixListener>) -> Result<Self, End> {
         let kernel = Kernel::open(&config.kernel).map_err(End::start_failed)?;
         let initrd = match &config.initrd {
             Some(path) => Some(Initrd::open(path).map_err(End::start_failed)?),
@@ -52,6 +55,7 @@ impl Images {
             initrd,
             disks,
             nics,
+            vsock,
         })
     }
 }
@@ -114,6 +118,7 @@ impl Partition {
     pub(super) fn furnish(self, config: &VmConfig, mut images: Images) -> Result<Built, End> {
         let disks = std::mem::take(&mut images.disks);
         let nics = std::mem::take(&mut images.nics);
+        let vsock = images.vsock.take();
         let parts = match self.parts(config, images) {
             Ok(parts) => parts,
             Err(end) => {
@@ -122,7 +127,7 @@ impl Partition {
             }
         };
         let machine = Machine::new(self.vm, parts.ram, parts.rings, parts.wake);
-        if let Err(end) = plug(&machine, config, disks, nics) {
+        if let Err(end) = plug(&machine, config, disks, nics, vsock) {
             drop(parts.vcpus);
             machine.destroy();
             return Err(end);
@@ -208,6 +213,7 @@ fn plug(
     config: &VmConfig,
     images: Vec<Image>,
     nics: Vec<Opened>,
+    vsock: Option<UnixListener>,
 ) -> Result<(), End> {
     let insert = |devices: &mut Devices, slot, device| devices.pci().insert(slot, device);
     let count = config.disks.len();
@@ -227,6 +233,12 @@ fn plug(
         let port = machine.make_port();
         let port = port.map_err(|e| End::start_failed(format_args!("console: {e}")))?;
         put(machine, Box::new(Console::new(port)), insert).map_err(End::start_failed)?;
+    }
+    if let Some(vsock_config) = &config.vsock {
+        let listener = vsock.ok_or_else(|| End::start_failed("vsock: there is no socket"))?;
+        let sockets = machine.make_sockets(vsock_config.cid.into(), listener);
+        let sockets = sockets.map_err(|e| End::start_failed(format_args!("vsock: {e}")))?;
+        put(machine, Box::new(Vsock::new(sockets)), insert).map_err(End::start_failed)?;
     }
     Ok(())
 }

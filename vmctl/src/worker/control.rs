@@ -64,6 +64,11 @@ impl Control {
         }
     }
 
+    /// Returns whether the daemon is there.
+    pub(super) fn has_daemon(&self) -> bool {
+        self.link.is_some()
+    }
+
     /// Takes the next `count` files that came along with commands, or `None` if there are fewer.
     pub(super) fn take_files(&mut self, count: u32) -> Option<Vec<OwnedFd>> {
         self.link.as_mut()?.take_files(count as usize)

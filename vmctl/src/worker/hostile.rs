@@ -5,7 +5,9 @@
 //! but to the buffers that are its to write.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +28,7 @@ use super::virtio::console::{Console, Port};
 use super::virtio::entropy::Entropy;
 use super::virtio::net::{Net, Options as NetOptions};
 use super::virtio::transport::Transport;
+use super::virtio::vsock::{Mux, Vsock};
 use super::virtio::{Device, Interrupt, Vring};
 use crate::config::{OnError, OnTimeout};
 use crate::disk::{Access, Cache, Chain, Format, Image};
@@ -88,8 +91,9 @@ impl Target {
             image: None,
             network: None,
         };
-        match kind % 5 {
+        match kind % 6 {
             0 => {}
+            5 => target.device = Box::new(sockets()),
             1 => {
                 #[expect(clippy::expect_used, reason = "a test's process has descriptors left")]
                 let port = Arc::new(Port::new(event()).expect("a port"));
@@ -144,6 +148,24 @@ fn card() -> (Net, OwnedFd) {
     let tap = Tap::of_sockets(vec![tap]);
     let memory = ram().mapping().clone();
     (Net::new(tap, Vec::new(), options, memory), network)
+}
+
+/// A socket device that two programs of VM 0 have connected to.
+fn sockets() -> Vsock {
+    #[expect(clippy::expect_used, reason = "a test's process has descriptors left")]
+    let mux = (|| {
+        let dir = tempfile::tempdir().ok()?;
+        let path = dir.path().join("vsock");
+        let listener = UnixListener::bind(&path).ok()?;
+        let mux = Mux::new(3, listener, event()).ok()?;
+        for line in ["CONNECT 1\ntyped", "CONNECT "] {
+            let mut client = UnixStream::connect(&path).ok()?;
+            client.write_all(line.as_bytes()).ok()?;
+        }
+        Some(mux)
+    })()
+    .expect("sockets");
+    Vsock::new(Arc::new(mux))
 }
 
 fn image(access: Access) -> (File, Image) {
@@ -314,7 +336,7 @@ pub fn bus(data: &[u8]) {
     let ram = ram();
     let mut bus = Bus::default();
     let mut targets = Vec::new();
-    for (slot, kind) in (1u8..).zip(0..5) {
+    for (slot, kind) in (1u8..).zip(0..6) {
         let Target {
             device,
             port,

@@ -10,7 +10,9 @@ use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use guest_proto::control::{WORKER_CONSOLE_FD, WORKER_CONTROL_FD, WORKER_LOG_DIR_FD};
+use guest_proto::control::{
+    WORKER_CONSOLE_FD, WORKER_CONTROL_FD, WORKER_LOG_DIR_FD, WORKER_VSOCK_FD,
+};
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 
 /// What a worker starts with besides standard error.
@@ -22,6 +24,8 @@ pub(super) struct Inherited {
     pub(super) console: UnixListener,
     /// The directory of the console's log.
     pub(super) log_dir: OwnedFd,
+    /// Where programs of VM 0 connect to the guest, if the VM has a socket device.
+    pub(super) vsock: Option<UnixListener>,
 }
 
 /// Takes them, and closes whatever else this process inherited. Works once, and must come before
@@ -38,7 +42,9 @@ pub(super) fn take() -> Result<Inherited, String> {
     let control = take_one(WORKER_CONTROL_FD)?;
     let console = take_one(WORKER_CONSOLE_FD)?;
     let log_dir = take_one(WORKER_LOG_DIR_FD)?;
-    let first = WORKER_LOG_DIR_FD.cast_unsigned() + 1;
+    // Without a socket device, a descriptor of this number is none of the daemon's, and is closed unused.
+    let vsock = take_one(WORKER_VSOCK_FD).ok();
+    let first = WORKER_VSOCK_FD.cast_unsigned() + 1;
     // SAFETY: no descriptor beyond these is owned by anything in this process yet.
     if unsafe { libc::close_range(first, u32::MAX, 0) } != 0 {
         let error = io::Error::last_os_error();
@@ -48,6 +54,7 @@ pub(super) fn take() -> Result<Inherited, String> {
         control: control.into(),
         console: console.into(),
         log_dir,
+        vsock: vsock.map(UnixListener::from),
     })
 }
 

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use super::pci::Effect;
 use super::plugs::Plugs;
 use super::stall::Stalls;
 use super::virtio::console::Port;
+use super::virtio::vsock::Mux;
 use crate::driver::page::Ring;
 use crate::driver::{DriverError, Vm};
 
@@ -136,6 +138,8 @@ pub(super) struct Machine {
     pub(super) plugs: Arc<Plugs>,
     /// What users type at, if it is not the serial port.
     port: OnceLock<Arc<Port>>,
+    /// Connections of the socket device, if the worker serves it.
+    sockets: OnceLock<Arc<Mux>>,
 }
 
 /// Ends a partition, whose virtual CPUs' threads are gone.
@@ -170,6 +174,7 @@ impl Machine {
             verdict: Mutex::default(),
             stalls: Arc::new(Stalls::new(Arc::clone(&wake))),
             port: OnceLock::new(),
+            sockets: OnceLock::new(),
             plugs: Arc::new(Plugs::new(Arc::clone(&wake))),
             wake,
         }
@@ -184,6 +189,17 @@ impl Machine {
     pub(super) fn make_port(&self) -> io::Result<Arc<Port>> {
         let port = Arc::new(Port::new(Arc::clone(&self.wake))?);
         Ok(Arc::clone(self.port.get_or_init(|| port)))
+    }
+
+    /// Returns the connections of the socket device, if the worker serves it.
+    pub(super) fn sockets(&self) -> Option<&Mux> {
+        self.sockets.get().map(|mux| &**mux)
+    }
+
+    /// Makes the socket device's connections, for a guest with the address `cid`.
+    pub(super) fn make_sockets(&self, cid: u64, listener: UnixListener) -> io::Result<Arc<Mux>> {
+        let mux = Arc::new(Mux::new(cid, listener, Arc::clone(&self.wake))?);
+        Ok(Arc::clone(self.sockets.get_or_init(|| mux)))
     }
 
     /// Returns the number of virtual CPUs.

@@ -86,18 +86,19 @@ pub fn main(args: &WorkerArgs) -> ExitCode {
             control,
             console,
             log_dir,
+            vsock,
         } = inherited;
         let control = Control::new(control).map_err(|e| format!("control socket: {e}"))?;
-        Ok((control, console, log_dir))
+        Ok((control, console, log_dir, vsock))
     });
-    let (mut control, console, log_dir) = match start {
+    let (mut control, console, log_dir, vsock) = match start {
         Ok(start) => start,
         Err(e) => {
             journal::say(format_args!("{}: {e}", args.name));
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    let end = work(args, &mut control, console, log_dir).unwrap_or_else(|end| end);
+    let end = work(args, &mut control, console, log_dir, vsock).unwrap_or_else(|end| end);
     journal::say(format_args!("{}: {}", args.name, end.reason));
     control.bid_farewell(&end.event(), FAREWELL_PATIENCE);
     end.exit_code()
@@ -109,9 +110,10 @@ fn work(
     control: &mut Control,
     console: UnixListener,
     log_dir: OwnedFd,
+    vsock: Option<UnixListener>,
 ) -> Result<End, End> {
     let config = await_configuration(control)?;
-    let images = Images::open(&config)?;
+    let images = Images::open(&config, vsock)?;
     let hub = open_console(&config, console, &log_dir)?;
     let partition = Partition::create(&args.device, &config.name)?;
     let id = partition.id();
@@ -196,7 +198,8 @@ fn await_configuration(control: &mut Control) -> Result<VmConfig, End> {
                 | WorkerCommand::PowerButton
                 | WorkerCommand::Attach { .. }
                 | WorkerCommand::Detach { .. }
-                | WorkerCommand::SetLink { .. } => {
+                | WorkerCommand::SetLink { .. }
+                | WorkerCommand::Connected { .. } => {
                     control.send(&WorkerEvent::Refused {
                         reason: "the VM was not started yet".to_owned(),
                     });

@@ -95,6 +95,7 @@ impl Service {
             for outcome in self.machine.plugs.take_outcomes() {
                 self.tell_outcome(control, outcome);
             }
+            self.ask_for_connections(control);
             if let Err(errno) = self.wait(control) {
                 return End::failed(format_args!("poll: {}", std::io::Error::from(errno)));
             }
@@ -240,6 +241,10 @@ impl Service {
         match command {
             WorkerCommand::Start { .. } => refuse(control, "the VM was started already"),
             WorkerCommand::Report => {
+                // This daemon is another one than before.
+                self.machine
+                    .sockets()
+                    .inspect(|sockets| sockets.daemon_lost());
                 control.send(&WorkerEvent::Ready {
                     partition: self.partition,
                     devices: self.machine.plugs.names(),
@@ -266,6 +271,24 @@ impl Service {
             }
             WorkerCommand::SetLink { name, is_up } => self.set_link(&name, is_up),
             WorkerCommand::Detach { name } => self.detach(control, name),
+            WorkerCommand::Connected { request, files } => {
+                let files = control.take_files(files).unwrap_or_default();
+                let sockets = self.machine.sockets();
+                sockets.inspect(|sockets| sockets.answer(request, files.into_iter().next()));
+            }
+        }
+    }
+
+    /// Has the daemon make the connections that the guest wants, which this process may not.
+    fn ask_for_connections(&self, control: &mut Control) {
+        let Some(sockets) = self.machine.sockets() else {
+            return;
+        };
+        for (request, port) in sockets.take_requests() {
+            control.send(&WorkerEvent::Connect { request, port });
+        }
+        if !control.has_daemon() {
+            sockets.daemon_lost();
         }
     }
 

@@ -24,7 +24,7 @@ fn run(dir: &Path, commands: &[WorkerCommand]) -> (End, Vec<WorkerEvent>) {
         first_uid: 1000,
     };
     let log_dir = File::open(dir).unwrap().into();
-    let end = work(&args, &mut control, console, log_dir).unwrap_or_else(|end| end);
+    let end = work(&args, &mut control, console, log_dir, None).unwrap_or_else(|end| end);
     control.bid_farewell(&end.event(), Duration::from_secs(10));
     drop(control);
     let mut events = Vec::new();

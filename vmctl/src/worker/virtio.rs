@@ -19,6 +19,7 @@ mod registers;
 mod tests;
 mod thread;
 pub mod transport;
+pub mod vsock;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
@@ -48,6 +49,8 @@ pub enum Kind {
     Console,
     /// A source of random numbers (§5.4).
     Entropy,
+    /// Sockets (§5.10).
+    Socket,
 }
 
 impl Kind {
@@ -58,6 +61,7 @@ impl Kind {
             Self::Block => 2,
             Self::Console => 3,
             Self::Entropy => 4,
+            Self::Socket => 19,
         }
     }
 
@@ -69,7 +73,7 @@ impl Kind {
             // Mass storage, other.
             Self::Block => [0x01, 0x80, 0],
             // Simple communication controller, other.
-            Self::Console => [0x07, 0x80, 0],
+            Self::Console | Self::Socket => [0x07, 0x80, 0],
             // Unassigned class.
             Self::Entropy => [0xff, 0, 0],
         }

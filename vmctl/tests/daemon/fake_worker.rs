@@ -114,6 +114,11 @@ impl Worker {
         let (cause, reason) = match text.trim() {
             "off" => (EndCause::PoweredOff, "guest powered off"),
             "reboot" => (EndCause::Rebooted, "guest rebooted"),
+            "connect" => {
+                let request = 1;
+                self.say(&WorkerEvent::Connect { request, port: 52 });
+                return false;
+            }
             "give up" => {
                 let name = self.disks().pop().unwrap().name;
                 let reason = "its file system does not answer".to_owned();
@@ -174,6 +179,15 @@ impl Worker {
                     return false;
                 }
                 self.enter(VmState::Running, "guest runs");
+            }
+            WorkerCommand::Connected { files, .. } => {
+                let link = self.link.as_mut().unwrap();
+                let files = link.take_files(files as usize).unwrap();
+                for file in &files {
+                    rustix::io::write(file, b"hello from the guest\n").unwrap();
+                }
+                let words = format!("connections: {}\r\n", files.len());
+                self.hub.output(words.as_bytes());
             }
             WorkerCommand::Report => {
                 self.say_ready();

@@ -17,3 +17,4 @@ mod lifecycle;
 mod machine;
 mod nics;
 mod restarts;
+mod vsock;

@@ -88,6 +88,12 @@ impl Buffers {
         })
     }
 
+    /// Adds `other` behind the last byte.
+    pub(super) fn append(&mut self, other: Self) {
+        self.pieces.extend(other.pieces);
+        self.len += other.len;
+    }
+
     /// Copies the first bytes to `bytes`. Returns the number of bytes copied.
     pub(super) fn read(&self, memory: &Memory, mut bytes: &mut [u8]) -> usize {
         let wanted = bytes.len();

@@ -199,6 +199,12 @@ impl Driver {
         self.memory.read_obj(at).unwrap()
     }
 
+    /// Returns an element of the used ring: the head of a chain that was answered.
+    pub(super) fn used_head(&self, slot: u16) -> u16 {
+        let at = GuestAddress(USED + 4 + 8 * u64::from(slot % QUEUE));
+        self.memory.read_obj::<u32>(at).unwrap() as u16
+    }
+
     /// Waits until all chains but `count` are answered.
     pub(super) fn wait_for_all_but(&mut self, count: u16) {
         self.wait("an answer", |driver| driver.used() == driver.sent - count);
