@@ -428,7 +428,7 @@ pub struct VmInfo {
     pub reboots: u32,
     /// Path of the console socket.
     pub console: String,
-    /// Path of the socket by which programs of VM 0 reach the guest, if the VM has a socket device.
+    /// Path of the Unix socket by which programs of VM 0 reach the guest, if the VM has one.
     pub vsock: Option<String>,
     /// Path of the console log.
     pub console_log: String,

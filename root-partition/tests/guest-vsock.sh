@@ -1,6 +1,7 @@
 # Sockets between programs of VM 0 and programs in a guest, both ways: what is said, who listens, who goes first, large
 # transfers; the daemon dies while they are open, and a guest that reboots.
-# timeout: 400
+# The same by root's kernel.
+# timeout: 500
 . /lib/testing.sh
 # The guest needs a program that knows such sockets.
 { cat initrd && (cd / && echo bin/vmctl | cpio -o -H newc); } >initrd-vsock
@@ -74,6 +75,27 @@ wait $listener
 [ "$(cat heard)" = again ] || fail "VM 0 heard: $(cat heard)"
 expect "web: stopped" vmctl stop web --timeout 60s
 [ ! -e $sock ] || fail "$sock is left"
-up plain
+
+# Root's kernel serves the device of this one: both sides have addresses.
+sed 's/^cid = 9/cid = 10\nvhost = true/' web.toml >kernel.toml
+expect "kernel: defined" vmctl create kernel.toml --name kernel
+mv /dev/vhost-vsock .
+refuse "vsock: /dev/vhost-vsock: No such file or directory" vmctl start kernel --wait --timeout 60s
+mv vhost-vsock /dev/
+start kernel
+vmctl info kernel | grep -qE '^vsock +CID 10 by vhost-vsock$' || fail "kernel: $(vmctl info kernel)"
+[ ! -e /run/microvisor/vsock/kernel ] || fail "kernel has a Unix socket"
+tell kernel 'vmctl vsock cid:10 60 --listen >/tmp/data </dev/null; echo sum $(md5sum </tmp/data)'
+sends() { vmctl vsock kernel 60 <data; }
+eventually 60 sends
+eventually 60 printed kernel "^sum $sum"
+vmctl vsock kernel 81 --listen >back </dev/null &
+listener=$!
+answer kernel sent 'until vmctl vsock cid:2 81 </tmp/data; do sleep 1; done; echo sent'
+wait $listener
+[ "$(md5sum <back | cut -d' ' -f1)" = "$sum" ] || fail "what the guest sent came otherwise"
+expect "twin: defined" vmctl create kernel.toml --name twin
+refuse "vsock: cid 10: another VM has this address" vmctl start twin --wait --timeout 60s
+vmctl kill kernel >/dev/null
+expect "plain: defined" vmctl create demo.toml --name plain
 refuse "plain: it has no socket device" vmctl vsock plain 52
-vmctl kill plain >/dev/null

@@ -81,7 +81,11 @@ pub struct VmConfig {
     )]
     pub nics: Vec<NicConfig>,
     /// The socket device.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "vsock::table",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub vsock: Option<VsockConfig>,
 }
 
@@ -291,6 +295,13 @@ impl VmConfig {
             return Err((key, format!("{key}: {}: {problem}", path.display())));
         }
         Ok(())
+    }
+
+    /// Returns whether programs of VM 0 reach the guest by a Unix socket.
+    pub fn has_unix_socket(&self) -> bool {
+        self.vsock
+            .as_ref()
+            .is_some_and(VsockConfig::has_unix_socket)
     }
 
     fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {

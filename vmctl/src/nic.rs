@@ -41,7 +41,7 @@ impl Opened {
             pairs: nic.queues.unwrap_or(default_pairs),
             min_pairs: nic.queues.unwrap_or(1),
         })?;
-        let vhosts: io::Result<_> = (0..tap.pairs()).map(|_| open_vhost()).collect();
+        let vhosts: io::Result<_> = (0..tap.pairs()).map(|_| open_vhost(VHOST)).collect();
         // The worker serves the queues then.
         let vhosts = vhosts.unwrap_or_default();
         Ok(Self { tap, vhosts })
@@ -87,10 +87,15 @@ pub fn mac(nic: &NicConfig) -> Mac {
     nic.mac.unwrap_or_else(|| Mac::of_text(&nic.name))
 }
 
-fn open_vhost() -> io::Result<File> {
+/// Opens a device of vhost.
+///
+/// # Errors
+///
+/// The file system's.
+pub fn open_vhost(path: &str) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
-        .open(VHOST)
+        .open(path)
 }

@@ -48,13 +48,14 @@ const MODULES: &[&str] = &[
 ];
 
 /// Modules that VM 0 loads when it first needs them: those of the ext4 file system, which some kernels
-/// have built in, and of host networks.
+/// have built in, of host networks, and of sockets.
 const ON_DEMAND: &[&str] = &[
     "fs/ext4/ext4",
     "crypto/crc32c_generic",
     "net/bridge/bridge",
     "drivers/net/tun",
     "drivers/vhost/vhost_net",
+    "drivers/vhost/vhost_vsock",
     "net/netfilter/nf_tables",
     "net/netfilter/nft_ct",
     "net/netfilter/nft_limit",

@@ -53,7 +53,7 @@ const UNSAFE: &[&str] = &[
     "vmctl/src/net/tap.rs",
     "vmctl/src/worker/inherited.rs",
     "vmctl/src/worker/sandbox/violation.rs",
-    "vmctl/src/worker/virtio/net/vhost.rs",
+    "vmctl/src/worker/virtio/vhost.rs",
     "vmctl/tests/daemon/fake_worker.rs",
     "vmctl/tests/driver/vm0/hostile.rs",
 ];

@@ -14,7 +14,7 @@ pub const WORKER_CONSOLE_FD: i32 = 4;
 /// File descriptor of the directory of the VM's console log.
 pub const WORKER_LOG_DIR_FD: i32 = 5;
 /// File descriptor of the listener (a Unix stream socket) by which programs of VM 0 reach the guest's socket
-/// device. It is open only if the VM has such a device.
+/// device. It is open only if the worker serves such a device.
 pub const WORKER_VSOCK_FD: i32 = 6;
 
 /// What the daemon tells a worker.

@@ -203,8 +203,10 @@ fn describe(info: &VmInfo, config: &VmConfig) -> String {
         ("console log", info.console_log.clone()),
         ("worker log", info.worker_log.clone()),
     ];
-    let vsock = config.vsock.as_ref().zip(info.vsock.as_ref());
-    let vsock = vsock.map(|(vsock, path)| ("vsock", format!("CID {} by {path}", vsock.cid)));
+    let vsock = config.vsock.as_ref().map(|vsock| {
+        let way = info.vsock.as_deref().unwrap_or("vhost-vsock");
+        ("vsock", format!("CID {} by {way}", vsock.cid()))
+    });
     let has_told = |name: &str| info.disks.iter().any(|disk| disk.name == name);
     let told = info
         .disks

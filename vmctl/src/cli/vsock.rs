@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
 
 use crate::client::Client;
+use crate::config::VmConfig;
 use crate::exit::{Exit, Failed};
 
 #[derive(Debug, clap::Args)]
@@ -30,10 +31,21 @@ pub(super) struct VsockArgs {
 
 pub(super) fn run(args: &VsockArgs, runtime_dir: &Path) -> Result<(), Failed> {
     let stream = match args.target.strip_prefix("cid:") {
-        Some(cid) => by_address(cid, args)?,
+        Some(cid) => {
+            let number = cid.parse().map_err(|_| {
+                let message = format!("cid:{}: expected a number", cid.escape_default());
+                Failed::new(Exit::Usage, message)
+            })?;
+            by_address(number, args)?
+        }
         None => {
             let info = Client::connect(runtime_dir)?.info(&args.target)?;
-            by_socket(&info, args)?
+            let config = VmConfig::parse(&args.target, &info.config);
+            let config = config.map_err(|e| Failed::new(Exit::Config, e.to_string()))?;
+            match config.vsock.filter(|vsock| !vsock.has_unix_socket()) {
+                Some(vsock) => by_address(vsock.cid(), args)?,
+                None => by_socket(&info, args)?,
+            }
         }
     };
     Ok(relay(stream)?)
@@ -115,19 +127,15 @@ fn accept(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Connects to an address of `vsock(7)`, or waits for a connection to this machine's own.
-fn by_address(cid: &str, args: &VsockArgs) -> Result<OwnedFd, Failed> {
-    let number: u32 = cid.parse().map_err(|_| {
-        let message = format!("cid:{}: expected a number", cid.escape_default());
-        Failed::new(Exit::Usage, message)
-    })?;
+fn by_address(cid: u32, args: &VsockArgs) -> Result<OwnedFd, Failed> {
     let stream = match args.listen {
         true => VsockListener::bind_with_cid_port(VMADDR_CID_ANY, args.port)
             .and_then(|listener| listener.accept())
             .map(|(stream, _)| stream),
-        false => VsockStream::connect_with_cid_port(number, args.port),
+        false => VsockStream::connect_with_cid_port(cid, args.port),
     };
     let failed = |e| {
-        let message = format!("cid:{number}: port {}: {e}", args.port);
+        let message = format!("cid:{cid}: port {}: {e}", args.port);
         Failed::new(Exit::Failed, message)
     };
     Ok(stream.map_err(failed)?.into())

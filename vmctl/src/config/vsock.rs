@@ -6,25 +6,55 @@ use serde::{Deserialize, Deserializer, Serialize};
 const FIRST_CID: u32 = 3;
 
 /// A socket device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct VsockConfig {
-    /// The guest's own address, its context identifier: 3 to 4294967294.
-    #[serde(deserialize_with = "cid")]
-    pub cid: u32,
+    /// The guest's own address, its context identifier: 3 to 4294967294. By default 3.
+    #[serde(
+        default,
+        deserialize_with = "cid",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub cid: Option<u32>,
+    /// Root's kernel serves the device: VM 0 and the guest have addresses of `vsock(7)`, and there are no Unix
+    /// sockets.
+    #[serde(default)]
+    pub vhost: bool,
 }
 
-impl Default for VsockConfig {
-    fn default() -> Self {
-        Self { cid: FIRST_CID }
+impl VsockConfig {
+    /// Returns the guest's address.
+    pub fn cid(&self) -> u32 {
+        self.cid.unwrap_or(FIRST_CID)
+    }
+
+    /// Returns whether programs of VM 0 reach the guest by a Unix socket.
+    pub fn has_unix_socket(&self) -> bool {
+        !self.vhost
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        match self.vhost && self.cid.is_none() {
+            true => Err("a guest with \"vhost\" has a \"cid\" of its own"),
+            false => Ok(()),
+        }
     }
 }
 
-fn cid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+/// Reads the table.
+pub(super) fn table<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<VsockConfig>, D::Error> {
+    let vsock = VsockConfig::deserialize(deserializer)?;
+    vsock.check().map_err(serde::de::Error::custom)?;
+    Ok(Some(vsock))
+}
+
+fn cid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
     let number = i64::deserialize(deserializer)?;
     match u32::try_from(number) {
         // The highest number means any address.
-        Ok(cid) if cid >= FIRST_CID && cid != u32::MAX => Ok(cid),
+        Ok(cid) if cid >= FIRST_CID && cid != u32::MAX => Ok(Some(cid)),
         _ => Err(serde::de::Error::custom(format!(
             "{number}: expected a number from {FIRST_CID} to {}",
             u32::MAX - 1

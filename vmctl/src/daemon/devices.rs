@@ -175,8 +175,8 @@ impl Vms {
 
     /// Connects a guest to a program of VM 0, or tells the worker that nobody listens.
     fn connect(&mut self, name: &str, request: u64, port: u32) {
-        let has_vsock = |vm: &Vm| vm.record.config.vsock.is_some();
-        let files = match self.vm(name).is_ok_and(has_vsock) {
+        let has_socket = |vm: &Vm| vm.record.config.has_unix_socket();
+        let files = match self.vm(name).is_ok_and(has_socket) {
             true => Vec::from_iter(self.sockets(name).connect_to_port(port)),
             false => Vec::new(),
         };

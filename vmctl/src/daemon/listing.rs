@@ -76,7 +76,7 @@ impl Vms {
             memory_used: status.id.and_then(|id| self.partitions.populated(id)),
             reboots: vm.record.reboots,
             console: self.sockets(name).console().display().to_string(),
-            vsock: vm.record.config.vsock.as_ref().map(|_| {
+            vsock: vm.record.config.has_unix_socket().then(|| {
                 let sockets = self.sockets(name);
                 sockets.vsock().display().to_string()
             }),

@@ -91,12 +91,12 @@ impl Sockets {
         Ok(socket)
     }
 
-    fn bind(&self, has_vsock: bool) -> io::Result<Listeners> {
+    fn bind(&self, has_unix_socket: bool) -> io::Result<Listeners> {
         self.remove();
         Ok(Listeners {
             control: listen(&self.control())?,
             console: listen(&self.console())?,
-            vsock: has_vsock.then(|| listen(&self.vsock)).transpose()?,
+            vsock: has_unix_socket.then(|| listen(&self.vsock)).transpose()?,
         })
     }
 
@@ -139,8 +139,8 @@ pub(super) struct Launch<'a> {
     pub(super) state_dir: &'a Path,
     /// The VM's sockets.
     pub(super) sockets: &'a Sockets,
-    /// Whether the VM has a socket device.
-    pub(super) has_vsock: bool,
+    /// Whether programs of VM 0 reach the guest by a Unix socket.
+    pub(super) has_unix_socket: bool,
 }
 
 impl Launch<'_> {
@@ -152,7 +152,7 @@ impl Launch<'_> {
     pub(super) fn start(&self) -> Result<(Process, UnixStream), String> {
         let listeners = self
             .sockets
-            .bind(self.has_vsock)
+            .bind(self.has_unix_socket)
             .map_err(|e| format!("{}: {e}", self.sockets.dir.display()))?;
         let result = self.spawn(listeners);
         if result.is_err() {
@@ -377,7 +377,7 @@ mod tests {
             first_uid: 1000,
             state_dir: dir.path(),
             sockets: &sockets,
-            has_vsock: true,
+            has_unix_socket: true,
         };
         let error = launch.start().unwrap_err();
         assert!(error.contains("/no/such/program"), "{error}");

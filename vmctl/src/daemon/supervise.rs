@@ -84,10 +84,10 @@ impl Vms {
             first_uid: self.first_uid,
             state_dir: &self.store.dir(name),
             sockets: &sockets,
-            has_vsock: self
+            has_unix_socket: self
                 .vms
                 .get(name)
-                .is_some_and(|vm| vm.record.config.vsock.is_some()),
+                .is_some_and(|vm| vm.record.config.has_unix_socket()),
         };
         let vm = self.vms.get_mut(name).ok_or("no such VM")?;
         let config = vm.record.config.to_toml().map_err(|e| e.to_string())?;

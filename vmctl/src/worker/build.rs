@@ -20,14 +20,18 @@ use super::loader::{Boot, Entry, Initrd, Kernel};
 use super::machine::{self, Machine};
 use super::memory::{self, Ram};
 use super::virtio::transport::Transport;
+use super::virtio::vhost::Vhost;
 use super::virtio::vsock::Vsock;
 use super::virtio::{Device as Virtio, block::Block, console::Console, entropy::Entropy, net::Net};
 use super::{acpi, devices, disks, firmware, journal, nics};
-use crate::config::{ConsoleDevice, DiskConfig, NicConfig, VmConfig};
+use crate::config::{ConsoleDevice, DiskConfig, NicConfig, VmConfig, VsockConfig};
 use crate::disk::Image;
 use crate::driver::page::Ring;
 use crate::driver::{Device, DriverError, Vcpu, Vm};
 use crate::nic::Opened;
+
+/// Where root's kernel serves socket devices.
+const VHOST_VSOCK: &str = "/dev/vhost-vsock";
 
 /// The files that a VM starts from, opened and checked.
 #[derive(Debug)]
@@ -235,10 +239,9 @@ fn plug(
         put(machine, Box::new(Console::new(port)), insert).map_err(End::start_failed)?;
     }
     if let Some(vsock_config) = &config.vsock {
-        let listener = vsock.ok_or_else(|| End::start_failed("vsock: there is no socket"))?;
-        let sockets = machine.make_sockets(vsock_config.cid.into(), listener);
-        let sockets = sockets.map_err(|e| End::start_failed(format_args!("vsock: {e}")))?;
-        put(machine, Box::new(Vsock::new(sockets)), insert).map_err(End::start_failed)?;
+        let device = make_vsock(machine, vsock_config, vsock);
+        let device = device.map_err(|e| End::start_failed(format_args!("vsock: {e}")))?;
+        put(machine, Box::new(device), insert).map_err(End::start_failed)?;
     }
     Ok(())
 }
@@ -275,6 +278,30 @@ pub(super) fn plug_nic(machine: &Machine, nic: &NicConfig, opened: Opened) -> Re
 fn make_nic(machine: &Machine, nic: &NicConfig, opened: Opened) -> Net {
     let memory = machine.ram.mapping().clone();
     Net::new(opened.tap, opened.vhosts, nics::options(nic), memory)
+}
+
+/// Makes a socket device. Where the worker serves it, programs of VM 0 connect to `listener`.
+fn make_vsock(
+    machine: &Machine,
+    config: &VsockConfig,
+    listener: Option<UnixListener>,
+) -> Result<Vsock, String> {
+    let cid = config.cid().into();
+    if !config.vhost {
+        let listener = listener.ok_or("there is no socket")?;
+        let mux = machine.make_sockets(cid, listener);
+        return mux.map(Vsock::Worker).map_err(|e| e.to_string());
+    }
+    let fd = crate::nic::open_vhost(VHOST_VSOCK).map_err(|e| format!("{VHOST_VSOCK}: {e}"))?;
+    let vhost = Vhost::new(fd, Arc::new(machine.ram.mapping().clone()));
+    vhost.set_guest_cid(cid).map_err(|e| match e.kind() {
+        io::ErrorKind::AddrInUse => format!("cid {cid}: another VM has this address"),
+        _ => format!("cid {cid}: {e}"),
+    })?;
+    Ok(Vsock::Kernel {
+        cid,
+        vhost: Arc::new(vhost),
+    })
 }
 
 /// Puts a device into a free slot by `insert`.

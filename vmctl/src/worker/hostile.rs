@@ -165,7 +165,7 @@ fn sockets() -> Vsock {
         Some(mux)
     })()
     .expect("sockets");
-    Vsock::new(Arc::new(mux))
+    Vsock::Worker(Arc::new(mux))
 }
 
 fn image(access: Access) -> (File, Image) {

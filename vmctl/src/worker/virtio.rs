@@ -19,6 +19,7 @@ mod registers;
 mod tests;
 mod thread;
 pub mod transport;
+pub mod vhost;
 pub mod vsock;
 
 use std::fmt;

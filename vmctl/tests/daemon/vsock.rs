@@ -79,6 +79,10 @@ fn wrong_addresses_are_named() {
         ),
         ("cid = 4294967295", "4294967295: expected a number from 3"),
         ("cid = -1", "-1: expected a number from 3"),
+        (
+            "vhost = true",
+            "a guest with \"vhost\" has a \"cid\" of its own",
+        ),
         ("port = 1", "vsock: unknown key \"port\""),
     ] {
         let file = machine.config("demo", &format!("[vsock]\n{text}"));

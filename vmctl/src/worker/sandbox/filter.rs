@@ -69,7 +69,7 @@ const ALLOWED: &[i64] = &[
 /// Allowed, but never to make memory executable; the argument with the protection.
 const NOT_EXECUTABLE: &[(i64, u8)] = &[(libc::SYS_mmap, 2), (libc::SYS_mprotect, 2)];
 
-/// The ioctls of a VM that runs, beside those of vhost-net: of its partition and virtual CPUs, never of the driver's device, which reaches
+/// The ioctls of a VM that runs, beside those of vhost: of its partition and virtual CPUs, never of the driver's device, which reaches
 /// other partitions; for non-blocking sockets; and for the sizes of a block device and of its sectors (Linux's
 /// `include/uapi/linux/fs.h`); and
 /// for the queues, offloads, filters and link of a tap device, but not to become another tap.
@@ -98,8 +98,8 @@ const IOCTLS: &[u64] = &[
 const BLKGETSIZE64: u64 = 0x8008_1272;
 const BLKSSZGET: u64 = 0x1268;
 
-/// The ioctls by which root's kernel serves the queues of network cards.
-fn vhost_net() -> [u64; 11] {
+/// The ioctls by which root's kernel serves the queues of network cards and of a socket device.
+fn vhost() -> [u64; 12] {
     [
         vhost::VHOST_SET_OWNER(),
         vhost::VHOST_SET_MEM_TABLE(),
@@ -112,6 +112,7 @@ fn vhost_net() -> [u64; 11] {
         vhost::VHOST_SET_VRING_CALL(),
         vhost::VHOST_SET_VRING_ERR(),
         vhost::VHOST_NET_SET_BACKEND(),
+        vhost::VHOST_VSOCK_SET_RUNNING(),
     ]
 }
 
@@ -157,7 +158,7 @@ pub(super) fn program() -> Result<BpfProgram, BackendError> {
     // A thread sets its name.
     let name = is(0, libc::PR_SET_NAME as u64)?;
     rules.insert(libc::SYS_prctl, vec![name]);
-    let numbers = IOCTLS.iter().copied().chain(vhost_net());
+    let numbers = IOCTLS.iter().copied().chain(vhost());
     let numbers = numbers.map(|number| is(1, number));
     rules.insert(libc::SYS_ioctl, numbers.collect::<Result<_, _>>()?);
     let commands = FCNTLS.iter().map(|&command| is(1, command as u64));

@@ -11,7 +11,6 @@ mod receive;
 #[cfg(test)]
 mod tests;
 mod transmit;
-pub mod vhost;
 
 use std::fs::File;
 use std::io;
@@ -33,7 +32,7 @@ use self::control::Control;
 use self::filter::Filter;
 use self::receive::Receive;
 use self::transmit::Transmit;
-use self::vhost::{Relay, Vhost};
+use super::vhost::{Relay, Vhost};
 use super::{Device, Kind, Serve, read_bytes};
 use crate::net::tap::{self, offload};
 use crate::net::{Mac, Tap};
@@ -130,7 +129,7 @@ impl Card {
 
     /// Prepares root's kernel for a driver that accepted `features`. Returns whether it serves the queues.
     fn prepare_kernel(&self, features: u64) -> bool {
-        let prepare = |vhost: &Arc<Vhost>| vhost.prepare(features);
+        let prepare = |vhost: &Arc<Vhost>| vhost.prepare(features, 1 << VIRTIO_NET_F_MRG_RXBUF);
         let prepared = self.vhosts.iter().try_for_each(prepare);
         if let Err(e) = &prepared {
             let name = &self.options.name;
@@ -145,7 +144,7 @@ impl Card {
             .vhosts
             .get(pair)
             .filter(|_| self.state().is_in_kernel)?;
-        let relay = Relay::new(Arc::clone(vhost), index, self.tap.queue(pair)?);
+        let relay = Relay::to_tap(Arc::clone(vhost), index, self.tap.queue(pair)?);
         if let Err(e) = &relay {
             let name = &self.options.name;
             journal::say(format_args!("{name}: vhost-net: {e}; the worker serves it"));

@@ -22,14 +22,18 @@ use std::sync::Arc;
 
 use self::receive::Receive;
 use self::transmit::Transmit;
+use super::vhost::{Relay, Vhost};
 use super::{Device, Kind, Malformed, Serve, Vring, read_bytes};
 use crate::worker::event::{Event, wait_any};
+use crate::worker::journal;
 use crate::worker::memory::Memory;
 
 pub use self::mux::Mux;
 
 /// The device's name.
 pub const NAME: &str = "vsock";
+/// Feature: sockets that keep the borders of messages (§5.10.3).
+const SEQPACKET: u64 = 1 << 1;
 /// Largest size of a queue.
 const QUEUE_SIZE: u16 = 256;
 /// The queue by which the guest receives.
@@ -39,13 +43,16 @@ const TRANSMIT: u16 = 1;
 
 /// The device.
 #[derive(Debug)]
-pub struct Vsock(Arc<Mux>);
-
-impl Vsock {
-    /// A device whose connections are those of `mux`.
-    pub fn new(mux: Arc<Mux>) -> Self {
-        Self(mux)
-    }
+pub enum Vsock {
+    /// The worker serves its queues.
+    Worker(Arc<Mux>),
+    /// Root's kernel does.
+    Kernel {
+        /// The guest's address.
+        cid: u64,
+        /// The kernel's part.
+        vhost: Arc<Vhost>,
+    },
 }
 
 impl Device for Vsock {
@@ -57,24 +64,44 @@ impl Device for Vsock {
         NAME
     }
 
+    fn features(&self) -> u64 {
+        match self {
+            Self::Worker(_) => 0,
+            Self::Kernel { .. } => SEQPACKET,
+        }
+    }
+
     fn queues(&self) -> &[u16] {
         &[QUEUE_SIZE; 3]
     }
 
     /// `struct virtio_vsock_config` (§5.10.4).
     fn read_config(&self, at: usize, bytes: &mut [u8]) {
-        read_bytes(&self.0.cid().to_le_bytes(), at, bytes);
+        let cid = match self {
+            Self::Worker(mux) => mux.cid(),
+            Self::Kernel { cid, .. } => *cid,
+        };
+        read_bytes(&cid.to_le_bytes(), at, bytes);
     }
 
-    fn activate(&mut self, _features: u64) {
-        self.0.reset();
+    fn activate(&mut self, features: u64) {
+        match self {
+            Self::Worker(mux) => mux.reset(),
+            Self::Kernel { vhost, .. } => {
+                if let Err(e) = vhost.prepare(features, SEQPACKET) {
+                    journal::say(format_args!("{NAME}: vhost-vsock: {e}"));
+                }
+            }
+        }
     }
 
     fn server(&mut self, index: u16, _features: u64) -> Box<dyn Serve> {
-        let mux = Arc::clone(&self.0);
-        match index {
-            RECEIVE => Box::new(Receive::new(mux)),
-            TRANSMIT => Box::new(Transmit::new(mux)),
+        match (self, index) {
+            (Self::Worker(mux), RECEIVE) => Box::new(Receive::new(Arc::clone(mux))),
+            (Self::Worker(mux), TRANSMIT) => Box::new(Transmit::new(Arc::clone(mux))),
+            (Self::Kernel { vhost, .. }, RECEIVE | TRANSMIT) => {
+                Box::new(Relay::to_sockets(Arc::clone(vhost), usize::from(index)))
+            }
             _ => Box::new(Events),
         }
     }

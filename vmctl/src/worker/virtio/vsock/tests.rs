@@ -38,7 +38,7 @@ fn guest(buffers: u16) -> Guest {
     let wake = Arc::new(Event::new().unwrap());
     let listener = UnixListener::bind(&path).unwrap();
     let mux = Arc::new(Mux::new(CID, listener, Arc::clone(&wake)).unwrap());
-    let mut driver = Driver::new(Box::new(Vsock::new(Arc::clone(&mux))));
+    let mut driver = Driver::new(Box::new(Vsock::Worker(Arc::clone(&mux))));
     driver.start(0);
     let mut guest = Guest {
         driver,
@@ -435,7 +435,7 @@ fn transmitter() -> Driver {
     let listener = UnixListener::bind(dir.path().join("web")).unwrap();
     let wake = Arc::new(Event::new().unwrap());
     let mux = Mux::new(CID, listener, wake).unwrap();
-    let mut driver = Driver::new(Box::new(Vsock::new(Arc::new(mux))));
+    let mut driver = Driver::new(Box::new(Vsock::Worker(Arc::new(mux))));
     driver.queue = TRANSMIT;
     driver.start(0);
     driver

@@ -1,23 +1,24 @@
-//! Queues that root's kernel serves by itself: vhost-net (Linux's `drivers/vhost/net.c`). A notification of
-//! the guest wakes the kernel's thread, and that thread's interrupt reaches the guest, by eventfds: this
-//! process takes no part.
+//! Queues that root's kernel serves by itself: vhost-net and vhost-vsock (Linux's `drivers/vhost/net.c` and
+//! `vsock.c`). A notification of the guest wakes the kernel's thread, and that thread's interrupt reaches the guest,
+//! by eventfds: this process takes no part.
 
 #![allow(
     unsafe_code,
-    reason = "an ioctl, and descriptors for the type that the vhost crate takes"
+    reason = "ioctls, and descriptors for the type that the vhost crate takes"
 )]
 
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, RawFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use vhost::vhost_kern::VhostKernBackend;
-use vhost::vhost_kern::vhost_binding::{VHOST_NET_SET_BACKEND, vhost_vring_file};
+use vhost::vhost_kern::vhost_binding::{
+    VHOST_NET_SET_BACKEND, VHOST_VSOCK_SET_GUEST_CID, VHOST_VSOCK_SET_RUNNING, vhost_vring_file,
+};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use vm_memory::GuestMemoryBackend;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
@@ -27,11 +28,13 @@ use crate::worker::memory::Memory;
 use crate::worker::virtio::{Interrupt, Malformed, Serve, Vring};
 
 /// The kernel's part of one pair of queues.
-pub(super) struct Vhost {
+pub struct Vhost {
     fd: File,
     memory: Arc<Memory>,
     /// Whether the kernel's thread has started.
     started: OnceLock<Result<u64, String>>,
+    /// The queues of a socket device that are set up, as bits. Its kernel serves both or none.
+    ready: Mutex<u8>,
 }
 
 impl fmt::Debug for Vhost {
@@ -60,25 +63,27 @@ impl VhostKernBackend for Vhost {
 }
 
 impl Vhost {
-    /// Takes a descriptor of `/dev/vhost-net`.
-    pub(super) fn new(fd: File, memory: Arc<Memory>) -> Self {
+    /// Takes a descriptor of `/dev/vhost-net` or `/dev/vhost-vsock`.
+    pub fn new(fd: File, memory: Arc<Memory>) -> Self {
         Self {
             fd,
             memory,
             started: OnceLock::new(),
+            ready: Mutex::default(),
         }
     }
 
-    /// Prepares for a driver that accepted `features`. No queue is served.
+    /// Prepares for a driver that accepted `features`, of which the kernel has to know those in `needed`. No queue
+    /// is served.
     ///
     /// # Errors
     ///
     /// One line: the kernel can't serve such a driver.
-    pub(super) fn prepare(&self, features: u64) -> Result<(), String> {
+    pub(super) fn prepare(&self, features: u64, needed: u64) -> Result<(), String> {
         let known = self.started.get_or_init(|| self.start()).clone()?;
-        let needed = 1 << VIRTIO_F_VERSION_1 | features & 1 << VIRTIO_NET_F_MRG_RXBUF;
+        let needed = 1 << VIRTIO_F_VERSION_1 | features & needed;
         if known & needed != needed {
-            return Err("this kernel's vhost-net is too old".to_owned());
+            return Err("this kernel is too old for it".to_owned());
         }
         self.set_features(features & known)
             .map_err(|e| e.to_string())
@@ -98,19 +103,58 @@ impl Vhost {
         start().map_err(|e: vhost::Error| e.to_string())
     }
 
+    /// Gives the guest its address among those of `vsock(7)`.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` if another guest has the address.
+    pub fn set_guest_cid(&self, cid: u64) -> io::Result<()> {
+        // SAFETY: the kernel reads one number of this type.
+        outcome(unsafe { ioctl_with_ref(self, VHOST_VSOCK_SET_GUEST_CID(), &cid) })
+    }
+
+    /// Notes that a queue of a socket device is set up, or will no longer be served. The kernel serves both
+    /// queues, or none.
+    fn set_running(&self, index: usize, runs: bool) -> io::Result<()> {
+        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        match runs {
+            true => *ready |= 1 << index,
+            false => *ready &= !(1 << index),
+        }
+        if runs && *ready != 0b11 {
+            return Ok(());
+        }
+        let runs = libc::c_int::from(runs);
+        // SAFETY: the kernel reads one number of this type.
+        outcome(unsafe { ioctl_with_ref(self, VHOST_VSOCK_SET_RUNNING(), &runs) })
+    }
+
     /// Has the kernel serve a queue of the pair, 0 or 1, between guest memory and `tap`; or serve it no
     /// longer.
-    fn set_backend(&self, index: usize, tap: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    fn set_tap(&self, index: usize, tap: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let backend = vhost_vring_file {
             index: index as u32,
             fd: tap.map_or(-1, |tap| tap.as_raw_fd()),
         };
         // SAFETY: the kernel reads one structure of this type.
-        match unsafe { ioctl_with_ref(self, VHOST_NET_SET_BACKEND(), &backend) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        outcome(unsafe { ioctl_with_ref(self, VHOST_NET_SET_BACKEND(), &backend) })
     }
+}
+
+fn outcome(result: i32) -> io::Result<()> {
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// What the kernel serves a queue with.
+#[derive(Debug)]
+enum Backend {
+    /// A queue of a tap.
+    Tap(File),
+    /// Sockets of `vsock(7)`.
+    Sockets,
 }
 
 /// Has the kernel serve one queue.
@@ -118,7 +162,7 @@ pub(super) struct Relay {
     vhost: Arc<Vhost>,
     /// Number of the queue in its pair.
     index: usize,
-    tap: File,
+    backend: Backend,
 }
 
 impl Relay {
@@ -127,9 +171,30 @@ impl Relay {
     /// # Errors
     ///
     /// The process has no file descriptors left.
-    pub(super) fn new(vhost: Arc<Vhost>, index: usize, tap: BorrowedFd<'_>) -> io::Result<Self> {
-        let tap = tap.try_clone_to_owned()?.into();
-        Ok(Self { vhost, index, tap })
+    pub(super) fn to_tap(vhost: Arc<Vhost>, index: usize, tap: BorrowedFd<'_>) -> io::Result<Self> {
+        let backend = Backend::Tap(tap.try_clone_to_owned()?.into());
+        Ok(Self {
+            vhost,
+            index,
+            backend,
+        })
+    }
+
+    /// A queue of a socket device, 0 or 1.
+    pub(super) fn to_sockets(vhost: Arc<Vhost>, index: usize) -> Self {
+        Self {
+            vhost,
+            index,
+            backend: Backend::Sockets,
+        }
+    }
+
+    /// Has the kernel serve the queue, or serve it no longer.
+    fn set_running(&self, runs: bool) -> io::Result<()> {
+        match &self.backend {
+            Backend::Tap(tap) => self.vhost.set_tap(self.index, runs.then_some(tap.as_fd())),
+            Backend::Sockets => self.vhost.set_running(self.index, runs),
+        }
     }
 
     /// Tells the kernel where the queue is, and how it notifies.
@@ -153,8 +218,7 @@ impl Relay {
         vhost.set_vring_kick(index, &eventfd(&vring.kick)?)?;
         vhost.set_vring_call(index, &eventfd(call)?)?;
         vhost.set_vring_err(index, &eventfd(broken)?)?;
-        let backend = vhost.set_backend(index, Some(self.tap.as_fd()));
-        backend.map_err(vhost::Error::IoctlError)
+        self.set_running(true).map_err(vhost::Error::IoctlError)
     }
 }
 
@@ -186,7 +250,7 @@ impl Serve for Relay {
             Err(_) => Err(FAILED),
         };
         // It fails only if the queue was not served. When it returns, the kernel no longer uses the queue.
-        let _ = self.vhost.set_backend(self.index, None);
+        let _ = self.set_running(false);
         outcome
     }
 }
