@@ -15,6 +15,7 @@ mod listing;
 mod mark;
 mod names;
 mod netlink;
+mod overlay;
 mod port;
 mod program;
 mod service;
@@ -28,11 +29,12 @@ use std::path::Path;
 use rustix::io::Errno;
 use serde::Serialize;
 
-pub use self::address::{Cidr, Cidr6, Mac, Vlan};
+pub use self::address::{Cidr, Cidr6, Mac, Range, Vlan};
 pub use self::firewall::{Guard, Rules};
 use self::link::{Interface, Links};
 pub use self::listing::{Network, Port, Station, list, list_guarded, stations};
 use self::mark::{NetworkMark, mode, started_forwarding};
+pub use self::overlay::{Overlay, check_vni};
 pub use self::port::{Cable, Place, plug_in};
 pub use self::service::keep;
 pub use self::tap::Tap;
@@ -119,10 +121,14 @@ pub struct Spec {
     pub mode: Mode,
     /// Whether guests are leased IPv4 addresses and have names.
     pub dhcp: bool,
+    /// The addresses that they are leased; by default all of the network's.
+    pub range: Option<Range>,
     /// Whether ports can be in VLANs.
     pub vlan_filtering: bool,
     /// Bytes of the largest packet.
     pub mtu: Option<u16>,
+    /// The part that is on other machines.
+    pub overlay: Option<Overlay>,
 }
 
 /// Makes a network, or nothing. Returns lines about chains of others that keep its guests in.
@@ -140,6 +146,17 @@ pub fn create(spec: &Spec) -> Result<Vec<String>, NetError> {
     };
     if let (Some(what), None) = (needs_address, spec.address) {
         let line = format!("{name}: {what} needs an address for root, as 10.77.0.1/24");
+        return Err(NetError::Invalid(line));
+    }
+    if let (Some(range), Some(address)) = (spec.range, spec.address) {
+        let checked = range.check(address);
+        checked.map_err(|line| NetError::Invalid(format!("{name}: {line}")))?;
+    }
+    if spec.overlay.is_some() && spec.dhcp && spec.range.is_none() {
+        let line = format!(
+            "{name}: each machine leases addresses of its own part of the network: give it one, as --dhcp-range \
+             10.77.0.100-10.77.0.149"
+        );
         return Err(NetError::Invalid(line));
     }
     let failed = kernel(name);
@@ -171,6 +188,7 @@ pub fn create(spec: &Spec) -> Result<Vec<String>, NetError> {
         .inspect_err(|_| {
             let _ = firewall::remove(name);
             if let Ok(bridge) = find(&mut links, name) {
+                let _ = delete_overlay(&mut links, &bridge);
                 let _ = links.delete(bridge.index);
             }
             // After the bridge goes what served it.
@@ -221,8 +239,8 @@ fn serve(spec: &Spec) -> Result<(), NetError> {
 fn filter(spec: &Spec) -> Result<(), NetError> {
     let name = &spec.name;
     match (spec.mode, spec.address) {
-        (Mode::Nat, Some(address)) => firewall::masquerade(name, address),
-        _ => firewall::isolate(name),
+        (Mode::Nat, Some(address)) => firewall::masquerade(name, address, spec.overlay.as_ref()),
+        _ => firewall::isolate(name, spec.overlay.as_ref()),
     }
     .map_err(filter_failed(name))
 }
@@ -258,6 +276,7 @@ fn furnish(links: &mut Links, spec: &Spec) -> Result<(), NetError> {
         started_forwarding: started,
         dhcp: spec.dhcp,
         ipv6: spec.address6.is_some(),
+        range: spec.range,
     };
     links
         .set_alias(bridge.index, &mark.alias())
@@ -267,7 +286,9 @@ fn furnish(links: &mut Links, spec: &Spec) -> Result<(), NetError> {
         links.set_mac(bridge.index, mac).map_err(&failed)?;
     }
     // The same goes for its MTU.
-    let mtu = spec.mtu.unwrap_or(DEFAULT_MTU);
+    let overlay = spec.overlay.as_ref();
+    let default = overlay.map_or(DEFAULT_MTU, |overlay| overlay.mtu(DEFAULT_MTU));
+    let mtu = spec.mtu.unwrap_or(default);
     links.set_mtu(bridge.index, mtu).map_err(&failed)?;
     if let Some(address) = spec.address {
         links.add_address(bridge.index, address).map_err(&failed)?;
@@ -279,6 +300,9 @@ fn furnish(links: &mut Links, spec: &Spec) -> Result<(), NetError> {
     }
     if let Some(address) = spec.address6 {
         links.add_address6(bridge.index, address).map_err(&failed)?;
+    }
+    if let Some(overlay) = overlay {
+        overlay.plug(links, &bridge, mtu, mark.is_served())?;
     }
     links.set_up(bridge.index, true).map_err(&failed)?;
     if spec.mode == Mode::Nat && !forwards {
@@ -298,7 +322,8 @@ pub fn delete(name: &str) -> Result<(), NetError> {
     let mut links = Links::open().map_err(&failed)?;
     let there = links.all().map_err(&failed)?;
     let bridge = network(&there, name)?;
-    let ports: Vec<_> = ports(&there, bridge).map(|port| &*port.name).collect();
+    let ports = ports(&there, bridge).filter(|port| mark::overlay(port).is_none());
+    let ports: Vec<_> = ports.map(|port| &*port.name).collect();
     if !ports.is_empty() {
         let line = format!("{name}: in use by {}", ports.join(", "));
         return Err(NetError::Conflict(line));
@@ -306,6 +331,7 @@ pub fn delete(name: &str) -> Result<(), NetError> {
     // The bridge goes last: with it goes the claim to the name.
     links.set_up(bridge.index, false).map_err(&failed)?;
     firewall::remove(name).map_err(&failed)?;
+    delete_overlay(&mut links, bridge).map_err(&failed)?;
     links.delete(bridge.index).map_err(&failed)?;
     let nat = |other: &&Interface| mode(other) == Some(Mode::Nat) && other.index != bridge.index;
     if started_forwarding(bridge) && there.iter().find(nat).is_none() {
@@ -317,6 +343,13 @@ pub fn delete(name: &str) -> Result<(), NetError> {
         service::refresh(&lock);
     }
     Ok(())
+}
+
+/// Removes the device that leads a bridge to other machines, if there is one.
+fn delete_overlay(links: &mut Links, bridge: &Interface) -> io::Result<()> {
+    let there = links.all()?;
+    let mut own = ports(&there, bridge).filter(|port| mark::overlay(port).is_some());
+    own.try_for_each(|port| links.delete(port.index))
 }
 
 /// Checks the name of a network, which is an interface's.

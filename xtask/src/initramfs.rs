@@ -54,6 +54,7 @@ const ON_DEMAND: &[&str] = &[
     "crypto/crc32c_generic",
     "net/bridge/bridge",
     "drivers/net/tun",
+    "drivers/net/vxlan/vxlan",
     "drivers/vhost/vhost_net",
     "drivers/vhost/vhost_vsock",
     "net/netfilter/nf_tables",

@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::files::context;
@@ -33,7 +34,42 @@ pub(crate) enum Boot {
     Uefi,
 }
 
+/// One end of a cable between two machines: a socket of this path.
+#[derive(Clone, Debug)]
+pub(crate) enum CableEnd {
+    /// The machine that is started first.
+    First(PathBuf),
+    /// The other one, which waits for the first.
+    Second(PathBuf),
+}
+
+impl CableEnd {
+    /// Returns QEMU's options for a network card with the cable.
+    fn options(&self) -> Result<[String; 4]> {
+        let (path, is_first) = match self {
+            Self::First(path) => (path, true),
+            Self::Second(path) => (path, false),
+        };
+        let deadline = Instant::now() + CABLE_TIMEOUT;
+        while !is_first && !path.exists() {
+            if Instant::now() >= deadline {
+                return Err("the other machine was not started".into());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        let (server, number) = if is_first { ("on", 1) } else { ("off", 2) };
+        let path = path.display();
+        Ok([
+            "-netdev".into(),
+            format!("stream,id=cable,server={server},addr.type=unix,addr.path={path}"),
+            "-device".into(),
+            format!("virtio-net-pci,netdev=cable,mac=52:54:00:00:02:0{number},romfile="),
+        ])
+    }
+}
+
 /// What to boot on.
+#[derive(Clone)]
 pub(crate) struct Machine {
     /// CPUs.
     pub(crate) cpus: u32,
@@ -60,6 +96,8 @@ pub(crate) struct Machine {
     /// More disks of VM 0: raw images, or folders whose files are put into a file system. What VM 0
     /// writes to them is gone when the machine ends.
     pub(crate) disks: Vec<PathBuf>,
+    /// Its cable to another machine.
+    pub(crate) cable: Option<CableEnd>,
     /// How long it may run when nobody sits in front of it.
     pub(crate) timeout: Duration,
 }
@@ -79,6 +117,7 @@ impl Default for Machine {
             reboots: false,
             add: Vec::new(),
             disks: Vec::new(),
+            cable: None,
             timeout: Duration::from_secs(300),
         }
     }
@@ -99,6 +138,8 @@ impl Ended {
     }
 }
 
+/// How long a machine waits for the one at the other end of its cable.
+const CABLE_TIMEOUT: Duration = Duration::from_secs(60);
 const CONSOLE: &str = "console.log";
 /// What QEMU's monitor answers.
 const MONITOR: &str = "monitor";
@@ -190,6 +231,9 @@ impl Machine {
             // A network of QEMU's own; the card's boot program is for machines that boot from it.
             .args(["-netdev", "user,id=network"])
             .args(["-device", "virtio-net-pci,netdev=network,romfile="]);
+        if let Some(cable) = &self.cable {
+            qemu.args(cable.options()?);
+        }
         if !self.reboots {
             qemu.arg("-no-reboot");
         }

@@ -4,7 +4,7 @@ use clap::Subcommand;
 
 use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table, list, plain};
 use crate::exit::{Exit, Failed};
-use crate::net::{self, Cidr, Cidr6, Mode, NetError, Network, Port, Spec};
+use crate::net::{self, Cidr, Cidr6, Mode, NetError, Network, Overlay, Port, Range, Spec};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NetCommand {
@@ -44,6 +44,15 @@ pub(super) struct CreateArgs {
     /// Lease its guests their addresses, and answer for their names
     #[arg(long, requires = "address")]
     dhcp: bool,
+    /// Lease only these addresses, as 10.77.0.100-10.77.0.149
+    #[arg(long, value_name = "FIRST-LAST", requires = "dhcp")]
+    dhcp_range: Option<String>,
+    /// Join it with networks of other machines, which have the same identifier, by VXLAN
+    #[arg(long, value_name = "VNI", value_parser = vni, requires = "peer")]
+    vxlan: Option<u32>,
+    /// Name or address of another machine; can be given again
+    #[arg(long, value_name = "HOST", requires = "vxlan")]
+    peer: Vec<String>,
     /// Let its guests be in VLANs
     #[arg(long)]
     vlan_filtering: bool,
@@ -75,6 +84,16 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
     let address = address.map_err(|e| Failed::new(Exit::Usage, e))?;
     let address6 = args.address6.map(|text| text.parse::<Cidr6>()).transpose();
     let address6 = address6.map_err(|e| Failed::new(Exit::Usage, e))?;
+    let range = args
+        .dhcp_range
+        .map(|text| text.parse::<Range>())
+        .transpose();
+    let range = range.map_err(|e| Failed::new(Exit::Usage, e))?;
+    let overlay = args
+        .vxlan
+        .map(|vni| Overlay::new(vni, &args.peer))
+        .transpose();
+    let overlay = overlay.map_err(|e| Failed::new(Exit::Usage, e))?;
     let mode = if args.nat { Mode::Nat } else { Mode::Isolated };
     let spec = Spec {
         name,
@@ -82,8 +101,10 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
         address6,
         mode,
         dhcp: args.dhcp,
+        range,
         vlan_filtering: args.vlan_filtering,
         mtu: args.mtu,
+        overlay,
     };
     for line in net::create(&spec)? {
         eprintln!("vmctl: {}", output::printable(&line));
@@ -94,6 +115,11 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
 fn mtu(text: &str) -> Result<u16, String> {
     let bytes = text.parse().map_err(|_| "expected a number".to_owned())?;
     net::check_mtu(bytes)
+}
+
+fn vni(text: &str) -> Result<u32, String> {
+    let number = text.parse().map_err(|_| "expected a number".to_owned())?;
+    net::check_vni(number)
 }
 
 /// A row for each network, and one for each of its ports below it.
@@ -161,12 +187,16 @@ fn row(port: &Port) -> [(String, Colour); 11] {
         0 => Colour::Plain,
         _ => Colour::Yellow,
     };
+    let (kind, addresses) = match &port.overlay {
+        Some(overlay) => ("overlay", &overlay.peers),
+        None => ("port", &port.addresses),
+    };
     [
         plain(Some(format!("  {}", port.name))),
-        plain(Some("port".to_owned())),
+        plain(Some(kind.to_owned())),
         plain(None),
         plain(port.vm.clone()),
-        list(&port.addresses),
+        list(addresses),
         plain(port.mac.map(|mac| mac.to_string())),
         list(&port.vlans),
         list(&limits),
@@ -228,6 +258,7 @@ mod tests {
             ports: vec![Port {
                 name: "mv0".to_owned(),
                 vm: Some("web".to_owned()),
+                overlay: None,
                 addresses: vec!["10.77.0.9".parse().unwrap()],
                 mac: "52:54:00:00:00:02".parse().ok(),
                 vlans: vec![Vlan::new(10, false).unwrap(), Vlan::new(20, true).unwrap()],

@@ -112,6 +112,76 @@ impl Serialize for Cidr {
     }
 }
 
+/// Some IPv4 addresses: `10.77.0.100-10.77.0.149`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    first: Ipv4Addr,
+    last: Ipv4Addr,
+}
+
+impl Range {
+    /// All addresses of a network.
+    pub(super) fn of(network: Cidr) -> Self {
+        Self {
+            first: network.network(),
+            last: network.broadcast(),
+        }
+    }
+
+    /// Checks that a network has all of the addresses.
+    ///
+    /// # Errors
+    ///
+    /// One line.
+    pub(super) fn check(self, network: Cidr) -> Result<(), String> {
+        match [self.first, self.last]
+            .iter()
+            .find(|ip| !network.contains(**ip))
+        {
+            Some(ip) => Err(format!(
+                "range {self}: {ip} is outside of the network ({network})"
+            )),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn contains(self, ip: Ipv4Addr) -> bool {
+        (self.first..=self.last).contains(&ip)
+    }
+
+    /// Returns the number of addresses.
+    pub(super) fn size(self) -> u64 {
+        u64::from(self.last.to_bits() - self.first.to_bits()) + 1
+    }
+
+    /// Returns the address that so many others are before, counted around.
+    pub(super) fn at(self, offset: u64) -> Ipv4Addr {
+        let offset = offset % self.size();
+        Ipv4Addr::from_bits(self.first.to_bits() + offset as u32)
+    }
+}
+
+impl FromStr for Range {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("\"{text}\" is not a range, as 10.77.0.100-10.77.0.149");
+        let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+        let [first, last] = [first, last].map(str::parse::<Ipv4Addr>);
+        let (first, last) = (first.map_err(|_| wrong())?, last.map_err(|_| wrong())?);
+        match first <= last {
+            true => Ok(Self { first, last }),
+            false => Err(format!("range {text}: its end is before its beginning")),
+        }
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
 /// An IPv6 address in a network with a prefix of 64 bits: `fd00:77::1/64`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cidr6(Ipv6Addr);

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::address::{Cidr, Mac};
+use super::overlay::{self, Overlay};
 use super::program;
 
 /// The table of all ports.
@@ -35,9 +36,9 @@ pub struct Rules {
 }
 
 /// Keeps a network apart: nothing is forwarded into it or out of it.
-pub(super) fn isolate(network: &str) -> io::Result<()> {
+pub(super) fn isolate(network: &str, overlay: Option<&Overlay>) -> io::Result<()> {
     let mut batch = Batch::default();
-    let table = batch.network(network);
+    let table = batch.network(network, overlay);
     batch.rule(
         &table,
         "forward",
@@ -52,9 +53,13 @@ pub(super) fn isolate(network: &str) -> io::Result<()> {
 }
 
 /// Lets a network's guests out under root's addresses, and only answers in.
-pub(super) fn masquerade(network: &str, addresses: Cidr) -> io::Result<()> {
+pub(super) fn masquerade(
+    network: &str,
+    addresses: Cidr,
+    overlay: Option<&Overlay>,
+) -> io::Result<()> {
     let mut batch = Batch::default();
-    let table = batch.network(network);
+    let table = batch.network(network, overlay);
     let state = json!({"ct": {"key": "state"}});
     let answers = json!({"set": ["established", "related"]});
     let is_no_answer = compare("!=", state, answers);
@@ -86,31 +91,66 @@ pub(super) fn remove(network: &str) -> io::Result<()> {
 
 /// Has a port obey rules from now on.
 pub(super) fn guard(port: &str, mac: Mac, rules: &Rules) -> io::Result<()> {
+    guard_by(port, &sent(mac, rules), &received(mac, rules))
+}
+
+/// Has nobody behind a port to other machines be leased an address here, and no guest there. What is in a VLAN passes:
+/// root leases nothing there.
+pub(super) fn keep_leases_apart(port: &str) -> io::Result<()> {
+    let is_tagged = compare(">=", payload("vlan", "id"), json!(1));
+    let leases = json!({"set": [67, 68, 546, 547]});
+    let adverts = json!({"set": ["nd-router-advert", "nd-router-solicit"]});
+    let rules = [
+        vec![is_tagged, json!({"accept": null})],
+        denied(vec![compare("==", payload("udp", "dport"), leases)]),
+        denied(vec![compare("==", payload("icmpv6", "type"), adverts)]),
+    ];
+    guard_by(port, &rules, &rules)
+}
+
+/// Has frames from a port, and frames to it, obey rules from now on.
+fn guard_by(port: &str, sent: &[Vec<Value>], received: &[Vec<Value>]) -> io::Result<()> {
     let mut batch = Batch::default();
     let table = Table {
         family: "netdev",
         name: PORTS.to_owned(),
     };
     batch.add(json!({"table": {"family": table.family, "name": table.name}}));
-    let [from, to] = [format!("{port}-from"), format!("{port}-to")];
-    for (chain, hook) in [(&from, "ingress"), (&to, "egress")] {
+    for (direction, hook, rules) in [("from", "ingress", sent), ("to", "egress", received)] {
+        let chain = format!("{port}-{direction}");
         let name = json!({"chain": {"family": table.family, "table": table.name, "name": chain}});
-        let chain = json!({"chain": {
-            "family": table.family, "table": table.name, "name": chain,
-            "type": "filter", "hook": hook, "dev": port, "prio": 0, "policy": "accept",
-        }});
         // A chain that is there may have lost its interface, and one that is not is none to delete.
         batch.add(name.clone());
         batch.0.push(json!({"delete": name}));
-        batch.add(chain);
-    }
-    for rule in sent(mac, rules) {
-        batch.rule(&table, &from, &rule);
-    }
-    for rule in received(mac, rules) {
-        batch.rule(&table, &to, &rule);
+        batch.add(json!({"chain": {
+            "family": table.family, "table": table.name, "name": chain,
+            "type": "filter", "hook": hook, "dev": port, "prio": 0, "policy": "accept",
+        }}));
+        for rule in rules {
+            batch.rule(&table, &chain, rule);
+        }
     }
     batch.commit()
+}
+
+/// The rules that drop an overlay's packets if they are not its peers'.
+fn strangers(overlay: &Overlay) -> Vec<Vec<Value>> {
+    let is_vxlan = compare("==", payload("udp", "dport"), json!(overlay::PORT));
+    // The identifier lies behind 8 bytes of UDP, and 4 of VXLAN.
+    let vni = json!({"payload": {"base": "th", "offset": 96, "len": 24}});
+    let is_ours = compare("==", vni, json!(overlay.vni));
+    let is_ipv4 = overlay.peers.iter().all(IpAddr::is_ipv4);
+    let (protocol, other) = match is_ipv4 {
+        true => ("ip", "ipv6"),
+        false => ("ip6", "ipv4"),
+    };
+    let peers = json!({"set": overlay.peers});
+    [
+        compare("!=", payload(protocol, "saddr"), peers),
+        compare("==", meta("nfproto"), json!(other)),
+    ]
+    .map(|is_stranger| denied(vec![is_vxlan.clone(), is_ours.clone(), is_stranger]))
+    .to_vec()
 }
 
 /// The limits of a port, and what its rules have dropped.
@@ -306,8 +346,8 @@ impl Batch {
         self.0.push(json!({"delete": table}));
     }
 
-    /// Makes a network's table with an empty chain `forward`.
-    fn network(&mut self, network: &str) -> Table {
+    /// Makes a network's table with an empty chain `forward`. Only the peers of an overlay send into it.
+    fn network(&mut self, network: &str, overlay: Option<&Overlay>) -> Table {
         let table = Table {
             family: "inet",
             name: network_table(network),
@@ -318,6 +358,15 @@ impl Batch {
             "family": table.family, "table": table.name, "name": "forward",
             "type": "filter", "hook": "forward", "prio": 0, "policy": "accept",
         }}));
+        if let Some(overlay) = overlay {
+            self.add(json!({"chain": {
+                "family": table.family, "table": table.name, "name": "input",
+                "type": "filter", "hook": "input", "prio": 0, "policy": "accept",
+            }}));
+            for rule in strangers(overlay) {
+                self.rule(&table, "input", &rule);
+            }
+        }
         table
     }
 

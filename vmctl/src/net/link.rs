@@ -4,11 +4,14 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecBridge, BridgeVlanInfo, BridgeVlanInfoFlags, InfoBridge, InfoData, InfoKind,
+    AfSpecBridge, BridgeVlanInfo, BridgeVlanInfoFlags, InfoBridge, InfoData, InfoKind, InfoVxlan,
     LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -129,15 +132,53 @@ impl Links {
 
     /// Makes a bridge; it is down.
     pub(super) fn add_bridge(&mut self, name: &str, vlan_filtering: bool) -> io::Result<()> {
-        let mut link = LinkMessage::default();
         let data = InfoData::Bridge(vec![InfoBridge::VlanFiltering(vlan_filtering)]);
+        self.add_link(name, InfoKind::Bridge, data)
+    }
+
+    /// Makes a VXLAN device, whose packets have IPv6 if there is a `local` address; it is down. It has no peers.
+    pub(super) fn add_vxlan(
+        &mut self,
+        name: &str,
+        vni: u32,
+        port: u16,
+        local: Option<Ipv6Addr>,
+    ) -> io::Result<()> {
+        let mut data = vec![
+            InfoVxlan::Id(vni),
+            InfoVxlan::Port(port),
+            InfoVxlan::Learning(true),
+        ];
+        data.extend(local.map(InfoVxlan::Local6));
+        self.add_link(name, InfoKind::Vxlan, InfoData::Vxlan(data))
+    }
+
+    fn add_link(&mut self, name: &str, kind: InfoKind, data: InfoData) -> io::Result<()> {
+        let mut link = LinkMessage::default();
         link.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(data)]),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]),
         ];
         self.0.request(
             RouteNetlinkMessage::NewLink(link),
             NLM_F_CREATE | NLM_F_EXCL,
+        )
+    }
+
+    /// Has a VXLAN device send frames to everybody, and to stations that it does not know, to a peer, too.
+    pub(super) fn add_flood(&mut self, index: u32, peer: IpAddr) -> io::Result<()> {
+        let mut entry = NeighbourMessage::default();
+        entry.header.family = AddressFamily::Bridge;
+        entry.header.ifindex = index;
+        entry.header.state = NeighbourState::Permanent;
+        entry.header.flags = NeighbourFlags::Own;
+        entry.attributes = vec![
+            NeighbourAttribute::LinkLayerAddress(vec![0; 6]),
+            NeighbourAttribute::Destination(NeighbourAddress::from(peer)),
+        ];
+        self.0.request(
+            RouteNetlinkMessage::NewNeighbour(entry),
+            NLM_F_CREATE | NLM_F_APPEND,
         )
     }
 
@@ -218,6 +259,19 @@ impl Links {
             BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged
         };
         let link = vlan_message(port, vlan.id(), flags);
+        self.0.request(RouteNetlinkMessage::SetLink(link), 0)
+    }
+
+    /// Puts a port into all VLANs but the first one, tagged.
+    pub(super) fn join_other_vlans(&mut self, port: u32) -> io::Result<()> {
+        let mut link = bridge_message(port);
+        let ends = [
+            (2, BridgeVlanInfoFlags::RangeBegin),
+            (4094, BridgeVlanInfoFlags::RangeEnd),
+        ];
+        let info = |(vid, flags)| AfSpecBridge::VlanInfo(BridgeVlanInfo { flags, vid });
+        let range = ends.into_iter().map(info).collect();
+        link.attributes = vec![LinkAttribute::AfSpecBridge(range)];
         self.0.request(RouteNetlinkMessage::SetLink(link), 0)
     }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::address::{Cidr, Cidr6, Mac, Vlan};
 use super::firewall::{self, Guard};
 use super::link::{Interface, Links};
+use super::overlay::Overlay;
 use super::{Mode, NetError, kernel, mark, ports};
 
 /// A network that is.
@@ -57,6 +58,8 @@ pub struct Port {
     pub name: String,
     /// The VM whose guest it is.
     pub vm: Option<String>,
+    /// The machines that it leads to.
+    pub overlay: Option<Overlay>,
     /// The guest's MAC address; the interface's own, if it is no guest's.
     pub mac: Option<Mac>,
     /// The addresses that the guest may use; none if it may use any.
@@ -108,6 +111,7 @@ pub fn list() -> Result<Vec<Network>, NetError> {
             let port = |port: &Interface| Port {
                 name: port.name.clone(),
                 vm: mark::vm(port).map(str::to_owned),
+                overlay: mark::overlay(port),
                 mac: mark::guest(port).or(port.mac),
                 addresses: mark::addresses(port),
                 vlans: vlans
@@ -154,8 +158,9 @@ pub fn list() -> Result<Vec<Network>, NetError> {
 /// The kernel refuses.
 pub fn list_guarded() -> Result<Vec<Network>, NetError> {
     let mut networks = list()?;
-    let has_guests = |network: &Network| network.ports.iter().any(|port| port.vm.is_some());
-    if networks.iter().any(has_guests) {
+    let is_guarded = |port: &Port| port.vm.is_some() || port.overlay.is_some();
+    let has_guards = |network: &Network| network.ports.iter().any(is_guarded);
+    if networks.iter().any(has_guards) {
         let guards = firewall::guards().map_err(kernel("networks"))?;
         for port in networks.iter_mut().flat_map(|network| &mut network.ports) {
             port.guard = guards.get(&port.name).copied();

@@ -3,19 +3,24 @@
 use std::net::IpAddr;
 
 use super::Mode;
-use super::address::Mac;
+use super::address::{Mac, Range};
 use super::link::Interface;
+use super::overlay::Overlay;
 
 /// What the alias of a network's bridge begins with; its mode follows, and then one word for each other mark.
 const NETWORK: &str = "microvisor network: ";
 /// What the alias of a guest's tap begins with. The guest's MAC address, the name of its VM and its addresses
 /// follow.
 const GUEST: &str = "microvisor guest: ";
+/// What the alias of a network's device to other machines begins with. Its identifier and its peers follow.
+const OVERLAY: &str = "microvisor overlay: ";
 /// Stands between the words of a network's alias.
 const COMMA: &str = ", ";
 const FORWARDING: &str = "forwarding";
 const DHCP: &str = "dhcp";
 const IPV6: &str = "ipv6";
+/// The addresses follow.
+const RANGE: &str = "range ";
 
 /// What the alias of a network's bridge says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +32,8 @@ pub(super) struct NetworkMark {
     pub(super) dhcp: bool,
     /// Guests are told their IPv6 addresses.
     pub(super) ipv6: bool,
+    /// The addresses that guests are leased; by default all of the network's.
+    pub(super) range: Option<Range>,
 }
 
 impl NetworkMark {
@@ -44,7 +51,9 @@ impl NetworkMark {
         ];
         let words = marks.iter().filter(|(is_set, _)| *is_set);
         let words: String = words.map(|(_, word)| format!("{COMMA}{word}")).collect();
-        format!("{NETWORK}{}{words}", self.mode.name())
+        let range = self.range.map(|range| format!("{COMMA}{RANGE}{range}"));
+        let range = range.unwrap_or_default();
+        format!("{NETWORK}{}{words}{range}", self.mode.name())
     }
 }
 
@@ -58,14 +67,15 @@ pub(super) fn network(interface: &Interface) -> Option<NetworkMark> {
         started_forwarding: false,
         dhcp: false,
         ipv6: false,
+        range: None,
     };
     for word in words {
         match word {
             FORWARDING => mark.started_forwarding = true,
             DHCP => mark.dhcp = true,
             IPV6 => mark.ipv6 = true,
-            // Somebody else wrote it.
-            _ => return None,
+            // A word that vmctl does not know somebody else wrote.
+            word => mark.range = Some(word.strip_prefix(RANGE)?.parse().ok()?),
         }
     }
     Some(mark)
@@ -79,6 +89,16 @@ pub(super) fn mode(interface: &Interface) -> Option<Mode> {
 /// Whether it was for this network, among others, that the machine came to forward.
 pub(super) fn started_forwarding(interface: &Interface) -> bool {
     network(interface).is_some_and(|mark| mark.started_forwarding)
+}
+
+/// The alias of a device to other machines.
+pub(super) fn of_overlay(overlay: &Overlay) -> String {
+    format!("{OVERLAY}{overlay}")
+}
+
+/// The machines that a device leads to, if it is such a device.
+pub(super) fn overlay(interface: &Interface) -> Option<Overlay> {
+    Overlay::parse(interface.alias.strip_prefix(OVERLAY)?)
 }
 
 /// The alias of a guest's tap.
@@ -121,13 +141,14 @@ mod tests {
 
     #[test]
     fn marks_are_read_as_they_are_written() {
-        for bits in 0..8 {
+        for bits in 0..16 {
             for mode in Mode::ALL {
                 let mark = NetworkMark {
                     mode,
                     started_forwarding: bits & 1 != 0,
                     dhcp: bits & 2 != 0,
                     ipv6: bits & 4 != 0,
+                    range: (bits & 8 != 0).then(|| "10.77.0.9-10.77.0.99".parse().unwrap()),
                 };
                 let it = interface(mark.alias(), Some(false));
                 assert_eq!(network(&it), Some(mark));

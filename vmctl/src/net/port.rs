@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::address::{Cidr, Cidr6, Mac, Vlan};
+use super::address::{Cidr, Cidr6, Mac, Range, Vlan};
 use super::firewall::{self, Rules};
 use super::link::{Interface, Links};
 use super::mark::{self, guest};
@@ -145,6 +145,8 @@ struct Own {
     v6: Vec<Cidr6>,
     /// The guests are leased addresses.
     dhcp: bool,
+    /// Which of them.
+    range: Option<Range>,
 }
 
 impl Own {
@@ -156,6 +158,7 @@ impl Own {
             v4: of_interface(v4, bridge.index),
             v6: of_interface(v6, bridge.index),
             dhcp: mark::network(bridge).is_some_and(|mark| mark.dhcp),
+            range: mark::network(bridge).and_then(|mark| mark.range),
         })
     }
 
@@ -214,9 +217,21 @@ fn lease<'a>(
         let there = links.all().map_err(&failed)?;
         let taken: Vec<_> = ports(&there, bridge).flat_map(mark::addresses).collect();
         let in_use = |ip: Ipv4Addr| taken.contains(&IpAddr::V4(ip));
-        let ip = service::lease(lock, &bridge.name, network, cable.mac, wanted, &in_use);
+        let range = own.range.unwrap_or(Range::of(network));
+        let ip = service::lease(
+            lock,
+            &bridge.name,
+            network,
+            range,
+            cable.mac,
+            wanted,
+            &in_use,
+        );
         let ip = ip.map_err(&failed)?.ok_or_else(|| {
-            let line = format!("{}: all addresses of {network} are in use", bridge.name);
+            let line = match own.range {
+                Some(range) => format!("{}: all addresses of {range} are in use", bridge.name),
+                None => format!("{}: all addresses of {network} are in use", bridge.name),
+            };
             NetError::Conflict(line)
         })?;
         if wanted.is_none() {

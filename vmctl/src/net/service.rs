@@ -17,7 +17,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, flock};
 
-use super::address::{Cidr, Mac};
+use super::address::{Cidr, Mac, Range};
 use super::dnsmasq::{Files, Host, lease_lines, name_lines};
 use super::lease::Leases;
 use super::netlink::Changes;
@@ -73,6 +73,7 @@ pub(super) fn lease(
     _lock: &Lock,
     name: &str,
     network: Cidr,
+    range: Range,
     mac: Mac,
     wanted: Option<Ipv4Addr>,
     in_use: &dyn Fn(Ipv4Addr) -> bool,
@@ -82,7 +83,7 @@ pub(super) fn lease(
     let path = dir.join(LEASES);
     let text = read(&path)?;
     let mut leases = Leases::parse(&text);
-    let address = leases.of(network, mac, wanted, in_use);
+    let address = leases.of(network, range, mac, wanted, in_use);
     write_new(&path, &text, &leases.text())?;
     Ok(address)
 }

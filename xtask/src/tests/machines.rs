@@ -1,13 +1,16 @@
 //! The tests that boot the image: scripts in VM 0, and machines that must be refused.
 
+use std::panic::resume_unwind;
+use std::thread;
 use std::time::Duration;
 
 use super::LazyParts;
 use super::report::Report;
 use super::script::Script;
 use crate::image;
-use crate::machine::Machine;
+use crate::machine::{CableEnd, Machine};
 use crate::parts::Parts;
+use crate::run_folder::RunFolder;
 use crate::{Result, root};
 
 pub(super) fn run(report: &mut Report, parts: &LazyParts, long: bool) -> Result<()> {
@@ -50,8 +53,43 @@ fn machine(script: &Script, parts: &Parts) -> Result<Machine> {
     Ok(machine)
 }
 
-/// Runs a script, which passes with status 0; what it printed belongs to a failure.
+/// Runs a script on its machine, or on two with a cable between them.
 fn pass(script: &Script, machine: &Machine, parts: &Parts) -> Result<()> {
+    if !script.wants.two_machines {
+        return pass_on(script, machine, parts);
+    }
+    let folder = RunFolder::new()?;
+    let path = folder.join("cable");
+    let ends = [CableEnd::First(path.clone()), CableEnd::Second(path)];
+    thread::scope(|scope| {
+        let runs = (1..).zip(ends).map(|(number, end)| {
+            let machine = Machine {
+                // Linux makes a variable of an option that it does not know.
+                options: format!("{} machine={number}", machine.options),
+                cable: Some(end),
+                ..machine.clone()
+            };
+            let run = move || {
+                let passed = pass_on(script, &machine, parts);
+                passed.map_err(|why| format!("machine {number}: {why}"))
+            };
+            scope.spawn(run)
+        });
+        let runs: Vec<_> = runs.collect();
+        let outcomes = runs.into_iter().map(|run| match run.join() {
+            Ok(outcome) => outcome,
+            Err(panic) => resume_unwind(panic),
+        });
+        let failures: Vec<_> = outcomes.filter_map(Result::err).collect();
+        match failures.is_empty() {
+            true => Ok(()),
+            false => Err(failures.join("\n")),
+        }
+    })
+}
+
+/// Runs a script, which passes with status 0; what it printed belongs to a failure.
+fn pass_on(script: &Script, machine: &Machine, parts: &Parts) -> Result<()> {
     let mut output = Vec::new();
     let result = machine.script(parts, &script.path, &mut output);
     let result = result.and_then(|ended| match ended.status {

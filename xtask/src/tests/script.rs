@@ -41,6 +41,9 @@ pub(super) struct Wants {
     boot: Boot,
     /// `debian: yes`: the disks `/dev/vdb` and `/dev/vdc` hold a Debian image and its root file system.
     pub(super) debian: bool,
+    /// `machines: 2`: the script runs on two machines with a cable between them (`eth1`), and `$machine` says which one
+    /// it is on.
+    pub(super) two_machines: bool,
     /// Files in the script's folder, for guests.
     pub(super) files: Vec<(GuestFile, String)>,
 }
@@ -126,6 +129,8 @@ impl Wants {
                 "boot" if value == "iso" => wants.boot = Boot::Iso,
                 "boot" if value == "uefi" => wants.boot = Boot::Uefi,
                 "boot" => return Err(wrong()),
+                "machines" if value == "2" => wants.two_machines = true,
+                "machines" => return Err(wrong()),
                 "reboots" | "long" | "bare" | "debian" if value != "yes" => return Err(wrong()),
                 "reboots" => wants.reboots = true,
                 "long" => wants.long = true,

@@ -34,6 +34,8 @@ impl Net {
             mode,
             vlan_filtering,
             mtu: None,
+            range: None,
+            overlay: None,
         })
         .unwrap();
         Self(name)
