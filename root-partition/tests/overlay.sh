@@ -1,5 +1,6 @@
 # Two machines with a cable between them, and guests of both in one network: each machine leases addresses of its own part, and
-# guests reach each other, also in VLANs and with large transfers. Nobody but the peer sends into the network.
+# guests reach each other, also in VLANs and with large transfers. Nobody but the peer sends into the network. The same with
+# encryption.
 # machines: 2
 # timeout: 500
 . /lib/testing.sh
@@ -75,6 +76,40 @@ if [ "$machine" = 1 ]; then
     nft list table inet microvisor-lan0 | grep -qE '192.168.50.2 counter packets [1-9]' || fail "nothing was dropped: $(nft list table inet microvisor-lan0)"
     nft list chain netdev microvisor vxlan77-to | grep -qE '67.* counter packets [1-9]' || fail "requests for leases cross: $(nft list chain netdev microvisor vxlan77-to)"
 fi
+
+# The same with encryption. A machine that has another key than its peer says reaches nobody.
+secure() { vmctl net create lan1 --address 10.79.0.$machine/24 --vxlan 78 --wireguard --peer "$@"; }
+key=$(vmctl net key) || fail "no key: $key"
+[ "$(vmctl net key)" = "$key" ] || fail "the next key is another one"
+[ "$(stat -c %a /var/lib/microvisor/wireguard.key)" = 600 ] || fail "others can read the key"
+refuse "peer 192.168.50.$other: expected KEY@HOST" secure 192.168.50.$other
+refuse "is not a key" secure x@192.168.50.$other
+refuse "that is this machine's own key" secure "$key@192.168.50.$other"
+refuse "an interface of this machine has VXLAN 77 already" vmctl net create lan1 --vxlan 77 --wireguard --peer "$(wg genkey | wg pubkey)@192.168.50.9"
+[ ! -e /sys/class/net/lan1 ] && [ ! -e /sys/class/net/wg77 ] && [ ! -e /sys/class/net/wg78 ] || fail "a refused network is there"
+theirs=$(exchange "$key")
+if [ "$machine" = 2 ]; then
+    expect "lan1: created" secure "$(wg genkey | wg pubkey)@192.168.50.$other"
+else
+    expect "lan1: created" secure "$theirs@192.168.50.$other"
+fi
+exchange "wrong key" >/dev/null
+ping -c 3 -W 1 10.79.0.$other >/dev/null && fail "a machine with another key is reached"
+exchange "right key" >/dev/null
+if [ "$machine" = 2 ]; then
+    expect "lan1: deleted" vmctl net delete lan1
+    [ ! -e /sys/class/net/wg78 ] || fail "wg78 is left"
+    expect "lan1: created" secure "$theirs@192.168.50.$other"
+fi
+eventually 60 ping -c 1 -W 1 10.79.0.$other
+expect " 3 packets received" ping -c 3 -W 5 -s 1300 10.79.0.$other
+vmctl net list | grep -qE "^  vxlan78 +encrypted +- +- +192.168.50.$other " || fail "no overlay: $(vmctl net list)"
+[ "$(cat /sys/class/net/lan1/mtu)" = 1350 ] || fail "MTU of lan1: $(cat /sys/class/net/lan1/mtu)"
+wg show wg78 transfer | grep -q "$theirs" || fail "wg78: $(wg show wg78)"
+exchange encrypted >/dev/null
+expect "lan1: deleted" vmctl net delete lan1
+[ ! -e /sys/class/net/vxlan78 ] && [ ! -e /sys/class/net/wg78 ] || fail "devices of lan1 are left"
+
 expect "$vm: stopped" vmctl stop $vm --timeout 60s
 expect "lan0: deleted" vmctl net delete lan0
 [ ! -e /sys/class/net/vxlan77 ] || fail "vxlan77 is left"

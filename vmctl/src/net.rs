@@ -20,6 +20,7 @@ mod port;
 mod program;
 mod service;
 pub mod tap;
+mod tunnel;
 
 use std::fmt;
 use std::fs;
@@ -34,10 +35,11 @@ pub use self::firewall::{Guard, Rules};
 use self::link::{Interface, Links};
 pub use self::listing::{Network, Port, Station, list, list_guarded, stations};
 use self::mark::{NetworkMark, mode, started_forwarding};
-pub use self::overlay::{Overlay, check_vni};
+pub use self::overlay::{Overlay, OverlayPort, check_vni};
 pub use self::port::{Cable, Place, plug_in};
 pub use self::service::keep;
 pub use self::tap::Tap;
+pub use self::tunnel::key;
 
 /// Whether the machine forwards IPv4 packets at all.
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -287,7 +289,7 @@ fn furnish(links: &mut Links, spec: &Spec) -> Result<(), NetError> {
     }
     // The same goes for its MTU.
     let overlay = spec.overlay.as_ref();
-    let default = overlay.map_or(DEFAULT_MTU, |overlay| overlay.mtu(DEFAULT_MTU));
+    let default = overlay.map_or(DEFAULT_MTU, Overlay::mtu);
     let mtu = spec.mtu.unwrap_or(default);
     links.set_mtu(bridge.index, mtu).map_err(&failed)?;
     if let Some(address) = spec.address {
@@ -345,11 +347,16 @@ pub fn delete(name: &str) -> Result<(), NetError> {
     Ok(())
 }
 
-/// Removes the device that leads a bridge to other machines, if there is one.
+/// Removes the devices that lead a bridge to other machines, if there are any.
 fn delete_overlay(links: &mut Links, bridge: &Interface) -> io::Result<()> {
     let there = links.all()?;
-    let mut own = ports(&there, bridge).filter(|port| mark::overlay(port).is_some());
-    own.try_for_each(|port| links.delete(port.index))
+    for port in ports(&there, bridge) {
+        if let Some(overlay) = mark::overlay(port) {
+            links.delete(port.index)?;
+            tunnel::close(links, &there, overlay.vni)?;
+        }
+    }
+    Ok(())
 }
 
 /// Checks the name of a network, which is an interface's.

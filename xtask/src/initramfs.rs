@@ -12,6 +12,7 @@ use crate::{Result, demo, driver, modules, root};
 const BUSYBOX: &str = "/bin/busybox";
 const NFT: &str = "/usr/sbin/nft";
 const DNSMASQ: &str = "/usr/sbin/dnsmasq";
+const WG: &str = "/usr/bin/wg";
 
 const TOOLS: &[Need] = &[
     Need {
@@ -28,6 +29,11 @@ const TOOLS: &[Need] = &[
         file: DNSMASQ,
         packages: &["dnsmasq-base"],
         why: "addresses and names of the guests in VM 0's networks",
+    },
+    Need {
+        file: WG,
+        packages: &["wireguard-tools"],
+        why: "encrypted networks of several machines",
     },
 ];
 
@@ -55,6 +61,7 @@ const ON_DEMAND: &[&str] = &[
     "net/bridge/bridge",
     "drivers/net/tun",
     "drivers/net/vxlan/vxlan",
+    "drivers/net/wireguard/wireguard",
     "drivers/vhost/vhost_net",
     "drivers/vhost/vhost_vsock",
     "net/netfilter/nf_tables",
@@ -73,6 +80,7 @@ pub(crate) fn build(kernel: &Kernel, guest: &Kernel, vmctl: &Path) -> Result<Pat
     archive.file(vmctl, "bin/vmctl", 0o755);
     add_program(&mut archive, Path::new(NFT), "sbin/nft")?;
     add_program(&mut archive, Path::new(DNSMASQ), "sbin/dnsmasq")?;
+    add_program(&mut archive, Path::new(WG), "bin/wg")?;
     let sources = root().join("root-partition/initramfs");
     archive.file(&sources.join("init"), "init", 0o755);
     for library in ["testing.sh", "debian.sh"] {

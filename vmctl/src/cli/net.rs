@@ -17,6 +17,9 @@ pub(super) enum NetCommand {
         /// Name of the network
         name: String,
     },
+    /// Print this machine's public key, for networks that other machines join by WireGuard
+    #[command(after_help = "Example:\n  vmctl net key")]
+    Key,
     /// List the networks
     #[command(
         visible_alias = "ls",
@@ -50,7 +53,17 @@ pub(super) struct CreateArgs {
     /// Join it with networks of other machines, which have the same identifier, by VXLAN
     #[arg(long, value_name = "VNI", value_parser = vni, requires = "peer")]
     vxlan: Option<u32>,
-    /// Name or address of another machine; can be given again
+    /// Encrypt what goes to other machines by WireGuard; UDP port 51820, or another one
+    #[arg(
+        long,
+        value_name = "PORT",
+        requires = "vxlan",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "51820"
+    )]
+    wireguard: Option<u16>,
+    /// Name or address of another machine, with --wireguard KEY@HOST or KEY@HOST:PORT; can be given again
     #[arg(long, value_name = "HOST", requires = "vxlan")]
     peer: Vec<String>,
     /// Let its guests be in VLANs
@@ -68,6 +81,7 @@ pub(super) fn run(command: NetCommand) -> Result<(), Failed> {
             net::delete(&name)?;
             output::text(&format!("{name}: deleted\n"))
         }
+        NetCommand::Key => output::text(&format!("{}\n", net::key()?)),
         NetCommand::List { format } => {
             let networks = net::list_guarded()?;
             match format.format {
@@ -89,10 +103,11 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
         .map(|text| text.parse::<Range>())
         .transpose();
     let range = range.map_err(|e| Failed::new(Exit::Usage, e))?;
-    let overlay = args
-        .vxlan
-        .map(|vni| Overlay::new(vni, &args.peer))
-        .transpose();
+    let overlay = args.vxlan.map(|vni| match args.wireguard {
+        Some(port) => Overlay::encrypted(vni, port, &args.peer),
+        None => Overlay::new(vni, &args.peer),
+    });
+    let overlay = overlay.transpose();
     let overlay = overlay.map_err(|e| Failed::new(Exit::Usage, e))?;
     let mode = if args.nat { Mode::Nat } else { Mode::Isolated };
     let spec = Spec {
@@ -188,6 +203,7 @@ fn row(port: &Port) -> [(String, Colour); 11] {
         _ => Colour::Yellow,
     };
     let (kind, addresses) = match &port.overlay {
+        Some(overlay) if overlay.wireguard => ("encrypted", &overlay.peers),
         Some(overlay) => ("overlay", &overlay.peers),
         None => ("port", &port.addresses),
     };

@@ -206,6 +206,11 @@ impl Cidr6 {
         Ipv6Addr::from_bits(self.0.to_bits() >> Self::PREFIX << Self::PREFIX)
     }
 
+    /// Returns an address of the machine's own, with its network.
+    pub(super) fn of_root(address: Ipv6Addr) -> Self {
+        Self(address)
+    }
+
     /// The address that a host of the network makes of its MAC address (RFC 4291 appendix A).
     pub(super) fn of_host(self, mac: Mac) -> Ipv6Addr {
         Ipv6Addr::from_bits(self.network().to_bits() | u128::from(mac.interface_id()))

@@ -138,19 +138,20 @@ fn strangers(overlay: &Overlay) -> Vec<Vec<Value>> {
     let is_vxlan = compare("==", payload("udp", "dport"), json!(overlay::PORT));
     // The identifier lies behind 8 bytes of UDP, and 4 of VXLAN.
     let vni = json!({"payload": {"base": "th", "offset": 96, "len": 24}});
-    let is_ours = compare("==", vni, json!(overlay.vni));
-    let is_ipv4 = overlay.peers.iter().all(IpAddr::is_ipv4);
-    let (protocol, other) = match is_ipv4 {
+    let is_ours = compare("==", vni, json!(overlay.vni()));
+    let (protocol, other) = match overlay.is_ipv4() {
         true => ("ip", "ipv6"),
         false => ("ip6", "ipv4"),
     };
-    let peers = json!({"set": overlay.peers});
-    [
+    let peers = json!({"set": overlay.peers()});
+    let is_stranger = [
         compare("!=", payload(protocol, "saddr"), peers),
         compare("==", meta("nfproto"), json!(other)),
-    ]
-    .map(|is_stranger| denied(vec![is_vxlan.clone(), is_ours.clone(), is_stranger]))
-    .to_vec()
+    ];
+    let is_outside = overlay.interface().map(|name| not_input(&name));
+    let is_stranger = is_stranger.into_iter().chain(is_outside);
+    let rule = |it| denied(vec![is_vxlan.clone(), is_ours.clone(), it]);
+    is_stranger.map(rule).collect()
 }
 
 /// The limits of a port, and what its rules have dropped.

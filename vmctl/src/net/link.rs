@@ -133,7 +133,7 @@ impl Links {
     /// Makes a bridge; it is down.
     pub(super) fn add_bridge(&mut self, name: &str, vlan_filtering: bool) -> io::Result<()> {
         let data = InfoData::Bridge(vec![InfoBridge::VlanFiltering(vlan_filtering)]);
-        self.add_link(name, InfoKind::Bridge, data)
+        self.add_link(name, InfoKind::Bridge, Some(data))
     }
 
     /// Makes a VXLAN device, whose packets have IPv6 if there is a `local` address; it is down. It has no peers.
@@ -150,14 +150,21 @@ impl Links {
             InfoVxlan::Learning(true),
         ];
         data.extend(local.map(InfoVxlan::Local6));
-        self.add_link(name, InfoKind::Vxlan, InfoData::Vxlan(data))
+        self.add_link(name, InfoKind::Vxlan, Some(InfoData::Vxlan(data)))
     }
 
-    fn add_link(&mut self, name: &str, kind: InfoKind, data: InfoData) -> io::Result<()> {
+    /// Makes a WireGuard device without a key; it is down.
+    pub(super) fn add_wireguard(&mut self, name: &str) -> io::Result<()> {
+        self.add_link(name, InfoKind::Wireguard, None)
+    }
+
+    fn add_link(&mut self, name: &str, kind: InfoKind, data: Option<InfoData>) -> io::Result<()> {
+        let info = [LinkInfo::Kind(kind)].into_iter();
+        let info = info.chain(data.map(LinkInfo::Data)).collect();
         let mut link = LinkMessage::default();
         link.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]),
+            LinkAttribute::LinkInfo(info),
         ];
         self.0.request(
             RouteNetlinkMessage::NewLink(link),

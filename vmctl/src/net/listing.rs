@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::address::{Cidr, Cidr6, Mac, Vlan};
 use super::firewall::{self, Guard};
 use super::link::{Interface, Links};
-use super::overlay::Overlay;
+use super::overlay::OverlayPort;
 use super::{Mode, NetError, kernel, mark, ports};
 
 /// A network that is.
@@ -59,7 +59,7 @@ pub struct Port {
     /// The VM whose guest it is.
     pub vm: Option<String>,
     /// The machines that it leads to.
-    pub overlay: Option<Overlay>,
+    pub overlay: Option<OverlayPort>,
     /// The guest's MAC address; the interface's own, if it is no guest's.
     pub mac: Option<Mac>,
     /// The addresses that the guest may use; none if it may use any.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::Mode;
 use super::address::{Mac, Range};
 use super::link::Interface;
-use super::overlay::Overlay;
+use super::overlay::OverlayPort;
 
 /// What the alias of a network's bridge begins with; its mode follows, and then one word for each other mark.
 const NETWORK: &str = "microvisor network: ";
@@ -14,6 +14,8 @@ const NETWORK: &str = "microvisor network: ";
 const GUEST: &str = "microvisor guest: ";
 /// What the alias of a network's device to other machines begins with. Its identifier and its peers follow.
 const OVERLAY: &str = "microvisor overlay: ";
+/// What the alias of the device that encrypts their packets begins with. The identifier follows.
+const TUNNEL: &str = "microvisor tunnel: ";
 /// Stands between the words of a network's alias.
 const COMMA: &str = ", ";
 const FORWARDING: &str = "forwarding";
@@ -92,13 +94,18 @@ pub(super) fn started_forwarding(interface: &Interface) -> bool {
 }
 
 /// The alias of a device to other machines.
-pub(super) fn of_overlay(overlay: &Overlay) -> String {
-    format!("{OVERLAY}{overlay}")
+pub(super) fn of_overlay(port: &OverlayPort) -> String {
+    format!("{OVERLAY}{port}")
+}
+
+/// The alias of the device that encrypts the packets of a network.
+pub(super) fn of_tunnel(vni: u32) -> String {
+    format!("{TUNNEL}{vni}")
 }
 
 /// The machines that a device leads to, if it is such a device.
-pub(super) fn overlay(interface: &Interface) -> Option<Overlay> {
-    Overlay::parse(interface.alias.strip_prefix(OVERLAY)?)
+pub(super) fn overlay(interface: &Interface) -> Option<OverlayPort> {
+    OverlayPort::parse(interface.alias.strip_prefix(OVERLAY)?)
 }
 
 /// The alias of a guest's tap.

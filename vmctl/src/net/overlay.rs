@@ -2,7 +2,7 @@
 //! the frames of guests to the other machines in packets of UDP.
 //!
 //! Frames to everybody, and to stations that are not known yet, go to all peers. Each machine leases addresses to its
-//! own guests alone, so that requests for them and their answers do not cross.
+//! own guests alone, so that requests for them and their answers do not cross. The packets can go through a `tunnel`.
 
 use std::fmt;
 use std::io;
@@ -13,7 +13,8 @@ use serde::Serialize;
 
 use super::link::{Interface, Links};
 use super::mark;
-use super::{NetError, find, firewall, kernel};
+use super::tunnel::{self, Tunnel};
+use super::{DEFAULT_MTU, NetError, find, firewall, kernel};
 
 /// The port of VXLAN.
 pub(super) const PORT: u16 = 4789;
@@ -22,13 +23,28 @@ const MAX_VNI: u32 = (1 << 24) - 1;
 /// Bytes that a frame needs on its way beside its packet: headers of Ethernet (14), VXLAN (8), UDP (8), and
 /// of IPv4 (20) or IPv6 (40).
 const OVERHEAD: u16 = 14 + 8 + 8;
+/// Words of an alias.
+const ENCRYPTED: &str = "wireguard";
+const PLAIN: &str = "plain";
 
 /// The part of a network that is on other machines.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlay {
     /// The network's identifier, the same on all machines.
+    vni: u32,
+    /// Addresses of the other machines. Without a tunnel they are of one family.
+    hosts: Vec<IpAddr>,
+    tunnel: Option<Tunnel>,
+}
+
+/// A device that leads to other machines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OverlayPort {
+    /// The network's identifier.
     pub vni: u32,
-    /// Addresses of the other machines, all of one family.
+    /// Whether its packets are encrypted.
+    pub wireguard: bool,
+    /// Addresses of the other machines.
     pub peers: Vec<IpAddr>,
 }
 
@@ -53,18 +69,61 @@ impl Overlay {
             }
             peers.push(peer);
         }
-        match peers.is_empty() {
+        Self::of(vni, peers, None)
+    }
+
+    /// Makes a part of other machines' keys and addresses (`KEY@HOST`), which reach this machine at UDP port `port`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub fn encrypted(vni: u32, port: u16, hosts: &[String]) -> Result<Self, String> {
+        check_vni(vni)?;
+        let peers = hosts.iter().map(|host| host.parse());
+        let tunnel = Tunnel::new(port, peers.collect::<Result<_, String>>()?);
+        let addresses = tunnel.addresses(vni);
+        let is_again = |(index, address)| addresses[..index].contains(address);
+        if let Some(index) = addresses.iter().enumerate().position(is_again) {
+            return Err(format!(
+                "peer {}: its key is that of another peer",
+                hosts[index]
+            ));
+        }
+        Self::of(vni, tunnel.endpoints(), Some(tunnel))
+    }
+
+    fn of(vni: u32, hosts: Vec<IpAddr>, tunnel: Option<Tunnel>) -> Result<Self, String> {
+        match hosts.is_empty() {
             true => Err(format!("VXLAN {vni}: no peer is given")),
-            false => Ok(Self { vni, peers }),
+            false => Ok(Self { vni, hosts, tunnel }),
         }
     }
 
-    /// Reads what [`fmt::Display`] wrote.
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        let mut words = text.split(' ');
-        let vni = words.next()?.parse().ok()?;
-        let peers = words.map(str::parse).collect::<Result<_, _>>().ok()?;
-        Some(Self { vni, peers })
+    /// Returns the network's identifier.
+    pub(super) fn vni(&self) -> u32 {
+        self.vni
+    }
+
+    /// Returns the addresses that VXLAN's packets of other machines come from, all of one family.
+    pub(super) fn peers(&self) -> Vec<IpAddr> {
+        match &self.tunnel {
+            Some(tunnel) => tunnel.addresses(self.vni),
+            None => self.hosts.clone(),
+        }
+    }
+
+    /// Returns the one interface that such packets come by, if it is known.
+    pub(super) fn interface(&self) -> Option<String> {
+        self.tunnel.as_ref().map(|_| tunnel::device(self.vni))
+    }
+
+    /// Returns what the device is to users.
+    fn port(&self) -> OverlayPort {
+        OverlayPort {
+            vni: self.vni,
+            wireguard: self.tunnel.is_some(),
+            peers: self.hosts.clone(),
+        }
     }
 
     /// Returns the device's name.
@@ -72,13 +131,14 @@ impl Overlay {
         format!("vxlan{}", self.vni)
     }
 
-    /// Whether the machines reach each other by IPv4.
-    fn is_ipv4(&self) -> bool {
-        self.peers.iter().all(IpAddr::is_ipv4)
+    /// Whether VXLAN's packets have IPv4.
+    pub(super) fn is_ipv4(&self) -> bool {
+        self.peers().iter().all(IpAddr::is_ipv4)
     }
 
-    /// Returns the bytes of the largest packet of guests if those of the machines have `outer` bytes.
-    pub(super) fn mtu(&self, outer: u16) -> u16 {
+    /// Returns the bytes of the largest packet of guests if those of the machines have 1500 bytes.
+    pub(super) fn mtu(&self) -> u16 {
+        let outer = self.tunnel.as_ref().map_or(DEFAULT_MTU, |_| tunnel::MTU);
         let ip = match self.is_ipv4() {
             true => 20,
             false => 40,
@@ -94,9 +154,30 @@ impl Overlay {
         mtu: u16,
         is_served: bool,
     ) -> Result<(), NetError> {
+        let Some(tunnel) = &self.tunnel else {
+            let local = (!self.is_ipv4()).then_some(Ipv6Addr::UNSPECIFIED);
+            return self.make(links, local, bridge, mtu, is_served);
+        };
+        let local = tunnel.open(links, self.vni)?;
+        self.make(links, Some(local), bridge, mtu, is_served)
+            .inspect_err(|_| {
+                if let Ok(there) = links.all() {
+                    let _ = tunnel::close(links, &there, self.vni);
+                }
+            })
+    }
+
+    /// Makes the device, whose packets come from the address `local`.
+    fn make(
+        &self,
+        links: &mut Links,
+        local: Option<Ipv6Addr>,
+        bridge: &Interface,
+        mtu: u16,
+        is_served: bool,
+    ) -> Result<(), NetError> {
         let name = self.device();
         let failed = kernel(&name);
-        let local = (!self.is_ipv4()).then_some(Ipv6Addr::UNSPECIFIED);
         let made = links.add_vxlan(&name, self.vni, PORT, local);
         made.map_err(|e| match Errno::from_io_error(&e) {
             Some(Errno::OPNOTSUPP) => {
@@ -126,9 +207,9 @@ impl Overlay {
         is_served: bool,
     ) -> io::Result<()> {
         let index = find(links, name)?.index;
-        links.set_alias(index, &mark::of_overlay(self))?;
+        links.set_alias(index, &mark::of_overlay(&self.port()))?;
         links.set_mtu(index, mtu)?;
-        for &peer in &self.peers {
+        for peer in self.peers() {
             links.add_flood(index, peer)?;
         }
         links.attach(index, bridge.index)?;
@@ -142,9 +223,29 @@ impl Overlay {
     }
 }
 
-impl fmt::Display for Overlay {
+impl OverlayPort {
+    /// Reads what [`fmt::Display`] wrote.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let vni = words.next()?.parse().ok()?;
+        let wireguard = match words.next()? {
+            ENCRYPTED => true,
+            PLAIN => false,
+            _ => return None,
+        };
+        let peers = words.map(str::parse).collect::<Result<_, _>>().ok()?;
+        Some(Self {
+            vni,
+            wireguard,
+            peers,
+        })
+    }
+}
+
+impl fmt::Display for OverlayPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.vni)?;
+        let way = if self.wireguard { ENCRYPTED } else { PLAIN };
+        write!(f, "{} {way}", self.vni)?;
         self.peers.iter().try_for_each(|peer| write!(f, " {peer}"))
     }
 }
@@ -187,6 +288,8 @@ fn resolve(host: &str) -> Result<IpAddr, String> {
 mod tests {
     use super::*;
 
+    const KEY: &str = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
+
     fn overlay(vni: u32, hosts: &[&str]) -> Result<Overlay, String> {
         let hosts: Vec<_> = hosts.iter().map(|&host| host.to_owned()).collect();
         Overlay::new(vni, &hosts)
@@ -195,17 +298,32 @@ mod tests {
     #[test]
     fn an_overlay_is_read_as_it_is_written() {
         for hosts in [&["10.0.0.2", "10.0.0.3"][..], &["fd00::2"][..]] {
-            let made = overlay(77, hosts).unwrap();
-            assert_eq!(Overlay::parse(&made.to_string()), Some(made));
+            let mut made = overlay(77, hosts).unwrap().port();
+            made.wireguard = hosts.len() == 1;
+            assert_eq!(OverlayPort::parse(&made.to_string()), Some(made));
         }
-        assert_eq!(Overlay::parse("77 x"), None);
-        assert_eq!(Overlay::parse(""), None);
+        for wrong in ["77 plain x", "77 x", "77", ""] {
+            assert_eq!(OverlayPort::parse(wrong), None);
+        }
     }
 
     #[test]
     fn packets_have_room_for_their_headers() {
-        assert_eq!(overlay(77, &["10.0.0.2"]).unwrap().mtu(1500), 1450);
-        assert_eq!(overlay(77, &["fd00::2"]).unwrap().mtu(1500), 1430);
+        assert_eq!(overlay(77, &["10.0.0.2"]).unwrap().mtu(), 1450);
+        assert_eq!(overlay(77, &["fd00::2"]).unwrap().mtu(), 1430);
+        let encrypted = Overlay::encrypted(77, 9, &[format!("{KEY}@10.0.0.2")]);
+        assert_eq!(encrypted.unwrap().mtu(), 1350);
+    }
+
+    #[test]
+    fn a_key_is_one_peers() {
+        let peer = |host| format!("{KEY}@{host}");
+        let error = Overlay::encrypted(77, 9, &[peer("10.0.0.2"), peer("10.0.0.3")]);
+        let error = error.unwrap_err();
+        assert!(
+            error.ends_with("10.0.0.3: its key is that of another peer"),
+            "{error}"
+        );
     }
 
     #[test]
