@@ -73,9 +73,21 @@ if [ "$machine" = 2 ]; then
 fi
 exchange "no stranger" >/dev/null
 if [ "$machine" = 1 ]; then
-    nft list table inet microvisor-lan0 | grep -qE '192.168.50.2 counter packets [1-9]' || fail "nothing was dropped: $(nft list table inet microvisor-lan0)"
+    nft list table inet microvisor-lan0 | grep -qE 'counter packets [1-9]' || fail "nothing was dropped: $(nft list table inet microvisor-lan0)"
     nft list chain netdev microvisor vxlan77-to | grep -qE '67.* counter packets [1-9]' || fail "requests for leases cross: $(nft list chain netdev microvisor vxlan77-to)"
 fi
+
+# A third machine, in place of the peer and beside it.
+refuse "reach each other by IPv4" vmctl net set lan0 --peer fd00::9
+refuse "nowhere: no such network" vmctl net set nowhere --peer 192.168.50.9
+expect "lan0: peers set" vmctl net set lan0 --peer 192.168.50.9
+expect "lan0: peers set" vmctl net set lan0 --peer 192.168.50.9
+vmctl net list | grep -qE "^  vxlan77 +overlay +- +- +192.168.50.9 " || fail "no new peer: $(vmctl net list)"
+ping -c 2 -W 1 10.77.0.$other >/dev/null && fail "a machine that is no peer is reached"
+exchange "apart" >/dev/null
+expect "lan0: peers set" vmctl net set lan0 --peer 192.168.50.9 --peer 192.168.50.$other
+eventually 60 ping -c 1 -W 1 10.77.0.$other
+exchange "joined" >/dev/null
 
 # The same with encryption. A machine that has another key than its peer says reaches nobody.
 secure() { vmctl net create lan1 --address 10.79.0.$machine/24 --vxlan 78 --wireguard --peer "$@"; }
@@ -102,8 +114,12 @@ if [ "$machine" = 2 ]; then
     expect "lan1: created" secure "$theirs@192.168.50.$other"
 fi
 eventually 60 ping -c 1 -W 1 10.79.0.$other
+third=$(wg genkey | wg pubkey)
+refuse "that is this machine's own key" vmctl net set lan1 --peer "$key@192.168.50.$other"
+expect "lan1: peers set" vmctl net set lan1 --peer "$third@192.168.50.9" --peer "$theirs@192.168.50.$other"
+wg show wg78 peers | grep -q "$third" || fail "no third peer: $(wg show wg78)"
 expect " 3 packets received" ping -c 3 -W 5 -s 1300 10.79.0.$other
-vmctl net list | grep -qE "^  vxlan78 +encrypted +- +- +192.168.50.$other " || fail "no overlay: $(vmctl net list)"
+vmctl net list | grep -qE "^  vxlan78 +encrypted +- +- +192.168.50.9,192.168.50.$other " || fail "no overlay: $(vmctl net list)"
 [ "$(cat /sys/class/net/lan1/mtu)" = 1350 ] || fail "MTU of lan1: $(cat /sys/class/net/lan1/mtu)"
 wg show wg78 transfer | grep -q "$theirs" || fail "wg78: $(wg show wg78)"
 exchange encrypted >/dev/null

@@ -314,6 +314,27 @@ fn furnish(links: &mut Links, spec: &Spec) -> Result<(), NetError> {
     Ok(())
 }
 
+/// Has a network lead to other machines than before: `hosts` are all, as for [`Overlay`].
+///
+/// # Errors
+///
+/// There is no such network, it is one of this machine alone, or the hosts can't be its peers.
+pub fn set_peers(name: &str, hosts: &[String]) -> Result<(), NetError> {
+    let failed = kernel(name);
+    let mut links = Links::open().map_err(&failed)?;
+    let there = links.all().map_err(&failed)?;
+    let bridge = network(&there, name)?;
+    let overlay = |port| mark::overlay(port).map(|overlay| (port, overlay));
+    let Some((port, old)) = ports(&there, bridge).find_map(overlay) else {
+        let line = format!(
+            "{name}: this network is on no other machine: \"vmctl net create\" has --vxlan"
+        );
+        return Err(NetError::Conflict(line));
+    };
+    let new = Overlay::instead(&old, hosts)?;
+    new.update(&mut links, name, port.index).map_err(failed)
+}
+
 /// Removes a network that nothing is plugged into.
 ///
 /// # Errors

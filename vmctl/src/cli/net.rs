@@ -17,6 +17,15 @@ pub(super) enum NetCommand {
         /// Name of the network
         name: String,
     },
+    /// Change the other machines of a network
+    #[command(after_help = "Example:\n  vmctl net set lan0 --peer 192.0.2.2 --peer 192.0.2.3")]
+    Set {
+        /// Name of the network
+        name: String,
+        /// Another machine, as for `net create`; all of them are given
+        #[arg(long, value_name = "HOST", required = true)]
+        peer: Vec<String>,
+    },
     /// Print this machine's public key, for networks that other machines join by WireGuard
     #[command(after_help = "Example:\n  vmctl net key")]
     Key,
@@ -80,6 +89,10 @@ pub(super) fn run(command: NetCommand) -> Result<(), Failed> {
         NetCommand::Delete { name } => {
             net::delete(&name)?;
             output::text(&format!("{name}: deleted\n"))
+        }
+        NetCommand::Set { name, peer } => {
+            net::set_peers(&name, &peer)?;
+            output::text(&format!("{name}: peers set\n"))
         }
         NetCommand::Key => output::text(&format!("{}\n", net::key()?)),
         NetCommand::List { format } => {

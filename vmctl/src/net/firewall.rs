@@ -82,6 +82,21 @@ pub(super) fn masquerade(
     batch.commit()
 }
 
+/// Has a network take packets from these peers, and no longer from others.
+pub(super) fn set_peers(network: &str, overlay: &Overlay) -> io::Result<()> {
+    let mut batch = Batch::default();
+    let table = Table {
+        family: "inet",
+        name: network_table(network),
+    };
+    let chain = json!({"family": table.family, "table": table.name, "name": "input"});
+    batch.0.push(json!({"flush": {"chain": chain}}));
+    for rule in strangers(overlay) {
+        batch.rule(&table, "input", &rule);
+    }
+    batch.commit()
+}
+
 /// Removes a network's table; none is no error.
 pub(super) fn remove(network: &str) -> io::Result<()> {
     let mut batch = Batch::default();

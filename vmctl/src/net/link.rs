@@ -18,6 +18,9 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::address::{Cidr, Cidr6, Mac, Vlan};
 use super::netlink::Socket;
 
+/// The station that stands for everybody, and for those that are not known.
+pub(super) const EVERYBODY: [u8; 6] = [0; 6];
+
 /// One interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Interface {
@@ -172,21 +175,42 @@ impl Links {
         )
     }
 
+    /// Returns which stations a VXLAN device sends to which peers: MAC addresses, zeros for everybody and for
+    /// stations that it does not know.
+    pub(super) fn routes(&mut self, index: u32) -> io::Result<Vec<(Vec<u8>, IpAddr)>> {
+        let mut wanted = NeighbourMessage::default();
+        wanted.header.family = AddressFamily::Bridge;
+        let found = self.0.dump(RouteNetlinkMessage::GetNeighbour(wanted))?;
+        let route = |message| match message {
+            RouteNetlinkMessage::NewNeighbour(entry) if entry.header.ifindex == index => {
+                Some((station(&entry)?, peer(&entry)?))
+            }
+            _ => None,
+        };
+        Ok(found.into_iter().filter_map(route).collect())
+    }
+
     /// Has a VXLAN device send frames to everybody, and to stations that it does not know, to a peer, too.
     pub(super) fn add_flood(&mut self, index: u32, peer: IpAddr) -> io::Result<()> {
-        let mut entry = NeighbourMessage::default();
-        entry.header.family = AddressFamily::Bridge;
-        entry.header.ifindex = index;
-        entry.header.state = NeighbourState::Permanent;
-        entry.header.flags = NeighbourFlags::Own;
-        entry.attributes = vec![
-            NeighbourAttribute::LinkLayerAddress(vec![0; 6]),
-            NeighbourAttribute::Destination(NeighbourAddress::from(peer)),
-        ];
         self.0.request(
-            RouteNetlinkMessage::NewNeighbour(entry),
+            RouteNetlinkMessage::NewNeighbour(route(index, EVERYBODY.to_vec(), peer)),
             NLM_F_CREATE | NLM_F_APPEND,
         )
+    }
+
+    /// Has a VXLAN device send what is for a station no longer to a peer.
+    pub(super) fn remove_route(
+        &mut self,
+        index: u32,
+        station: Vec<u8>,
+        peer: IpAddr,
+    ) -> io::Result<()> {
+        let entry = RouteNetlinkMessage::DelNeighbour(route(index, station, peer));
+        match self.0.request(entry, 0) {
+            // The device has forgotten the station by itself.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 
     pub(super) fn delete(&mut self, index: u32) -> io::Result<()> {
@@ -300,6 +324,37 @@ fn bridge_message(index: u32) -> LinkMessage {
     let mut message = message(index);
     message.header.interface_family = AddressFamily::Bridge;
     message
+}
+
+/// The entry of a VXLAN device for frames to a station.
+fn route(index: u32, station: Vec<u8>, peer: IpAddr) -> NeighbourMessage {
+    let mut entry = NeighbourMessage::default();
+    entry.header.family = AddressFamily::Bridge;
+    entry.header.ifindex = index;
+    entry.header.state = NeighbourState::Permanent;
+    entry.header.flags = NeighbourFlags::Own;
+    entry.attributes = vec![
+        NeighbourAttribute::LinkLayerAddress(station),
+        NeighbourAttribute::Destination(NeighbourAddress::from(peer)),
+    ];
+    entry
+}
+
+/// The station of such an entry.
+fn station(entry: &NeighbourMessage) -> Option<Vec<u8>> {
+    entry.attributes.iter().find_map(|it| match it {
+        NeighbourAttribute::LinkLayerAddress(station) => Some(station.clone()),
+        _ => None,
+    })
+}
+
+/// The peer of such an entry.
+fn peer(entry: &NeighbourMessage) -> Option<IpAddr> {
+    entry.attributes.iter().find_map(|it| match it {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    })
 }
 
 fn vlan_message(port: u32, vid: u16, flags: BridgeVlanInfoFlags) -> LinkMessage {

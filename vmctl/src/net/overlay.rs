@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::link::{Interface, Links};
+use super::link::{EVERYBODY, Interface, Links};
 use super::mark;
 use super::tunnel::{self, Tunnel};
 use super::{DEFAULT_MTU, NetError, find, firewall, kernel};
@@ -144,6 +144,50 @@ impl Overlay {
             false => 40,
         };
         outer - OVERHEAD - ip
+    }
+
+    /// Makes the part of other hosts that takes the place of the one that a device leads to.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`]; or the hosts are not reached as the old ones were.
+    pub(super) fn instead(old: &OverlayPort, hosts: &[String]) -> Result<Self, NetError> {
+        if old.wireguard {
+            let port = tunnel::port(old.vni).map_err(kernel(&tunnel::device(old.vni)))?;
+            return Self::encrypted(old.vni, port, hosts).map_err(NetError::Invalid);
+        }
+        let new = Self::new(old.vni, hosts).map_err(NetError::Invalid)?;
+        let was_ipv4 = old.peers.iter().all(IpAddr::is_ipv4);
+        if new.is_ipv4() != was_ipv4 {
+            let family = if was_ipv4 { "IPv4" } else { "IPv6" };
+            let line = format!(
+                "the machines of VXLAN {} reach each other by {family}",
+                old.vni
+            );
+            return Err(NetError::Invalid(line));
+        }
+        Ok(new)
+    }
+
+    /// Has the device `port` of a network lead to these machines, and to no others.
+    pub(super) fn update(&self, links: &mut Links, network: &str, port: u32) -> io::Result<()> {
+        firewall::set_peers(network, self)?;
+        if let Some(tunnel) = &self.tunnel {
+            tunnel.update(self.vni)?;
+        }
+        let (routes, new) = (links.routes(port)?, self.peers());
+        let has = |peer| routes.contains(&(EVERYBODY.to_vec(), peer));
+        let added: Vec<_> = new.iter().filter(|&&peer| !has(peer)).collect();
+        for &&peer in &added {
+            links.add_flood(port, peer)?;
+        }
+        // Also stations that the device has heard from a peer that is none any more.
+        for (station, peer) in routes {
+            if !new.contains(&peer) {
+                links.remove_route(port, station, peer)?;
+            }
+        }
+        links.set_alias(port, &mark::of_overlay(&self.port()))
     }
 
     /// Makes the device and plugs it into a bridge. Guests are leased addresses if the bridge `is_served`.

@@ -26,6 +26,8 @@ const KEY: &str = "/var/lib/microvisor/wireguard.key";
 /// Bytes of the largest packet in a tunnel: what WireGuard's headers leave of 1500, over IPv6, too.
 pub(super) const MTU: u16 = 1420;
 
+const OWN_KEY: &str = "that is this machine's own key";
+
 /// A public key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key([u8; 32]);
@@ -126,8 +128,7 @@ impl Tunnel {
         let failed = kernel(&name);
         let (private, own) = own_key().map_err(&failed)?;
         if self.peers.iter().any(|peer| peer.key == own) {
-            let line = format!("peer {own}: that is this machine's own key");
-            return Err(NetError::Invalid(line));
+            return Err(NetError::Invalid(format!("peer {own}: {OWN_KEY}")));
         }
         links
             .add_wireguard(&name)
@@ -170,6 +171,16 @@ impl Tunnel {
         links.set_up(index, true)
     }
 
+    /// Has a network's device have these peers, and no others. What goes to those that stay is not disturbed.
+    pub(super) fn update(&self, vni: u32) -> io::Result<()> {
+        let (private, own) = own_key()?;
+        if self.peers.iter().any(|peer| peer.key == own) {
+            return Err(io::Error::other(OWN_KEY));
+        }
+        let config = self.config(vni, &private);
+        wg(&["syncconf", &device(vni), "/dev/stdin"], &config).map(drop)
+    }
+
     /// Returns the configuration that `wg` reads. It does not leave this process but to `wg`.
     fn config(&self, vni: u32, private: &str) -> String {
         let peer = |peer: &Peer| {
@@ -180,6 +191,12 @@ impl Tunnel {
         let port = self.port;
         format!("[Interface]\nPrivateKey={private}\nListenPort={port}\n{peers}")
     }
+}
+
+/// Returns the UDP port of a network's device.
+pub(super) fn port(vni: u32) -> io::Result<u16> {
+    let port = wg(&["show", &device(vni), "listen-port"], "")?;
+    port.trim().parse().map_err(io::Error::other)
 }
 
 /// Returns the name of a network's device.
