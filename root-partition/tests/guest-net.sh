@@ -57,6 +57,15 @@ vmctl info a | grep -q '^lan0 .*lost 0, refused 0$' || fail "a: $(vmctl info a)"
 answer a "other address 100% lost" 'ip address add 10.77.0.12/24 dev eth0; ping -c 2 -W 2 -I 10.77.0.12 10.77.0.1 | grep -o " 100% packet loss" >/dev/null && echo other address 100% lost'
 vmctl net list | grep -qE '^  mv0 .* 1G,100000/s +[0-9]+M +[0-9]+[KM] +[1-9][0-9]*$' || fail "no limits and drops: $(vmctl net list)"
 
+# Somebody removes all rules, and the daemon makes those of networks and ports again.
+rules() { nft -s list ruleset | sort; }
+before=$(rules)
+echo "$before" | grep -q mv0-from || fail "no rules: $before"
+nft flush ruleset
+back() { [ "$(rules)" = "$before" ]; }
+eventually 30 back
+answer a "still 100% lost" 'ping -c 2 -W 2 -I 10.77.0.12 10.77.0.1 | grep -o " 100% packet loss" >/dev/null && echo still 100% lost'
+
 # A guest in a VLAN, and one that tags its frames.
 tell b 'ip link add link eth1 name eth1.10 type vlan id 10 && ip address add 10.78.0.11/24 dev eth1.10 && ip link set eth1.10 up'
 answer b "vlan 0 lost" 'ping -c 3 -W 5 10.78.0.10 | grep -o " 0% packet loss" >/dev/null && echo vlan 0 lost'

@@ -2,12 +2,13 @@
 //!
 //! [`create`], [`delete`], [`list`], [`stations`], [`plug_in`] and [`keep`] are all. The kernel alone keeps what they
 //! make, and the alias of an interface says what it is to us (`mark`). `link` has the interfaces, `netlink` the way
-//! to them, `listing` what users see of them, `firewall` the packet filters. `port` plugs guests in by tap devices,
+//! to them, `listing` what users see of them, `firewall` the packet filters, which `filters` keeps. `port` plugs guests in by tap devices,
 //! which [`tap`] makes. `service` has the networks whose guests are leased addresses (`lease`) and have names
 //! (`names`) by `dnsmasq`. `program` runs other packages' programs. Nothing here knows a VM that runs.
 
 mod address;
 mod dnsmasq;
+mod filters;
 mod firewall;
 mod lease;
 mod link;

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::address::{Cidr, Mac};
+use super::filters::{self, Owner};
 use super::overlay::{self, Overlay};
 use super::program;
 
@@ -49,7 +50,7 @@ pub(super) fn isolate(network: &str, overlay: Option<&Overlay>) -> io::Result<()
         "forward",
         &[not_input(network), output(network), drop()],
     );
-    batch.commit()
+    batch.commit(Owner::Network(network))
 }
 
 /// Lets a network's guests out under root's addresses, and only answers in.
@@ -79,7 +80,7 @@ pub(super) fn masquerade(
         "postrouting",
         &[is_from, not_output(network), masquerade],
     );
-    batch.commit()
+    batch.commit(Owner::Network(network))
 }
 
 /// Has a network take packets from these peers, and no longer from others.
@@ -94,14 +95,52 @@ pub(super) fn set_peers(network: &str, overlay: &Overlay) -> io::Result<()> {
     for rule in strangers(overlay) {
         batch.rule(&table, "input", &rule);
     }
-    batch.commit()
+    batch.commit(Owner::Peers(network))
 }
 
 /// Removes a network's table; none is no error.
 pub(super) fn remove(network: &str) -> io::Result<()> {
+    filters::remove(network, || clear(network))
+}
+
+/// The same, by who keeps the filters' files.
+pub(super) fn clear(network: &str) -> io::Result<()> {
     let mut batch = Batch::default();
     batch.clear("inet", &network_table(network));
-    batch.commit()
+    make(&batch.text())
+}
+
+/// Makes what a text says that was kept.
+pub(super) fn make(text: &str) -> io::Result<()> {
+    nft(&["-f", "-"], text).map(|_| ())
+}
+
+/// The filters that there are.
+pub(super) struct Made(Value);
+
+/// Returns the filters that there are.
+pub(super) fn made() -> io::Result<Made> {
+    list(&["chains"]).map(Made)
+}
+
+impl Made {
+    /// Whether a network has its table.
+    pub(super) fn has_network(&self, network: &str) -> bool {
+        self.has("inet", &network_table(network), "forward")
+    }
+
+    /// Whether a port has its chains.
+    pub(super) fn has_port(&self, port: &str) -> bool {
+        self.has("netdev", PORTS, &format!("{port}-from"))
+    }
+
+    fn has(&self, family: &str, table: &str, name: &str) -> bool {
+        let mut objects = self.0["nftables"].as_array().into_iter().flatten();
+        objects.any(|object| {
+            let chain = &object["chain"];
+            chain["family"] == family && chain["table"] == table && chain["name"] == name
+        })
+    }
 }
 
 /// Has a port obey rules from now on.
@@ -145,7 +184,7 @@ fn guard_by(port: &str, sent: &[Vec<Value>], received: &[Vec<Value>]) -> io::Res
             batch.rule(&table, &chain, rule);
         }
     }
-    batch.commit()
+    batch.commit(Owner::Port(port))
 }
 
 /// The rules that drop an overlay's packets if they are not its peers'.
@@ -392,9 +431,13 @@ impl Batch {
         }}));
     }
 
-    fn commit(self) -> io::Result<()> {
-        let text = json!({"nftables": self.0}).to_string();
-        nft(&["-f", "-"], &text).map(|_| ())
+    fn text(&self) -> String {
+        json!({"nftables": self.0}).to_string()
+    }
+
+    /// Makes the filter of an owner.
+    fn commit(self, owner: Owner<'_>) -> io::Result<()> {
+        filters::keep(owner, &self.text(), make)
     }
 }
 

@@ -8,9 +8,10 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use rustix::io::Errno;
-use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send,
+    socket_with,
 };
 
 /// The kernel fills a datagram of a dump up to 32 KiB, or as far as its reader's buffer goes.
@@ -19,28 +20,46 @@ const BUFFER: usize = 64 << 10;
 const HEADER: usize = 16;
 /// The group of interfaces: `RTMGRP_LINK`.
 const LINKS: u32 = 1;
+/// The group of packet filters: `NFNLGRP_NFTABLES`, the seventh.
+const FILTERS: u32 = 1 << 6;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 
-/// A socket that the kernel tells of each change of an interface.
+/// A socket that the kernel tells of each change of some kind.
 #[derive(Debug)]
 pub(super) struct Changes(OwnedFd);
 
 impl Changes {
-    pub(super) fn open() -> io::Result<Self> {
+    /// Changes of interfaces.
+    pub(super) fn of_links() -> io::Result<Self> {
+        // No protocol is number 0, which is NETLINK_ROUTE.
+        Self::open(None, LINKS)
+    }
+
+    /// Changes of packet filters.
+    pub(super) fn of_filters() -> io::Result<Self> {
+        Self::open(Some(NETFILTER), FILTERS)
+    }
+
+    fn open(protocol: Option<Protocol>, groups: u32) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
-        bind(&fd, &SocketAddrNetlink::new(0, LINKS))?;
+        let fd = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
+        bind(&fd, &SocketAddrNetlink::new(0, groups))?;
         Ok(Self(fd))
     }
 
-    /// Forgets what it was told. An error says that more came than there was room for, which is the same.
-    pub(super) fn skip(&mut self) {
+    /// Forgets what it was told. Returns whether there was something. An error says that more came than there was
+    /// room for, which is the same.
+    pub(super) fn skip(&mut self) -> bool {
         let mut buffer = [0; 256];
+        let mut any = false;
         while !matches!(
             recv(&self.0, &mut buffer, RecvFlags::empty()),
             Err(Errno::AGAIN)
-        ) {}
+        ) {
+            any = true;
+        }
+        any
     }
 }
 

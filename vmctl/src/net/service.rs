@@ -21,7 +21,7 @@ use super::address::{Cidr, Mac, Range};
 use super::dnsmasq::{Files, Host, lease_lines, name_lines};
 use super::lease::Leases;
 use super::netlink::Changes;
-use super::{Network, firewall, names};
+use super::{Network, filters, firewall, names};
 use crate::wire::timespec;
 
 /// Where each served network has a directory.
@@ -43,12 +43,17 @@ pub(super) struct Lock {
 
 /// Waits until nobody else changes the files.
 pub(super) fn lock() -> io::Result<Lock> {
-    // The programs are other users, who read files below.
-    make_dir(Path::new("/run/microvisor"), 0o711)?;
-    make_dir(Path::new(DIR), 0o755)?;
+    make_own_dir(Path::new(DIR), 0o755)?;
     let file = File::open(DIR)?;
     flock(&file, FlockOperation::LockExclusive)?;
     Ok(Lock { _file: file })
+}
+
+/// Makes a directory of vmctl's in its runtime directory.
+pub(super) fn make_own_dir(dir: &Path, mode: u32) -> io::Result<()> {
+    // The programs are other users, who read files below.
+    make_dir(Path::new("/run/microvisor"), 0o711)?;
+    make_dir(dir, mode)
 }
 
 fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
@@ -228,14 +233,22 @@ fn write_new(path: &Path, old: &str, new: &str) -> io::Result<bool> {
 /// Keeps all in line with the kernel for good, and calls `tell` with a line about each new problem.
 pub fn keep(tell: impl Fn(&str)) {
     let mut told = HashMap::new();
-    let mut changes = Changes::open();
+    let mut changes = [Changes::of_links(), Changes::of_filters()];
+    let mut filters_changed = true;
     // An earlier daemon may have ended between a change of a file and the word to its program.
     stop_all();
     loop {
-        if let Ok(changes) = &mut changes {
-            changes.skip();
+        let [links, filters] = &mut changes;
+        if let Ok(links) = links {
+            links.skip();
         }
-        let (errors, programs) = refreshed();
+        filters_changed |= filters.as_mut().map_or(true, Changes::skip);
+        let (mut errors, programs) = refreshed();
+        if filters_changed {
+            let failed = filters::restore();
+            filters_changed = !failed.is_empty();
+            errors.extend(failed);
+        }
         let all_run = errors.is_empty() && programs.iter().all(Option::is_some);
         told.retain(|name, _| errors.iter().any(|(other, _)| other == name));
         for (name, error) in errors {
@@ -249,10 +262,10 @@ pub fn keep(tell: impl Fn(&str)) {
             .flatten()
             .map(|program| PollFd::new(program, PollFlags::IN))
             .collect();
-        if let Ok(changes) = &changes {
-            fds.push(PollFd::from_borrowed_fd(changes.as_fd(), PollFlags::IN));
-        }
-        let timeout = (!all_run || changes.is_err()).then(|| timespec(RETRY));
+        let open = changes.iter().flatten();
+        fds.extend(open.map(|it| PollFd::from_borrowed_fd(it.as_fd(), PollFlags::IN)));
+        let is_deaf = changes.iter().any(Result::is_err);
+        let timeout = (!all_run || is_deaf).then(|| timespec(RETRY));
         let _ = poll(&mut fds, timeout.as_ref());
         thread::sleep(PAUSE);
     }
