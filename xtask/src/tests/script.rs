@@ -5,11 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::Result;
 use crate::files::context;
 use crate::kernel::Kernel;
 use crate::machine::{Boot, Machine};
 use crate::parts::{self, Parts};
+use crate::{Result, root};
 
 /// One script.
 pub(super) struct Script {
@@ -59,6 +59,8 @@ pub(super) enum GuestFile {
     Microvisor,
     /// `tests: NAME`: the driver's tests.
     DriverTests,
+    /// `source: PATH NAME`: a file of this repository.
+    Source(String),
 }
 
 impl GuestFile {
@@ -69,6 +71,7 @@ impl GuestFile {
             Self::Elf => Kernel::stock()?.elf(),
             Self::Microvisor => Ok(parts.image.clone()),
             Self::DriverTests => parts::driver_tests(),
+            Self::Source(path) => Ok(root().join(path)),
         }
     }
 }
@@ -139,6 +142,11 @@ impl Wants {
                 "kernel" => {
                     let (package, name) = value.split_once(' ').ok_or_else(wrong)?;
                     let file = GuestFile::Kernel(package.to_owned());
+                    wants.files.push((file, name.to_owned()));
+                }
+                "source" => {
+                    let (path, name) = value.split_once(' ').ok_or_else(wrong)?;
+                    let file = GuestFile::Source(path.to_owned());
                     wants.files.push((file, name.to_owned()));
                 }
                 "vmlinux" => wants.files.push((GuestFile::Elf, value.to_owned())),
