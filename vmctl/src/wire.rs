@@ -26,6 +26,8 @@ use serde::{Deserialize, Serialize};
 const MAX_BACKLOG: usize = 4 * MAX_FRAME;
 /// Files that go along with one message at most.
 const MAX_FILES: usize = 32;
+/// Messages with files that may wait for a peer that doesn't read.
+const MAX_OUTGOING: usize = 64;
 /// Files that were received and not yet taken, at most.
 const MAX_RECEIVED: usize = 4 * MAX_FILES;
 
@@ -246,7 +248,7 @@ impl Link {
                 Err(e) => return Err(LinkError::Io(e)),
             }
         }
-        if self.output.len() > MAX_BACKLOG {
+        if self.output.len() > MAX_BACKLOG || self.outgoing.len() > MAX_OUTGOING {
             return Err(LinkError::Backlog);
         }
         Ok(())
@@ -455,5 +457,16 @@ mod tests {
         let big = Request::Define { config };
         let result = (0..20).try_for_each(|_| daemon.send(&big));
         assert!(matches!(result, Err(LinkError::Backlog)));
+        // Open files are fewer than bytes.
+        let (a, _b) = UnixStream::pair().unwrap();
+        let mut daemon = Link::new(a, Role::Daemon, Role::Worker).unwrap();
+        let sent = (0..2000).take_while(|_| {
+            let file = std::fs::File::open("/dev/null").unwrap();
+            let sent = daemon.send_with_files(&Request::Ping, vec![file.into()]);
+            assert!(matches!(sent, Ok(()) | Err(LinkError::Backlog)));
+            sent.is_ok()
+        });
+        assert!(sent.count() < 2000);
+        assert!(daemon.outgoing.len() <= MAX_OUTGOING + 1);
     }
 }

@@ -56,7 +56,7 @@ fn greetings_tell_versions_apart() {
     hello[8] = 9;
     let error = Hello::check(&hello, Role::Worker).unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("has 4") && text.contains("has 9"), "{text}");
+    assert!(text.contains("has 5") && text.contains("has 9"), "{text}");
     hello[0] = 0;
     assert_eq!(
         Hello::check(&hello, Role::Worker),
@@ -68,7 +68,7 @@ fn greetings_tell_versions_apart() {
 fn encodings_are_frozen() {
     assert_eq!(
         Hello::new(Role::Cli).to_bytes(),
-        *b"MVcontrl\x04\0\0\0\x01\0\0\0"
+        *b"MVcontrl\x05\0\0\0\x01\0\0\0"
     );
     assert_eq!(
         bytes(&Request::Stop {
@@ -114,6 +114,20 @@ fn encodings_are_frozen() {
             files: 2
         }),
         [7, 0, 0, 0, 6, 1, b'a', 1, 1, b'b', 2]
+    );
+    assert_eq!(
+        bytes(&WorkerCommand::Connected {
+            request: 1,
+            files: 0
+        }),
+        [3, 0, 0, 0, 9, 1, 0]
+    );
+    assert_eq!(
+        bytes(&WorkerEvent::Connect {
+            request: 1,
+            port: 80
+        }),
+        [3, 0, 0, 0, 7, 1, 80]
     );
     assert_eq!(
         bytes(&WorkerEvent::Ready {

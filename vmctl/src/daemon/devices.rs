@@ -184,8 +184,7 @@ impl Vms {
             request,
             files: files.len() as u32,
         };
-        // A worker that can't be reached has ended, or does without.
-        let _ = self.command_with_files(name, &command, files);
+        self.tell_worker(name, &command, files);
     }
 
     fn detach_ended(&mut self, name: &str, device: &str, result: Result<(), Failure>) {

@@ -110,13 +110,7 @@ impl Vms {
         });
         entering(&mut vm.record);
         self.changed(name);
-        if let Some(vm) = self.vms.get_mut(name)
-            && let Some(worker) = &mut vm.worker
-            && let Some(link) = &mut worker.link
-            && let Err(e) = link.send(&WorkerCommand::Start { config })
-        {
-            lost(&mut vm.record, worker, &e);
-        }
+        self.tell_worker(name, &WorkerCommand::Start { config }, Vec::new());
         Ok(())
     }
 
@@ -242,6 +236,17 @@ impl Vms {
             })
             .min()
             .map(|at| at.saturating_duration_since(now))
+    }
+
+    /// Tells a worker something that it waits for. One that does not listen is killed.
+    pub(super) fn tell_worker(&mut self, name: &str, command: &WorkerCommand, files: Vec<OwnedFd>) {
+        if let Some(vm) = self.vms.get_mut(name)
+            && let Some(worker) = &mut vm.worker
+            && let Some(link) = &mut worker.link
+            && let Err(e) = link.send_with_files(command, files)
+        {
+            lost(&mut vm.record, worker, &e);
+        }
     }
 
     /// Sends a worker a command.

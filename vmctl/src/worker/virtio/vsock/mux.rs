@@ -339,8 +339,16 @@ impl State {
 
     /// Ends a connection at once.
     fn break_off(&mut self, cid: u64, ports: Ports) {
-        self.connections.remove(&ports);
+        self.forget(ports);
         self.say(cid, ports, operation::RESET, 0);
+    }
+
+    /// Removes a connection. The daemon is no longer to make it.
+    fn forget(&mut self, ports: Ports) {
+        let stage = self.connections.remove(&ports).map(|it| it.stage());
+        if let Some(Stage::Connecting(request)) = stage {
+            self.requests.retain(|(queued, _)| *queued != request);
+        }
     }
 
     /// Goes on with a connection, and ends it if it is broken or over.
@@ -419,7 +427,7 @@ impl State {
         let mut needs_wait = connection.hear(header);
         let outcome = match (operation, connection.stage()) {
             (operation::RESET, _) => {
-                self.connections.remove(&ports);
+                self.forget(ports);
                 return true;
             }
             (operation::RESPONSE, Stage::Asked) => {

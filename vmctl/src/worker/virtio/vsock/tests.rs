@@ -327,6 +327,16 @@ fn nobody_listens_or_the_daemon_is_gone() {
 }
 
 #[test]
+fn requests_that_a_guest_gives_up_are_not_kept() {
+    let guest = guest(4);
+    for n in 0..100 {
+        guest.say(ports(80, n), operation::REQUEST, |_| {});
+        guest.say(ports(80, n), operation::RESET, |_| {});
+    }
+    assert_eq!(guest.mux.take_requests(), []);
+}
+
+#[test]
 fn a_program_that_does_not_read_holds_only_its_own_connection_up() {
     let mut guest = guest(4);
     let (mut lazy, held) = guest.connect();
