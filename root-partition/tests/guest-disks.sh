@@ -1,6 +1,7 @@
 # A guest has as many disks as its bus has slots, of any size, and each answers. A disk that shrinks under a guest gives
 # errors, and only where it shrank.
 # timeout: 600
+# long: yes
 . /lib/testing.sh
 cp demo.toml many.toml
 for n in $(seq 1 30); do

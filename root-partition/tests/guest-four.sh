@@ -1,5 +1,6 @@
 # Four guests at once, each its own memory, started and ended in another order.
 # timeout: 900
+# long: yes
 . /lib/testing.sh
 for name in a b c d; do
     expect "$name: defined" vmctl create demo.toml --name $name --set memory=192M

@@ -1,6 +1,7 @@
 # A guest does to the devices of its own worker whatever a broken or hostile driver may do. Its worker lives, says in its log
 # what the guest did, and serves it again after a reset; another guest and the root partition notice nothing.
 # timeout: 900
+# long: yes
 . /lib/testing.sh
 yes "data of the disk" | head -c 1048576 >disk.raw
 # The guest reads this script from its second disk. It uses memory that its kernel leaves alone.

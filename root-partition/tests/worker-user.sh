@@ -2,7 +2,7 @@
 # timeout: 600
 . /lib/testing.sh
 status() { awk -v key="$2:" '$1 == key { $1 = ""; print substr($0, 2) }' "/proc/$(worker "$1")/status"; }
-up one --set console.log_limit=64K --set console.device=virtio --set 'cmdline="console=hvc0 quiet"'
+up one --set console.log_limit=16K --set console.device=virtio --set 'cmdline="console=hvc0 quiet"'
 up two
 first=$((0x70000000))
 for name in one two; do
@@ -26,10 +26,10 @@ for name in one two; do
     [ "$(stat -c '%u %a' /var/lib/microvisor/$name/log)" = "$uid 700" ] || fail "$name: $(ls -ln /var/lib/microvisor/$name)"
 done
 # The log of the console is still turned over, and its parts make one.
-tell one 'seq 4000 | sed "s/.*/line & of many/"'
-eventually 240 printed one 'line 4000 of many'
+tell one 'seq 1000 | sed "s/.*/line & of many/"'
+eventually 240 printed one 'line 1000 of many'
 [ -e /var/lib/microvisor/one/log/console.log.1 ] || fail "no second log: $(ls -l /var/lib/microvisor/one/log)"
-[ "$(count one 'line 3999 of many')" = 1 ] || fail "the log: $(vmctl logs one | tail)"
+[ "$(count one 'line 999 of many')" = 1 ] || fail "the log: $(vmctl logs one | tail)"
 # The next start has it again, whoever its user is then.
 vmctl stop two --wait >/dev/null || fail "stop two"
 vmctl kill one >/dev/null || fail "kill one"
