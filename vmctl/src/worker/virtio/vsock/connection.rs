@@ -33,7 +33,7 @@ pub(super) enum Stage {
     Closing(Instant),
 }
 
-/// The program in VM 0 has closed its socket, or the guest does what no guest does.
+/// A connection can't go on: its socket has failed, or the guest broke the rules of credit and shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Broken;
 

@@ -25,7 +25,7 @@ pub(super) struct Receive {
     spare: Option<(u16, Buffers)>,
 }
 
-/// What the thread has to say of a socket in VM 0.
+/// Sockets that can be read or written, or were closed, and which of these.
 type Ready = Vec<(Source, PollFlags)>;
 
 /// Whether the guest has buffers for all packets.
@@ -77,8 +77,8 @@ impl Receive {
         }
     }
 
-    /// Waits for the sockets that there is something to do with; for buffers instead of data if the guest has
-    /// none. Returns `None` when the queue is to stop.
+    /// Waits until something happens to a socket. While the guest has no buffers, waits for buffers instead of data.
+    /// Returns `None` when the queue is to stop.
     fn wait(&self, vring: &Vring, stop: &Event, is_starved: bool) -> Option<Ready> {
         loop {
             let (interests, deadline) = self.mux.interests();
