@@ -38,6 +38,7 @@ use rustix::process::umask;
 
 use crate::net;
 use crate::wire::{Link, LinkError, timespec};
+pub(crate) use process::listen;
 use vms::Vms;
 
 /// Of the numbers that systemd's `UIDS-GIDS` leaves to nobody.

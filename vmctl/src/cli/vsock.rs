@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -15,6 +15,7 @@ use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
 
 use crate::client::Client;
 use crate::config::VmConfig;
+use crate::daemon;
 use crate::exit::{Exit, Failed};
 
 #[derive(Debug, clap::Args)]
@@ -97,10 +98,7 @@ fn is_accepted(stream: &mut UnixStream) -> io::Result<bool> {
 
 /// Waits for a connection to a socket, which is there only as long.
 fn accept(path: &Path) -> io::Result<OwnedFd> {
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    let listener = UnixListener::bind(path).map_err(|e| match e.kind() {
+    let listener = daemon::listen(path).map_err(|e| match e.kind() {
         io::ErrorKind::AddrInUse => {
             io::Error::other("another program listens there, or one that was killed has left it")
         }

@@ -116,7 +116,11 @@ struct Listeners {
 }
 
 /// Makes a socket in a directory that only root can enter.
-fn listen(path: &Path) -> io::Result<UnixListener> {
+///
+/// # Errors
+///
+/// The file system's, and `AddrInUse` if there is one.
+pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700).create(dir)?;

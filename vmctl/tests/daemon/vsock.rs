@@ -1,6 +1,7 @@
 //! Sockets between guests and programs of VM 0.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 
 use super::machine::{Machine, eventually};
@@ -67,6 +68,20 @@ fn a_guest_without_the_device_reaches_nobody() {
     });
     console.say("off\n");
     console.end().ok();
+}
+
+#[test]
+fn the_directory_of_sockets_is_for_root_alone() {
+    let machine = Machine::on();
+    let file = machine.config("demo", "[vsock]");
+    machine.vmctl(&["create", &file]).ok();
+    // It is made by whoever comes first.
+    let listener = machine.spawn(&["vsock", "demo", "52", "--listen"]);
+    let dir = machine.path("run/vsock");
+    eventually("a socket", || dir.join("demo_52").exists());
+    let mode = std::fs::metadata(&dir).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    listener.kill();
 }
 
 #[test]
