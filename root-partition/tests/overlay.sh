@@ -26,6 +26,10 @@ refuse "range 10.77.1.0-10.77.1.9: 10.77.1.0 is outside of the network" make lan
 refuse "peer 192.168.50.$other: 192.168.50.$other is a peer already" make lan0 --peer 192.168.50.$other
 refuse "expected a number from 1 to 16777215" vmctl net create lan0 --vxlan 0 --peer 192.168.50.$other
 [ ! -e /sys/class/net/lan0 ] || fail "a refused network is there"
+# Without leases no port has rules, and no guest is there.
+expect "lan0: created" make lan0
+expect " overlay " vmctl net list
+expect "lan0: deleted" vmctl net delete lan0
 expect "lan0: created" make lan0 --vlan-filtering --dhcp --dhcp-range 10.77.0.${machine}0-10.77.0.${machine}9
 refuse "an interface of this machine has VXLAN 77 already" vmctl net create lan1 --vxlan 77 --peer 192.168.50.9
 [ ! -e /sys/class/net/lan1 ] || fail "a refused network is there"

@@ -243,13 +243,17 @@ pub(super) fn strict_chains() -> io::Result<Vec<String>> {
 
 /// What the rules of all ports are and have done, by port.
 pub(super) fn guards() -> io::Result<HashMap<String, Guard>> {
-    list(&["table", "netdev", PORTS]).map(|listed| guards_of(&listed))
+    // Not by the table's name: without a port that has rules there is none.
+    list(&["ruleset", "netdev"]).map(|listed| guards_of(&listed))
 }
 
 fn guards_of(listed: &Value) -> HashMap<String, Guard> {
     let mut guards: HashMap<String, Guard> = HashMap::new();
     for object in listed["nftables"].as_array().into_iter().flatten() {
         let rule = &object["rule"];
+        if rule["table"] != PORTS {
+            continue;
+        }
         let chain = rule["chain"].as_str().unwrap_or_default();
         let Some((port, direction)) = chain.rsplit_once('-') else {
             continue;
@@ -532,7 +536,7 @@ mod tests {
             ..Rules::default()
         };
         let mac = "52:54:00:00:00:01".parse().unwrap();
-        let rule = |chain: &str, expr: Vec<Value>| json!({"rule": {"chain": chain, "expr": expr}});
+        let rule = |chain: &str, expr: Vec<Value>| json!({"rule": {"table": PORTS, "chain": chain, "expr": expr}});
         let counted = |expr: Vec<Value>| {
             let count = |it: Value| match it.get("counter") {
                 Some(_) => json!({"counter": {"packets": 3, "bytes": 180}}),
