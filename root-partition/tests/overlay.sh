@@ -120,6 +120,9 @@ fi
 eventually 60 ping -c 1 -W 1 10.79.0.$other
 third=$(wg genkey | wg pubkey)
 refuse "that is this machine's own key" vmctl net set lan1 --peer "$key@192.168.50.$other"
+# What was refused has changed nothing.
+expect " 2 packets received" ping -c 2 -W 5 10.79.0.$other
+exchange refused >/dev/null
 expect "lan1: peers set" vmctl net set lan1 --peer "$third@192.168.50.9" --peer "$theirs@192.168.50.$other"
 wg show wg78 peers | grep -q "$third" || fail "no third peer: $(wg show wg78)"
 expect " 3 packets received" ping -c 3 -W 5 -s 1300 10.79.0.$other

@@ -333,7 +333,7 @@ pub fn set_peers(name: &str, hosts: &[String]) -> Result<(), NetError> {
         return Err(NetError::Conflict(line));
     };
     let new = Overlay::instead(&old, hosts)?;
-    new.update(&mut links, name, port.index).map_err(failed)
+    new.update(&mut links, name, port.index)
 }
 
 /// Removes a network that nothing is plugged into.

@@ -170,16 +170,26 @@ impl Overlay {
     }
 
     /// Has the device `port` of a network lead to these machines, and to no others.
-    pub(super) fn update(&self, links: &mut Links, network: &str, port: u32) -> io::Result<()> {
-        firewall::set_peers(network, self)?;
-        if let Some(tunnel) = &self.tunnel {
-            tunnel.update(self.vni)?;
-        }
+    pub(super) fn update(
+        &self,
+        links: &mut Links,
+        network: &str,
+        port: u32,
+    ) -> Result<(), NetError> {
+        let config = self.tunnel.as_ref().map(|it| it.prepare_update(self.vni));
+        let config = config.transpose()?;
+        firewall::set_peers(network, self)
+            .and_then(|()| config.map_or(Ok(()), |config| tunnel::update(self.vni, &config)))
+            .and_then(|()| self.update_routes(links, port))
+            .map_err(kernel(network))
+    }
+
+    fn update_routes(&self, links: &mut Links, port: u32) -> io::Result<()> {
         let (routes, new) = (links.routes(port)?, self.peers());
-        let has = |peer| routes.contains(&(EVERYBODY.to_vec(), peer));
-        let added: Vec<_> = new.iter().filter(|&&peer| !has(peer)).collect();
-        for &&peer in &added {
-            links.add_flood(port, peer)?;
+        for &peer in &new {
+            if !routes.contains(&(EVERYBODY.to_vec(), peer)) {
+                links.add_flood(port, peer)?;
+            }
         }
         // Also stations that the device has heard from a peer that is none any more.
         for (station, peer) in routes {

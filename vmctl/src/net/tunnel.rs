@@ -26,8 +26,6 @@ const KEY: &str = "/var/lib/microvisor/wireguard.key";
 /// Bytes of the largest packet in a tunnel: what WireGuard's headers leave of 1500, over IPv6, too.
 pub(super) const MTU: u16 = 1420;
 
-const OWN_KEY: &str = "that is this machine's own key";
-
 /// A public key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key([u8; 32]);
@@ -126,10 +124,7 @@ impl Tunnel {
     pub(super) fn open(&self, links: &mut Links, vni: u32) -> Result<Ipv6Addr, NetError> {
         let name = device(vni);
         let failed = kernel(&name);
-        let (private, own) = own_key().map_err(&failed)?;
-        if self.peers.iter().any(|peer| peer.key == own) {
-            return Err(NetError::Invalid(format!("peer {own}: {OWN_KEY}")));
-        }
+        let (private, own) = self.own_key(vni)?;
         links
             .add_wireguard(&name)
             .map_err(|e| match Errno::from_io_error(&e) {
@@ -171,14 +166,20 @@ impl Tunnel {
         links.set_up(index, true)
     }
 
-    /// Has a network's device have these peers, and no others. What goes to those that stay is not disturbed.
-    pub(super) fn update(&self, vni: u32) -> io::Result<()> {
-        let (private, own) = own_key()?;
+    /// Returns this machine's private and public key. Refuses a peer that has the same.
+    fn own_key(&self, vni: u32) -> Result<(String, Key), NetError> {
+        let (private, own) = own_key().map_err(kernel(&device(vni)))?;
         if self.peers.iter().any(|peer| peer.key == own) {
-            return Err(io::Error::other(OWN_KEY));
+            let line = format!("peer {own}: that is this machine's own key");
+            return Err(NetError::Invalid(line));
         }
-        let config = self.config(vni, &private);
-        wg(&["syncconf", &device(vni), "/dev/stdin"], &config).map(drop)
+        Ok((private, own))
+    }
+
+    /// Returns what [`update`] takes, so that bad peers are refused before anything has changed.
+    pub(super) fn prepare_update(&self, vni: u32) -> Result<String, NetError> {
+        let (private, _) = self.own_key(vni)?;
+        Ok(self.config(vni, &private))
     }
 
     /// Returns the configuration that `wg` reads. It does not leave this process but to `wg`.
@@ -191,6 +192,11 @@ impl Tunnel {
         let port = self.port;
         format!("[Interface]\nPrivateKey={private}\nListenPort={port}\n{peers}")
     }
+}
+
+/// Has a network's device have other peers. What goes to those that stay is not disturbed.
+pub(super) fn update(vni: u32, config: &str) -> io::Result<()> {
+    wg(&["syncconf", &device(vni), "/dev/stdin"], config).map(drop)
 }
 
 /// Returns the UDP port of a network's device.
