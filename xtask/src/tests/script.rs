@@ -139,14 +139,12 @@ impl Wants {
                 "long" => wants.long = true,
                 "bare" => wants.bare = true,
                 "debian" => wants.debian = true,
-                "kernel" => {
-                    let (package, name) = value.split_once(' ').ok_or_else(wrong)?;
-                    let file = GuestFile::Kernel(package.to_owned());
-                    wants.files.push((file, name.to_owned()));
-                }
-                "source" => {
-                    let (path, name) = value.split_once(' ').ok_or_else(wrong)?;
-                    let file = GuestFile::Source(path.to_owned());
+                "kernel" | "source" => {
+                    let (from, name) = value.split_once(' ').ok_or_else(wrong)?;
+                    let file = match key {
+                        "kernel" => GuestFile::Kernel(from.to_owned()),
+                        _ => GuestFile::Source(from.to_owned()),
+                    };
                     wants.files.push((file, name.to_owned()));
                 }
                 "vmlinux" => wants.files.push((GuestFile::Elf, value.to_owned())),
