@@ -3,15 +3,22 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 
 use super::machine::{Machine, eventually};
 
-#[test]
-fn the_daemon_connects_a_guest_to_the_program_that_listens() {
+/// A machine with a program that listens at port 52 for the VM `demo`, and the directory of its socket.
+fn listening() -> (Machine, PathBuf, UnixListener) {
     let machine = Machine::on();
     let dir = machine.path("run/vsock");
     std::fs::create_dir_all(&dir).unwrap();
     let listener = UnixListener::bind(dir.join("demo_52")).unwrap();
+    (machine, dir, listener)
+}
+
+#[test]
+fn the_daemon_connects_a_guest_to_the_program_that_listens() {
+    let (machine, dir, listener) = listening();
     machine.running("demo", "[vsock]");
     let socket = dir.join("demo");
     assert!(socket.exists());
@@ -52,10 +59,7 @@ fn the_daemon_connects_a_guest_to_the_program_that_listens() {
 
 #[test]
 fn a_guest_without_the_device_reaches_nobody() {
-    let machine = Machine::on();
-    let dir = machine.path("run/vsock");
-    std::fs::create_dir_all(&dir).unwrap();
-    let _listener = UnixListener::bind(dir.join("demo_52")).unwrap();
+    let (machine, dir, _listener) = listening();
     machine.running("demo", "");
     assert!(!dir.join("demo").exists());
     let mut console = machine.spawn(&["console", "demo"]);
