@@ -2,9 +2,10 @@
 //!
 //! [`create`], [`delete`], [`list`], [`stations`], [`plug_in`] and [`keep`] are all. The kernel alone keeps what they
 //! make, and the alias of an interface says what it is to us (`mark`). `link` has the interfaces, `netlink` the way
-//! to them, `listing` what users see of them, `firewall` the packet filters, which `filters` keeps. `port` plugs guests in by tap devices,
-//! which [`tap`] makes. `service` has the networks whose guests are leased addresses (`lease`) and have names
-//! (`names`) by `dnsmasq`. `program` runs other packages' programs. Nothing here knows a VM that runs.
+//! to them, `listing` what users see of them, `firewall` the packet filters, which `filters` keeps. `port` plugs
+//! guests in by tap devices, which [`tap`] makes. `service` has the networks whose guests are leased addresses
+//! (`lease`) and have names (`names`) by `dnsmasq`. An `overlay` is on other machines, too, maybe by a `tunnel`.
+//! `program` runs other packages' programs. Nothing here knows a VM that runs.
 
 mod address;
 mod dnsmasq;
@@ -179,17 +180,12 @@ pub fn create(spec: &Spec) -> Result<Vec<String>, NetError> {
     // Whoever makes the bridge has the name; it is down, and carries nothing, until all is there.
     links
         .add_bridge(name, spec.vlan_filtering)
-        .map_err(|e| match Errno::from_io_error(&e) {
-            Some(Errno::OPNOTSUPP) => {
-                NetError::Kernel(format!("{name}: this kernel has no bridges: {e}"))
-            }
-            _ => failed(e),
-        })?;
+        .map_err(not_made(name, "bridges"))?;
     filter(spec)
         .and_then(|()| furnish(&mut links, spec))
         .and_then(|()| serve(spec))
         .inspect_err(|_| {
-            let _ = firewall::remove(name);
+            let _ = filters::remove(name);
             if let Ok(bridge) = find(&mut links, name) {
                 let _ = delete_overlay(&mut links, &bridge);
                 let _ = links.delete(bridge.index);
@@ -354,7 +350,7 @@ pub fn delete(name: &str) -> Result<(), NetError> {
     }
     // The bridge goes last: with it goes the claim to the name.
     links.set_up(bridge.index, false).map_err(&failed)?;
-    firewall::remove(name).map_err(&failed)?;
+    filters::remove(name).map_err(&failed)?;
     delete_overlay(&mut links, bridge).map_err(&failed)?;
     links.delete(bridge.index).map_err(&failed)?;
     let nat = |other: &&Interface| mode(other) == Some(Mode::Nat) && other.index != bridge.index;
@@ -456,6 +452,28 @@ fn find(links: &mut Links, name: &str) -> io::Result<Interface> {
     let all = links.all()?;
     let found = all.into_iter().find(|it| it.name == name);
     found.ok_or_else(|| Errno::NODEV.into())
+}
+
+/// Whether there is an interface of this name.
+fn exists(name: &str) -> bool {
+    Path::new("/sys/class/net").join(name).exists()
+}
+
+/// Removes an interface that could not be completed.
+fn discard(links: &mut Links, name: &str) {
+    if let Ok(interface) = find(links, name) {
+        let _ = links.delete(interface.index);
+    }
+}
+
+/// An interface that was not made, whose kind has the name `kind`.
+fn not_made(name: &str, kind: &str) -> impl Fn(io::Error) -> NetError {
+    move |e| match Errno::from_io_error(&e) {
+        Some(Errno::OPNOTSUPP) => {
+            NetError::Kernel(format!("{name}: this kernel has no {kind}: {e}"))
+        }
+        _ => kernel(name)(e),
+    }
 }
 
 fn forwards() -> io::Result<bool> {

@@ -1,5 +1,7 @@
 //! `vmctl net`: host networks, from the kernel itself; no daemon is asked.
 
+use std::str::FromStr;
+
 use clap::Subcommand;
 
 use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table, list, plain};
@@ -107,15 +109,9 @@ pub(super) fn run(command: NetCommand) -> Result<(), Failed> {
 
 fn create(args: CreateArgs) -> Result<(), Failed> {
     let name = args.name;
-    let address = args.address.map(|text| text.parse::<Cidr>()).transpose();
-    let address = address.map_err(|e| Failed::new(Exit::Usage, e))?;
-    let address6 = args.address6.map(|text| text.parse::<Cidr6>()).transpose();
-    let address6 = address6.map_err(|e| Failed::new(Exit::Usage, e))?;
-    let range = args
-        .dhcp_range
-        .map(|text| text.parse::<Range>())
-        .transpose();
-    let range = range.map_err(|e| Failed::new(Exit::Usage, e))?;
+    let address: Option<Cidr> = parsed(args.address)?;
+    let address6: Option<Cidr6> = parsed(args.address6)?;
+    let range: Option<Range> = parsed(args.dhcp_range)?;
     let overlay = args.vxlan.map(|vni| match args.wireguard {
         Some(port) => Overlay::encrypted(vni, port, &args.peer),
         None => Overlay::new(vni, &args.peer),
@@ -138,6 +134,12 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
         eprintln!("vmctl: {}", output::printable(&line));
     }
     output::text(&format!("{}: created ({})\n", spec.name, mode.name()))
+}
+
+/// Reads the value of an option, if there is one.
+fn parsed<T: FromStr<Err = String>>(text: Option<String>) -> Result<Option<T>, Failed> {
+    let value = text.map(|text| text.parse()).transpose();
+    value.map_err(|e| Failed::new(Exit::Usage, e))
 }
 
 fn mtu(text: &str) -> Result<u16, String> {

@@ -6,10 +6,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
-
-use super::firewall;
-use super::service::make_own_dir;
+use super::service::lock_dir;
+use super::{exists, firewall};
 
 /// Where the files are. Each holds what `nft` reads.
 const DIR: &str = "/run/microvisor/filters";
@@ -61,32 +59,25 @@ impl fmt::Display for Owner<'_> {
 
 /// Waits until nobody else changes filters, who has to keep the files in line with them.
 fn lock() -> io::Result<File> {
-    make_own_dir(Path::new(DIR), 0o700)?;
-    let file = File::open(DIR)?;
-    flock(&file, FlockOperation::LockExclusive)?;
-    Ok(file)
+    lock_dir(Path::new(DIR), 0o700)
 }
 
-/// Has `make` make a filter of `text`, and keeps the text.
-pub(super) fn keep(
-    owner: Owner<'_>,
-    text: &str,
-    make: impl FnOnce(&str) -> io::Result<()>,
-) -> io::Result<()> {
+/// Makes a filter of `text`, and keeps the text.
+pub(super) fn make(owner: Owner<'_>, text: &str) -> io::Result<()> {
     let _lock = lock()?;
     if let Owner::Network(name) = owner {
         forget(Owner::Peers(name))?;
     }
-    make(text)?;
+    firewall::make(text)?;
     fs::write(owner.path(), text)
 }
 
-/// Has `remove` remove a network's filter, and forgets it.
-pub(super) fn remove(network: &str, remove: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+/// Removes a network's filter, and forgets it; none is no error.
+pub(super) fn remove(network: &str) -> io::Result<()> {
     let _lock = lock()?;
     forget(Owner::Network(network))?;
     forget(Owner::Peers(network))?;
-    remove()
+    firewall::clear(network)
 }
 
 fn forget(owner: Owner<'_>) -> io::Result<()> {
@@ -115,9 +106,8 @@ pub(super) fn restore() -> Vec<(String, io::Error)> {
     let mut errors = Vec::new();
     for owner in owners {
         let name = owner.interface();
-        let is_there = Path::new("/sys/class/net").join(name).exists();
         let done = match owner {
-            _ if !is_there => forget(owner).and_then(|()| match owner {
+            _ if !exists(name) => forget(owner).and_then(|()| match owner {
                 Owner::Network(name) => firewall::clear(name),
                 Owner::Peers(_) | Owner::Port(_) => Ok(()),
             }),

@@ -20,6 +20,8 @@ use super::program;
 
 /// The table of all ports.
 const PORTS: &str = "microvisor";
+/// The chain of a network's table for packets of other machines.
+const PEERS: &str = "input";
 /// Frames to everybody and to groups that a guest may send in a second.
 const BROADCASTS: u32 = 1000;
 
@@ -86,31 +88,21 @@ pub(super) fn masquerade(
 /// Has a network take packets from these peers, and no longer from others.
 pub(super) fn set_peers(network: &str, overlay: &Overlay) -> io::Result<()> {
     let mut batch = Batch::default();
-    let table = Table {
-        family: "inet",
-        name: network_table(network),
-    };
-    let chain = json!({"family": table.family, "table": table.name, "name": "input"});
+    let table = Table::of_network(network);
+    let chain = json!({"family": table.family, "table": table.name, "name": PEERS});
     batch.0.push(json!({"flush": {"chain": chain}}));
-    for rule in strangers(overlay) {
-        batch.rule(&table, "input", &rule);
-    }
+    batch.peers(&table, overlay);
     batch.commit(Owner::Peers(network))
 }
 
-/// Removes a network's table; none is no error.
-pub(super) fn remove(network: &str) -> io::Result<()> {
-    filters::remove(network, || clear(network))
-}
-
-/// The same, by who keeps the filters' files.
+/// Removes a network's table, but not its file; none is no error.
 pub(super) fn clear(network: &str) -> io::Result<()> {
     let mut batch = Batch::default();
-    batch.clear("inet", &network_table(network));
+    batch.clear(&Table::of_network(network));
     make(&batch.text())
 }
 
-/// Makes what a text says that was kept.
+/// Makes what a text says, as [`Batch::text`] has it.
 pub(super) fn make(text: &str) -> io::Result<()> {
     nft(&["-f", "-"], text).map(|_| ())
 }
@@ -126,19 +118,19 @@ pub(super) fn made() -> io::Result<Made> {
 impl Made {
     /// Whether a network has its table.
     pub(super) fn has_network(&self, network: &str) -> bool {
-        self.has("inet", &network_table(network), "forward")
+        self.has(&Table::of_network(network), "forward")
     }
 
     /// Whether a port has its chains.
     pub(super) fn has_port(&self, port: &str) -> bool {
-        self.has("netdev", PORTS, &format!("{port}-from"))
+        self.has(&Table::of_ports(), &format!("{port}-from"))
     }
 
-    fn has(&self, family: &str, table: &str, name: &str) -> bool {
-        let mut objects = self.0["nftables"].as_array().into_iter().flatten();
-        objects.any(|object| {
+    fn has(&self, table: &Table, name: &str) -> bool {
+        objects(&self.0).any(|object| {
             let chain = &object["chain"];
-            chain["family"] == family && chain["table"] == table && chain["name"] == name
+            let is_in_table = chain["family"] == table.family && chain["table"] == *table.name;
+            is_in_table && chain["name"] == name
         })
     }
 }
@@ -165,11 +157,8 @@ pub(super) fn keep_leases_apart(port: &str) -> io::Result<()> {
 /// Has frames from a port, and frames to it, obey rules from now on.
 fn guard_by(port: &str, sent: &[Vec<Value>], received: &[Vec<Value>]) -> io::Result<()> {
     let mut batch = Batch::default();
-    let table = Table {
-        family: "netdev",
-        name: PORTS.to_owned(),
-    };
-    batch.add(json!({"table": {"family": table.family, "name": table.name}}));
+    let table = Table::of_ports();
+    batch.add(table.object());
     for (direction, hook, rules) in [("from", "ingress", sent), ("to", "egress", received)] {
         let chain = format!("{port}-{direction}");
         let name = json!({"chain": {"family": table.family, "table": table.name, "name": chain}});
@@ -225,8 +214,7 @@ pub struct Guard {
 /// In nf_tables a packet passes only if all chains let it.
 pub(super) fn strict_chains() -> io::Result<Vec<String>> {
     let listed = list(&["chains"])?;
-    let objects = listed["nftables"].as_array().into_iter().flatten();
-    let strict = objects.filter_map(|object| {
+    let strict = objects(&listed).filter_map(|object| {
         let chain = &object["chain"];
         let table = chain["table"].as_str()?;
         let is_strict = chain["hook"] == "forward" && chain["policy"] == "drop";
@@ -249,7 +237,7 @@ pub(super) fn guards() -> io::Result<HashMap<String, Guard>> {
 
 fn guards_of(listed: &Value) -> HashMap<String, Guard> {
     let mut guards: HashMap<String, Guard> = HashMap::new();
-    for object in listed["nftables"].as_array().into_iter().flatten() {
+    for object in objects(listed) {
         let rule = &object["rule"];
         if rule["table"] != PORTS {
             continue;
@@ -384,8 +372,24 @@ struct Table {
     name: String,
 }
 
-fn network_table(network: &str) -> String {
-    format!("microvisor-{network}")
+impl Table {
+    fn of_network(network: &str) -> Self {
+        Self {
+            family: "inet",
+            name: format!("microvisor-{network}"),
+        }
+    }
+
+    fn of_ports() -> Self {
+        Self {
+            family: "netdev",
+            name: PORTS.to_owned(),
+        }
+    }
+
+    fn object(&self) -> Value {
+        json!({"table": {"family": self.family, "name": self.name}})
+    }
 }
 
 /// Commands that the kernel obeys all or none of.
@@ -398,8 +402,8 @@ impl Batch {
     }
 
     /// Removes a table with all that is in it, if it is there.
-    fn clear(&mut self, family: &str, name: &str) {
-        let table = json!({"table": {"family": family, "name": name}});
+    fn clear(&mut self, table: &Table) {
+        let table = table.object();
         // A table that is there is no error to add, and one that is not is one to delete.
         self.add(table.clone());
         self.0.push(json!({"delete": table}));
@@ -407,26 +411,28 @@ impl Batch {
 
     /// Makes a network's table with an empty chain `forward`. Only the peers of an overlay send into it.
     fn network(&mut self, network: &str, overlay: Option<&Overlay>) -> Table {
-        let table = Table {
-            family: "inet",
-            name: network_table(network),
-        };
-        self.clear(table.family, &table.name);
-        self.add(json!({"table": {"family": table.family, "name": table.name}}));
+        let table = Table::of_network(network);
+        self.clear(&table);
+        self.add(table.object());
         self.add(json!({"chain": {
             "family": table.family, "table": table.name, "name": "forward",
             "type": "filter", "hook": "forward", "prio": 0, "policy": "accept",
         }}));
         if let Some(overlay) = overlay {
             self.add(json!({"chain": {
-                "family": table.family, "table": table.name, "name": "input",
+                "family": table.family, "table": table.name, "name": PEERS,
                 "type": "filter", "hook": "input", "prio": 0, "policy": "accept",
             }}));
-            for rule in strangers(overlay) {
-                self.rule(&table, "input", &rule);
-            }
+            self.peers(&table, overlay);
         }
         table
+    }
+
+    /// Has only the peers of an overlay send into the network of a table.
+    fn peers(&mut self, table: &Table, overlay: &Overlay) {
+        for rule in strangers(overlay) {
+            self.rule(table, PEERS, &rule);
+        }
     }
 
     fn rule(&mut self, table: &Table, chain: &str, expressions: &[Value]) {
@@ -441,7 +447,7 @@ impl Batch {
 
     /// Makes the filter of an owner.
     fn commit(self, owner: Owner<'_>) -> io::Result<()> {
-        filters::keep(owner, &self.text(), make)
+        filters::make(owner, &self.text())
     }
 }
 
@@ -459,6 +465,11 @@ fn nft(arguments: &[&str], input: &str) -> io::Result<Vec<u8>> {
 fn list(arguments: &[&str]) -> io::Result<Value> {
     let output = nft(&[&["list"], arguments].concat(), "")?;
     serde_json::from_slice(&output).map_err(io::Error::other)
+}
+
+/// The objects of a list.
+fn objects(listed: &Value) -> impl Iterator<Item = &Value> {
+    listed["nftables"].as_array().into_iter().flatten()
 }
 
 /// What `nft` says, as an error.

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 use rustix::io::Errno;
 use serde::Serialize;
@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::link::{EVERYBODY, Interface, Links};
 use super::mark;
 use super::tunnel::{self, Tunnel};
-use super::{DEFAULT_MTU, NetError, find, firewall, kernel};
+use super::{DEFAULT_MTU, NetError, discard, find, firewall, kernel, not_made};
 
 /// The port of VXLAN.
 pub(super) const PORT: u16 = 4789;
@@ -231,25 +231,17 @@ impl Overlay {
         is_served: bool,
     ) -> Result<(), NetError> {
         let name = self.device();
-        let failed = kernel(&name);
         let made = links.add_vxlan(&name, self.vni, PORT, local);
         made.map_err(|e| match Errno::from_io_error(&e) {
-            Some(Errno::OPNOTSUPP) => {
-                NetError::Kernel(format!("{name}: this kernel has no VXLAN: {e}"))
-            }
             Some(Errno::EXIST) => NetError::Conflict(format!(
                 "{}: an interface of this machine has VXLAN {} already",
                 bridge.name, self.vni
             )),
-            _ => failed(e),
+            _ => not_made(&name, "VXLAN")(e),
         })?;
         self.join(links, &name, bridge, mtu, is_served)
-            .map_err(&failed)
-            .inspect_err(|_| {
-                if let Ok(device) = find(links, &name) {
-                    let _ = links.delete(device.index);
-                }
-            })
+            .map_err(kernel(&name))
+            .inspect_err(|_| discard(links, &name))
     }
 
     fn join(
@@ -318,18 +310,19 @@ pub fn check_vni(vni: u32) -> Result<u32, String> {
     }
 }
 
+/// Returns the first address of a host and port.
+pub(super) fn lookup(host: impl ToSocketAddrs) -> io::Result<SocketAddr> {
+    let mut found = host.to_socket_addrs()?;
+    found
+        .next()
+        .ok_or_else(|| io::Error::other("it has no address"))
+}
+
 /// Returns the address of a host.
 fn resolve(host: &str) -> Result<IpAddr, String> {
     let printable = host.escape_default();
-    let found = match host.parse() {
-        Ok(address) => Some(address),
-        Err(_) => (host, PORT)
-            .to_socket_addrs()
-            .map_err(|e| format!("peer {printable}: {e}"))?
-            .next()
-            .map(|found| found.ip()),
-    };
-    let address = found.ok_or_else(|| format!("peer {printable}: it has no address"))?;
+    let found = lookup((host, PORT)).map_err(|e| format!("peer {printable}: {e}"))?;
+    let address = found.ip();
     if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
         return Err(format!(
             "peer {printable}: {address} is not another machine"

@@ -21,7 +21,7 @@ use super::address::{Cidr, Mac, Range};
 use super::dnsmasq::{Files, Host, lease_lines, name_lines};
 use super::lease::Leases;
 use super::netlink::Changes;
-use super::{Network, filters, firewall, names};
+use super::{Network, exists, filters, names};
 use crate::wire::timespec;
 
 /// Where each served network has a directory.
@@ -43,17 +43,18 @@ pub(super) struct Lock {
 
 /// Waits until nobody else changes the files.
 pub(super) fn lock() -> io::Result<Lock> {
-    make_own_dir(Path::new(DIR), 0o755)?;
-    let file = File::open(DIR)?;
-    flock(&file, FlockOperation::LockExclusive)?;
+    let file = lock_dir(Path::new(DIR), 0o755)?;
     Ok(Lock { _file: file })
 }
 
-/// Makes a directory of vmctl's in its runtime directory.
-pub(super) fn make_own_dir(dir: &Path, mode: u32) -> io::Result<()> {
+/// Makes a directory in vmctl's runtime directory, and waits until nobody else has it locked.
+pub(super) fn lock_dir(dir: &Path, mode: u32) -> io::Result<File> {
     // The programs are other users, who read files below.
     make_dir(Path::new("/run/microvisor"), 0o711)?;
-    make_dir(dir, mode)
+    make_dir(dir, mode)?;
+    let file = File::open(dir)?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    Ok(file)
 }
 
 fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
@@ -168,8 +169,8 @@ fn remove(name: &str) -> io::Result<()> {
     let files = files(name);
     files.stop();
     // Somebody removed the bridge, but did not know of the filter.
-    if !Path::new("/sys/class/net").join(name).exists() {
-        firewall::remove(name)?;
+    if !exists(name) {
+        filters::remove(name)?;
     }
     fs::remove_dir_all(&files.0).map_err(|e| in_file(&files.0, &e))
 }

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::str::FromStr;
@@ -17,7 +17,8 @@ use rustix::io::Errno;
 
 use super::address::Cidr6;
 use super::link::{Interface, Links};
-use super::{NetError, find, kernel, mark, program};
+use super::overlay::lookup;
+use super::{NetError, discard, find, kernel, mark, not_made, program};
 
 /// The port of WireGuard, unless the user says another one.
 const DEFAULT_PORT: u16 = 51820;
@@ -84,16 +85,11 @@ impl FromStr for Peer {
 
 /// Returns the address of `HOST` or `HOST:PORT`, where IPv6 addresses with a port have brackets.
 fn endpoint(text: &str) -> io::Result<SocketAddr> {
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(SocketAddr::new(address, DEFAULT_PORT));
+    let has_port = text.contains(':') && text.parse::<IpAddr>().is_err();
+    match has_port {
+        true => lookup(text),
+        false => lookup((text, DEFAULT_PORT)),
     }
-    let mut found = match text.contains(':') {
-        true => text.to_socket_addrs()?,
-        false => (text, DEFAULT_PORT).to_socket_addrs()?,
-    };
-    found
-        .next()
-        .ok_or_else(|| io::Error::other("it has no address"))
 }
 
 /// The tunnel of one network.
@@ -123,7 +119,6 @@ impl Tunnel {
     /// Makes the device of a network. Returns this machine's own address in the tunnel.
     pub(super) fn open(&self, links: &mut Links, vni: u32) -> Result<Ipv6Addr, NetError> {
         let name = device(vni);
-        let failed = kernel(&name);
         let (private, own) = self.own_key(vni)?;
         links
             .add_wireguard(&name)
@@ -131,19 +126,12 @@ impl Tunnel {
                 Some(Errno::EXIST) => NetError::Conflict(format!(
                     "{name}: there is an interface of this name already"
                 )),
-                Some(Errno::OPNOTSUPP) => {
-                    NetError::Kernel(format!("{name}: this kernel has no WireGuard: {e}"))
-                }
-                _ => failed(e),
+                _ => not_made(&name, "WireGuard")(e),
             })?;
         let address = own.address(vni);
         self.set_up(links, vni, &private, address)
-            .map_err(&failed)
-            .inspect_err(|_| {
-                if let Ok(device) = find(links, &name) {
-                    let _ = links.delete(device.index);
-                }
-            })?;
+            .map_err(kernel(&name))
+            .inspect_err(|_| discard(links, &name))?;
         Ok(address)
     }
 
