@@ -2,7 +2,7 @@
 # timeout: 600
 . /lib/testing.sh
 up demo
-kill -KILL "$(vmctl doctor | grep -o 'process [0-9]*' | cut -d' ' -f2)"
+kill -KILL "$(daemon)"
 refuse "daemon" vmctl list
 vmctl daemon >/dev/console 2>&1 &
 eventually 30 vmctl list

@@ -50,7 +50,7 @@ connects() {
 }
 eventually 30 connects
 head -c 8000000 data >&5
-kill -KILL "$(vmctl doctor | grep -o 'process [0-9]*' | cut -d' ' -f2)"
+kill -KILL "$(daemon)"
 vmctl daemon >/dev/console 2>&1 5>&- &
 eventually 30 vmctl list
 tail -c +8000001 data >&5

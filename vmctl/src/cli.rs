@@ -184,7 +184,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(failed) => {
             if let Some(message) = &failed.message {
-                eprintln!("vmctl: {}", output::printable(message));
+                output::note(&format!("vmctl: {}", output::printable(message)));
             }
             failed.exit.into()
         }
@@ -230,7 +230,8 @@ impl Cli {
             Command::Verify(args) => verify::run(&args)?,
             Command::Net(command) => net::run(command)?,
             Command::Events => show::events(connect()?)?,
-            Command::Daemon(args) => return Ok(daemon::main(&args, &self.runtime_dir)),
+            Command::Daemon(args) => daemon::main(&args, &self.runtime_dir)
+                .map_err(|e| Failed::new(Exit::Failed, format!("daemon: {e}")))?,
             Command::Worker(args) => return Ok(worker::main(&args)),
         }
         Ok(Exit::Done.into())

@@ -10,6 +10,7 @@
 mod cleaner;
 mod devices;
 mod inbox;
+mod journal;
 mod listing;
 mod opener;
 mod process;
@@ -27,7 +28,6 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -83,14 +83,12 @@ pub fn socket_path(runtime_dir: &Path) -> PathBuf {
 }
 
 /// Runs the daemon until it is killed.
-pub fn main(args: &DaemonArgs, runtime_dir: &Path) -> ExitCode {
-    match Daemon::start(args, runtime_dir).and_then(|mut daemon| daemon.serve()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("vmctl daemon: {message}");
-            ExitCode::FAILURE
-        }
-    }
+///
+/// # Errors
+///
+/// One line that says why there is no daemon.
+pub fn main(args: &DaemonArgs, runtime_dir: &Path) -> Result<(), String> {
+    Daemon::start(args, runtime_dir)?.serve()
 }
 
 #[derive(Debug)]
@@ -162,9 +160,9 @@ impl Daemon {
         fs::rename(&temporary, &socket).map_err(in_socket)?;
         thread::Builder::new()
             .name("networks".to_owned())
-            .spawn(|| net::keep(|line| eprintln!("vmctl daemon: {line}")))
+            .spawn(|| net::keep(|line| journal::say(format_args!("{line}"))))
             .map_err(|e| format!("thread: {e}"))?;
-        eprintln!("vmctl daemon: listening on {}", socket.display());
+        journal::say(format_args!("listening on {}", socket.display()));
         Ok(Self {
             listener,
             _locks: locks,
@@ -268,7 +266,7 @@ impl Daemon {
             Ok(()) => {}
             Err(LinkError::Closed) => drop(self.clients.swap_remove(at)),
             Err(e) => {
-                eprintln!("vmctl daemon: a client was cut off: {e}");
+                journal::say(format_args!("a client was cut off: {e}"));
                 self.clients.swap_remove(at);
             }
         }

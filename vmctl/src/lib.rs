@@ -8,6 +8,9 @@
 //! [`image`] makes whole systems, [`net`] makes host networks, [`nic`] plugs into them; none of them knows a VM
 //! that runs.
 
+// `print!` and `eprint!` end the process where the file system is full or the reader is gone.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod cli;
 pub mod client;
 pub mod config;

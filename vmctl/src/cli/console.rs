@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use guest_proto::control::{Request, VmInfo, VmStatus};
 
 use super::lifecycle::{check_end, describe};
+use super::output;
 use crate::client::Client;
 use crate::console::attach::{Left, RawTerminal, attach};
 use crate::exit::{Exit, Failed};
@@ -64,7 +65,7 @@ pub(super) fn open(name: &str, mut client: Client) -> Result<(), Failed> {
 pub(super) fn follow(mut session: Session, client: &Client) -> Result<(), Failed> {
     let name = session.name.clone();
     if io::stdin().is_terminal() {
-        eprintln!("[attached to {name}; ^] detaches]");
+        output::note(&format!("[attached to {name}; ^] detaches]"));
     }
     let resized = |columns, rows| {
         let name = name.clone();
@@ -83,17 +84,19 @@ pub(super) fn follow(mut session: Session, client: &Client) -> Result<(), Failed
             attach(&session.stream, resized)?
         };
         if left == Left::Detached {
-            eprintln!("\n[detached from {name}; \"vmctl console {name}\" attaches again]");
+            output::note(&format!(
+                "\n[detached from {name}; \"vmctl console {name}\" attaches again]"
+            ));
             return Ok(());
         }
         match next_life(&name, session.worker, client)? {
             Life::Over(status) => {
                 check_end(&status)?;
-                eprintln!("\n[{}]", describe(&status));
+                output::note(&format!("\n[{}]", describe(&status)));
                 return Ok(());
             }
             Life::Again(info) => {
-                eprintln!("\n[{name} rebooted]");
+                output::note(&format!("\n[{name} rebooted]"));
                 session = Session::of(*info)?;
             }
         }

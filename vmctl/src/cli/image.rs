@@ -63,7 +63,7 @@ pub(super) fn run(args: &ImageArgs) -> Result<(), Failed> {
         include: &args.include,
         ssh_key: args.ssh_key.as_deref(),
     };
-    let files = image::build_debian(&debian, &mut |step| eprintln!("vmctl: {step}"))?;
+    let files = image::build_debian(&debian, &mut |step| output::note(&format!("vmctl: {step}")))?;
     let show = |path: &PathBuf| output::printable(&path.display().to_string());
     let [image, kernel, initrd, config] =
         [&files.image, &files.kernel, &files.initrd, &files.config].map(show);

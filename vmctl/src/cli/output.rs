@@ -36,6 +36,11 @@ pub(super) fn text(text: &str) -> Result<(), Failed> {
     Ok(io::stdout().lock().write_all(text.as_bytes())?)
 }
 
+/// Writes a line to standard error. If that can't be written, the command goes on and ends as it would.
+pub(super) fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 /// A message without what a terminal would obey.
 pub(super) fn printable(message: &str) -> String {
     message

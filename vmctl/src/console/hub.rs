@@ -55,11 +55,8 @@ impl Hub {
 
     /// What the guest wrote, to every client and the log.
     pub fn output(&mut self, bytes: &[u8]) {
-        if let Some(log) = &mut self.log
-            && let Err(e) = log.append(bytes)
-        {
-            eprintln!("console log: {e}; going on without it");
-            self.log = None;
+        if let Some(log) = &mut self.log {
+            log.append(bytes);
         }
         keep_last(&mut self.recent, bytes, REPLAY);
         for client in &mut self.clients {
@@ -105,6 +102,11 @@ impl Hub {
     /// Something typed waits here for room, and not in a descriptor of [`Self::interests`].
     pub fn has_last_words(&self) -> bool {
         self.clients.iter().any(|c| c.last_words.is_some())
+    }
+
+    /// Returns why the log can't be written, if it can't.
+    pub fn log_problem(&self) -> Option<&str> {
+        self.log.as_ref()?.problem()
     }
 
     /// Clients now.

@@ -20,53 +20,81 @@ pub const PREVIOUS: &str = "console.log.1";
 #[derive(Debug)]
 pub struct ConsoleLog {
     dir: OwnedFd,
-    file: File,
+    /// The file that is written; `None` while it can't be opened.
+    file: Option<File>,
     size: u64,
     limit: u64,
+    /// Bytes of output that could not be written since the last that was.
+    missing: u64,
+    problem: Option<String>,
 }
 
 impl ConsoleLog {
-    /// Opens the log in `dir`, to go on at its end; at `limit` bytes it starts a new file.
-    ///
-    /// # Errors
-    ///
-    /// The file can't be opened.
-    pub fn open(dir: OwnedFd, limit: u64) -> io::Result<Self> {
-        let file = Self::open_current(&dir)?;
-        let size = file.metadata()?.len();
-        Ok(Self {
+    /// Opens the log in `dir`, to go on at its end; at `limit` bytes it starts a new file. A file that can't be
+    /// opened is tried again at each output.
+    pub fn open(dir: OwnedFd, limit: u64) -> Self {
+        let mut log = Self {
             dir,
-            file,
-            size,
+            file: None,
+            size: 0,
             limit,
-        })
+            missing: 0,
+            problem: None,
+        };
+        log.problem = log.write(&[]).err().map(|e| e.to_string());
+        log
     }
 
-    fn open_current(dir: &OwnedFd) -> io::Result<File> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
-        Ok(File::from(openat(
-            dir,
-            CURRENT,
-            flags | OFlags::NOFOLLOW,
-            Mode::RUSR | Mode::WUSR,
-        )?))
+    /// Appends output. What the file system refuses is missing in the log, which says so as soon as it can be
+    /// written again.
+    pub fn append(&mut self, bytes: &[u8]) {
+        let written = match self.missing {
+            0 => self.write(bytes),
+            missing => {
+                let note = format!("\n[{missing} bytes of output could not be written]\n");
+                self.write(&[note.as_bytes(), bytes].concat())
+            }
+        };
+        match written {
+            Ok(()) => (self.missing, self.problem) = (0, None),
+            Err(e) => {
+                self.missing += bytes.len() as u64;
+                self.problem = Some(e.to_string());
+            }
+        }
     }
 
-    /// Appends output.
-    ///
-    /// # Errors
-    ///
-    /// The file system refuses; the guest goes on without a log.
-    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Returns why the log can't be written, if it can't.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.size > 0 && self.size + bytes.len() as u64 > self.limit {
             renameat(&self.dir, CURRENT, &self.dir, PREVIOUS)?;
-            self.file = Self::open_current(&self.dir)?;
-            self.size = 0;
+            (self.file, self.size) = (None, 0);
         }
-        self.file.write_all(bytes)?;
+        if self.file.is_none() {
+            let file = open_current(&self.dir)?;
+            self.size = file.metadata()?.len();
+            self.file = Some(file);
+        }
+        if let Some(file) = &mut self.file {
+            file.write_all(bytes)?;
+        }
         self.size += bytes.len() as u64;
         Ok(())
     }
+}
+
+fn open_current(dir: &OwnedFd) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC;
+    Ok(File::from(openat(
+        dir,
+        CURRENT,
+        flags | OFlags::NOFOLLOW,
+        Mode::RUSR | Mode::WUSR,
+    )?))
 }
 
 /// Reads a log from its beginning, or its last lines, and then as it grows.
@@ -185,17 +213,17 @@ mod tests {
     use super::*;
 
     fn log(dir: &Path, limit: u64) -> ConsoleLog {
-        ConsoleLog::open(File::open(dir).unwrap().into(), limit).unwrap()
+        ConsoleLog::open(File::open(dir).unwrap().into(), limit)
     }
 
     #[test]
     fn rotates_at_the_limit_and_goes_on_where_it_was() {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = log(dir.path(), 10);
-        writer.append(b"12345678\n").unwrap();
-        writer.append(b"abc\n").unwrap();
+        writer.append(b"12345678\n");
+        writer.append(b"abc\n");
         drop(writer);
-        log(dir.path(), 10).append(b"def\n").unwrap();
+        log(dir.path(), 10).append(b"def\n");
         let read = |name| std::fs::read_to_string(dir.path().join(name)).unwrap();
         assert_eq!(read(PREVIOUS), "12345678\n");
         assert_eq!(read(CURRENT), "abc\ndef\n");
@@ -205,15 +233,35 @@ mod tests {
     }
 
     #[test]
+    fn output_that_can_not_be_written_is_told_and_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let current = dir.path().join(CURRENT);
+        std::os::unix::fs::symlink("/dev/full", &current).unwrap();
+        let mut writer = log(dir.path(), 1000);
+        assert!(writer.problem().is_some(), "a symbolic link is followed");
+        writer.append(b"lost");
+        std::fs::remove_file(&current).unwrap();
+        writer.file = Some(File::options().write(true).open("/dev/full").unwrap());
+        writer.append(b"too");
+        let problem = writer.problem().unwrap();
+        assert!(problem.contains("No space left"), "{problem}");
+        writer.file = None;
+        writer.append(b"again\n");
+        assert_eq!(writer.problem(), None);
+        let text = std::fs::read_to_string(&current).unwrap();
+        assert_eq!(text, "\n[7 bytes of output could not be written]\nagain\n");
+    }
+
+    #[test]
     fn a_reader_follows_across_files() {
         let dir = tempfile::tempdir().unwrap();
         let mut out = Vec::new();
         let mut reader = Reader::start(dir.path(), None, &mut out).unwrap();
         let mut writer = log(dir.path(), 8);
-        writer.append(b"one\n").unwrap();
+        writer.append(b"one\n");
         reader.copy_new(&mut out).unwrap();
-        writer.append(b"two\n").unwrap();
-        writer.append(b"three\n").unwrap();
+        writer.append(b"two\n");
+        writer.append(b"three\n");
         reader.copy_new(&mut out).unwrap();
         assert_eq!(out, b"one\ntwo\nthree\n");
     }

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 use super::inbox::{Inbox, inbox};
+use super::journal;
 use super::resources::Partitions;
 
 /// Names of VMs go in, and come out again when nothing is left of their partitions.
@@ -26,7 +27,7 @@ impl Cleaner {
             .spawn(move || {
                 for name in todo {
                     if let Err(e) = partitions.destroy_named(&name) {
-                        eprintln!("vmctl daemon: {name}: its partition was not destroyed: {e}");
+                        journal::say(format_args!("{name}: its partition was not destroyed: {e}"));
                     }
                     if !done.send(name) {
                         return;

@@ -10,6 +10,7 @@ use guest_proto::control::{
     DeviceTable, Failure, FailureKind, VmStatus, WorkerCommand, WorkerEvent,
 };
 
+use super::journal;
 use super::opener::{Files, Opened};
 use super::request::not_found;
 use super::vms::{Vm, Vms, failure};
@@ -246,10 +247,10 @@ impl Vms {
     /// As [`Self::redefine`]. If the file can't be written, the change lasts as long as the daemon.
     fn redefine_or_say(&mut self, name: &str, config: VmConfig) {
         if let Err(e) = self.redefine(name, config.clone()) {
-            eprintln!(
-                "vmctl daemon: {name}: its configuration was not saved: {}",
+            journal::say(format_args!(
+                "{name}: its configuration was not saved: {}",
                 e.message
-            );
+            ));
             if let Ok(vm) = self.vm_mut(name) {
                 vm.record.config = config;
             }

@@ -36,11 +36,16 @@ impl Vms {
         let vm = self.vm(name)?;
         let record = &vm.record;
         let pid = vm.worker.as_ref().map(|w| w.identity().pid);
+        let reason = record.reason();
+        let reason = match &vm.unsaved {
+            Some(e) => format!("{reason}; this state can't be saved: {e}"),
+            None => reason.to_owned(),
+        };
         Ok(VmStatus {
             id: record.partition,
             name: name.to_owned(),
             state: record.state(),
-            reason: record.reason().to_owned(),
+            reason,
             vcpus: record.config.vcpus,
             memory: record.config.memory,
             cpu_percent: pid.map(|pid| self.usage.worker(pid, clock_ticks_per_second())),

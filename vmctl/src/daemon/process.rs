@@ -21,6 +21,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
+use super::journal;
 use super::record::WorkerExit;
 use crate::proc;
 
@@ -167,7 +168,15 @@ impl Launch<'_> {
 
     fn spawn(&self, listeners: Listeners) -> Result<(Process, UnixStream), String> {
         let in_state_dir = |e: io::Error| format!("{}: {e}", self.state_dir.display());
-        let log = open_log(self.state_dir).map_err(in_state_dir)?;
+        let log = open_log(self.state_dir).or_else(|e| {
+            journal::say(format_args!(
+                "{}: {}: {e}; this worker has no log",
+                self.name,
+                self.state_dir.join(WORKER_LOG).display()
+            ));
+            File::options().write(true).open("/dev/null")
+        });
+        let log = log.map_err(in_state_dir)?;
         let also_log = log.try_clone().map_err(in_state_dir)?;
         let dir = open_log_dir(self.state_dir).map_err(in_state_dir)?;
         let vsock = listeners.vsock.map(|vsock| (vsock.into(), WORKER_VSOCK_FD));

@@ -15,7 +15,7 @@ use guest_proto::control::{
 
 use super::process::{Identity, Launch, Process, last_words};
 use super::record::{Next, Record};
-use super::vms::{Vms, failure};
+use super::vms::{Vm, Vms, failure};
 use crate::proc;
 use crate::wire::{Link, LinkError};
 
@@ -222,6 +222,15 @@ impl Vms {
                 worker.doom = None;
             }
         }
+        if self.save_again_at.is_some_and(|at| at <= now) {
+            self.save_again_at = None;
+            let is_unsaved = |(_, vm): &(&String, &Vm)| vm.unsaved.is_some();
+            let unsaved = self.vms.iter().filter(is_unsaved);
+            let unsaved: Vec<_> = unsaved.map(|(name, _)| name.clone()).collect();
+            for name in unsaved {
+                self.save(&name);
+            }
+        }
         if now >= self.next_sample && self.workers().next().is_some() {
             self.sample();
         }
@@ -234,6 +243,7 @@ impl Vms {
                 Some(doom) => doom.min(self.next_sample),
                 None => self.next_sample,
             })
+            .chain(self.save_again_at)
             .min()
             .map(|at| at.saturating_duration_since(now))
     }

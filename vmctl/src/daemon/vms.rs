@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use guest_proto::control::{EndCause, Failure, FailureKind, VmState, VmStatus, WorkerCommand};
 
 use super::DaemonArgs;
 use super::cleaner::Cleaner;
 use super::devices::DeviceChange;
+use super::journal;
 use super::opener::Opener;
 use super::process::{Process, Sockets};
 use super::record::{Record, WorkerExit};
@@ -22,6 +23,9 @@ use super::supervise::Worker;
 use super::usage::Usage;
 use crate::config::{DeviceConfig, VmConfig};
 use crate::proc;
+
+/// Time after which a state that could not be saved is saved again.
+const SAVE_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// Every VM.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub(super) struct Vms {
     pub(super) vms: BTreeMap<String, Vm>,
     pub(super) usage: Usage,
     pub(super) next_sample: Instant,
+    /// When states that could not be saved are saved again, if there are any.
+    pub(super) save_again_at: Option<Instant>,
     runtime_dir: PathBuf,
     boot_id: String,
     changes: Vec<Change>,
@@ -57,6 +63,8 @@ pub(super) struct Vm {
     told: Option<(VmState, String)>,
     /// What its file of the state holds.
     saved: Option<Saved>,
+    /// Why its file of the state could not be written.
+    pub(super) unsaved: Option<String>,
 }
 
 impl Vm {
@@ -69,6 +77,7 @@ impl Vm {
             detaching: Vec::new(),
             told: None,
             saved: None,
+            unsaved: None,
         }
     }
 }
@@ -112,6 +121,7 @@ impl Vms {
             vms: BTreeMap::new(),
             usage: Usage::default(),
             next_sample: Instant::now(),
+            save_again_at: None,
             runtime_dir: runtime_dir.to_owned(),
             boot_id: proc::boot_id(),
             changes: Vec::new(),
@@ -120,7 +130,7 @@ impl Vms {
             match config {
                 Ok(config) => vms.restore(&name, config),
                 // Its directory stays as it is, for its owner to mend.
-                Err(e) => eprintln!("vmctl daemon: {name} is left out: {e}"),
+                Err(e) => journal::say(format_args!("{name} is left out: {e}")),
             }
         }
         vms.sample();
@@ -211,7 +221,9 @@ impl Vms {
             .map_err(|e| failure(FailureKind::Resources, format!("{name}: {e}")))?;
         // What could not be cleaned up after an earlier life.
         if let Err(e) = self.partitions.destroy_named(name) {
-            eprintln!("vmctl daemon: {name}: an old partition was not destroyed: {e}");
+            journal::say(format_args!(
+                "{name}: an old partition was not destroyed: {e}"
+            ));
         }
         self.launch(name, Record::starting)
             .map_err(|e| failure(FailureKind::Internal, format!("{name}: {e}")))?;
@@ -298,6 +310,12 @@ impl Vms {
 
     /// Saves a VM's state and remembers to tell those who wait.
     pub(super) fn note_change(&mut self, name: &str, refused: Option<String>) {
+        self.save(name);
+        self.tell_change(name, refused);
+    }
+
+    /// Saves a VM's state if it is another than the saved one. What can't be saved is saved later.
+    pub(super) fn save(&mut self, name: &str) {
         if let Some(vm) = self.vms.get_mut(name) {
             let record = &vm.record;
             let saved = Saved {
@@ -312,14 +330,22 @@ impl Vms {
             // A worker that says something else writes no file.
             if vm.saved.as_ref() != Some(&saved) {
                 match self.store.save(name, &saved) {
-                    Ok(()) => vm.saved = Some(saved),
+                    Ok(()) => {
+                        vm.saved = Some(saved);
+                        vm.unsaved = None;
+                    }
                     Err(e) => {
-                        eprintln!("vmctl daemon: {name}: its state could not be saved: {e}");
+                        let e = e.to_string();
+                        if vm.unsaved.as_ref() != Some(&e) {
+                            journal::say(format_args!("{name}: its state can't be saved: {e}"));
+                        }
+                        vm.unsaved = Some(e);
+                        let at = Instant::now() + SAVE_AGAIN_AFTER;
+                        self.save_again_at.get_or_insert(at);
                     }
                 }
             }
         }
-        self.tell_change(name, refused);
     }
 
     /// Remembers to tell those who wait of a VM's state as it is now.

@@ -212,6 +212,6 @@ fn await_configuration(control: &mut Control) -> Result<VmConfig, End> {
 fn open_console(config: &VmConfig, listener: UnixListener, log_dir: &OwnedFd) -> Result<Hub, End> {
     let failed = |e| End::start_failed(format_args!("console: {e}"));
     let dir = log_dir.try_clone().map_err(failed)?;
-    let log = ConsoleLog::open(dir, config.console.log_limit).map_err(failed)?;
+    let log = ConsoleLog::open(dir, config.console.log_limit);
     Hub::new(listener, Some(log)).map_err(failed)
 }

@@ -54,6 +54,8 @@ pub(super) struct Service {
     hold: Option<(VmState, String)>,
     /// Which request is late.
     late: Option<String>,
+    /// Why the console's log can't be written.
+    log_problem: Option<String>,
     panic: PanicText,
     /// When the guest's silence means that its panic was real.
     dead_at: Option<Instant>,
@@ -72,6 +74,7 @@ impl Service {
             reason: "being built".to_owned(),
             hold: None,
             late: None,
+            log_problem: None,
             panic: PanicText::default(),
             dead_at: None,
             attentive_until: Instant::now(),
@@ -96,6 +99,7 @@ impl Service {
                 self.tell_outcome(control, outcome);
             }
             self.ask_for_connections(control);
+            self.watch_log(control);
             if let Err(errno) = self.wait(control) {
                 return End::failed(format_args!("poll: {}", std::io::Error::from(errno)));
             }
@@ -279,6 +283,14 @@ impl Service {
         }
     }
 
+    /// Tells when the console's log can't be written any more, or can be again.
+    fn watch_log(&mut self, control: &mut Control) {
+        if self.hub.log_problem() != self.log_problem.as_deref() {
+            self.log_problem = self.hub.log_problem().map(str::to_owned);
+            self.show(control);
+        }
+    }
+
     /// Has the daemon make the connections that the guest wants, which this process may not.
     fn ask_for_connections(&self, control: &mut Control) {
         let Some(sockets) = self.machine.sockets() else {
@@ -450,12 +462,19 @@ impl Service {
     }
 
     /// Returns the state and its reason.
-    fn shown(&self) -> (VmState, &str) {
-        match (&self.hold, &self.late) {
+    fn shown(&self) -> (VmState, String) {
+        let (state, reason) = match (&self.hold, &self.late) {
             (Some((state, reason)), _) => (*state, reason),
             // Whoever has pressed the power button wants to see that.
             (None, Some(reason)) if self.state == VmState::Running => (VmState::IoStalled, reason),
             _ => (self.state, &self.reason),
+        };
+        match &self.log_problem {
+            None => (state, reason.clone()),
+            Some(problem) => (
+                state,
+                format!("{reason}; the console log can't be written: {problem}"),
+            ),
         }
     }
 
@@ -470,7 +489,7 @@ impl Service {
         let (state, reason) = self.shown();
         control.send(&WorkerEvent::State {
             state,
-            reason: reason.to_owned(),
+            reason,
             is_held: self.hold.is_some(),
         });
     }

@@ -35,7 +35,7 @@ fn serve() {
     }
     let control = UnixListener::from(inherited(WORKER_CONTROL_FD));
     let console = UnixListener::from(inherited(WORKER_CONSOLE_FD));
-    let log = ConsoleLog::open(inherited(WORKER_LOG_DIR_FD), 1 << 20).unwrap();
+    let log = ConsoleLog::open(inherited(WORKER_LOG_DIR_FD), 1 << 20);
     Worker {
         hub: Hub::new(console, Some(log)).unwrap(),
         control,

@@ -265,7 +265,7 @@ fn fifty_lives_leave_nothing() {
     eventually("no descriptor is leaked", || {
         machine.daemon_has("fd") <= before
     });
-    // The event loop, the cleaner and the keeper of networks.
-    assert_eq!(machine.daemon_has("task"), 3);
+    // The event loop, the log, the cleaner and the keeper of networks.
+    assert_eq!(machine.daemon_has("task"), 4);
     assert_eq!(machine.daemon_children(), "");
 }

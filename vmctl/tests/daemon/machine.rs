@@ -81,10 +81,15 @@ impl Machine {
     }
 
     pub(crate) fn start_daemon(&mut self, options: &[&str]) {
+        let log = fs::File::create(self.path("daemon.log")).unwrap();
+        self.start_daemon_with_log(options, log);
+    }
+
+    /// Starts a daemon whose standard error is `log`.
+    pub(crate) fn start_daemon_with_log(&mut self, options: &[&str], log: impl Into<Stdio>) {
         let mut command = self.command(&["daemon", "--worker"]);
         command.arg(self.path("worker"));
         command.arg("--state-dir").arg(self.path("state"));
-        let log = fs::File::create(self.path("daemon.log")).unwrap();
         let child = command.args(options).stderr(log).spawn().unwrap();
         self.daemon = Some(child);
         eventually("the daemon answers", || self.vmctl(&["list"]).code == 0);
@@ -108,6 +113,15 @@ impl Machine {
             .env("MICROVISOR_RUNTIME_DIR", self.path("run"))
             .stdin(Stdio::null());
         command
+    }
+
+    /// Runs `vmctl` with this standard error and returns its exit status.
+    pub(crate) fn status_with_stderr(
+        &self,
+        args: &[&str],
+        stderr: impl Into<Stdio>,
+    ) -> Option<i32> {
+        self.command(args).stderr(stderr).status().unwrap().code()
     }
 
     pub(crate) fn vmctl(&self, args: &[&str]) -> Ran {

@@ -14,6 +14,7 @@ mod console;
 mod disks;
 mod fake_worker;
 mod lifecycle;
+mod logging;
 mod machine;
 mod nics;
 mod restarts;

@@ -92,8 +92,8 @@ fn inside_at_work() {
     std::fs::create_dir(&path).unwrap();
     std::fs::write(state_dir.join("config.toml"), "as it was").unwrap();
     let log_dir = File::open(&path).unwrap();
-    let mut log = ConsoleLog::open(log_dir.try_clone().unwrap().into(), 8).unwrap();
-    log.append(b"before the sandbox\n").unwrap();
+    let mut log = ConsoleLog::open(log_dir.try_clone().unwrap().into(), 8);
+    log.append(b"before the sandbox\n");
     let listener = UnixListener::bind(path.join("socket")).unwrap();
     listener.set_nonblocking(true).unwrap();
     let peer = UnixStream::connect(path.join("socket")).unwrap();
@@ -109,7 +109,8 @@ fn inside_at_work() {
     is_here.recv().unwrap();
     lose_system_calls().unwrap();
 
-    log.append(b"after the sandbox\n").unwrap();
+    log.append(b"after the sandbox\n");
+    assert_eq!(log.problem(), None);
     // Root's files, and those of the VM that the daemon believes.
     let write = OFlags::WRONLY | OFlags::TRUNC;
     let config = openat(&log_dir, "../config.toml", write, Mode::empty());

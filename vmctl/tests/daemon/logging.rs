@@ -1,0 +1,115 @@
+//! Messages that can't be written: they end nothing.
+
+use std::fs::{self, File};
+use std::io;
+
+use rustix::fs::{OFlags, fcntl_setfl};
+
+use crate::machine::{Machine, eventually};
+
+fn full() -> File {
+    File::options().write(true).open("/dev/full").unwrap()
+}
+
+/// Has the daemon log something.
+fn log_something(machine: &Machine) {
+    let socket = machine.path("run/control.sock");
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    io::Write::write_all(&mut stream, &[0xff; 64]).unwrap();
+    // The daemon hangs up once it has logged that this is no control protocol.
+    io::copy(&mut stream, &mut io::sink()).unwrap();
+}
+
+#[track_caller]
+fn assert_works(machine: &Machine) {
+    machine.running("demo", "");
+    for _ in 0..3 {
+        log_something(machine);
+    }
+    machine.vmctl(&["kill", "demo"]).ok();
+    machine.vmctl(&["delete", "demo"]).ok();
+}
+
+#[test]
+fn a_daemon_whose_log_is_on_a_full_disk_works() {
+    let mut machine = Machine::off();
+    machine.start_daemon_with_log(&["--without-driver"], full());
+    assert_works(&machine);
+}
+
+#[test]
+fn a_daemon_whose_log_nobody_reads_works() {
+    let mut machine = Machine::off();
+    let (reader, log) = io::pipe().unwrap();
+    machine.start_daemon_with_log(&["--without-driver"], log);
+    drop(reader);
+    assert_works(&machine);
+}
+
+#[test]
+fn a_daemon_whose_log_is_a_full_pipe_works_and_counts_what_is_lost() {
+    let mut machine = Machine::off();
+    let (mut reader, log) = io::pipe().unwrap();
+    let mut filler = log.try_clone().unwrap();
+    fcntl_setfl(&filler, OFlags::NONBLOCK).unwrap();
+    while io::Write::write(&mut filler, &[b'x'; 4096]).is_ok() {}
+    while io::Write::write(&mut filler, b"x").is_ok() {}
+    fcntl_setfl(&filler, OFlags::empty()).unwrap();
+    drop(filler);
+    machine.start_daemon_with_log(&["--without-driver"], log);
+    assert_works(&machine);
+    for _ in 0..300 {
+        log_something(&machine);
+    }
+    let text = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        while !String::from_utf8_lossy(&text).contains("lines were lost") {
+            let mut chunk = [0; 4096];
+            let count = io::Read::read(&mut reader, &mut chunk).unwrap();
+            assert_ne!(count, 0, "{}", String::from_utf8_lossy(&text));
+            text.extend(&chunk[..count]);
+        }
+    });
+    eventually("lost lines are counted", || {
+        log_something(&machine);
+        text.is_finished()
+    });
+    text.join().unwrap();
+}
+
+#[test]
+fn a_command_keeps_its_exit_status_without_standard_error() {
+    let mut machine = Machine::on();
+    assert_eq!(machine.status_with_stderr(&["info", "a"], full()), Some(4));
+    machine.kill_daemon();
+    assert_eq!(machine.status_with_stderr(&["list"], full()), Some(8));
+}
+
+#[test]
+fn a_worker_without_a_log_runs() {
+    let machine = Machine::on();
+    machine.vmctl(&["create", &machine.config("demo", "")]).ok();
+    fs::create_dir_all(machine.path("state/demo/worker.log/x")).unwrap();
+    fs::create_dir_all(machine.path("state/demo/worker.log.1/x")).unwrap();
+    machine.vmctl(&["start", "demo", "--wait"]).ok();
+    let log = fs::read_to_string(machine.path("daemon.log")).unwrap();
+    assert!(log.contains("this worker has no log"), "{log}");
+}
+
+#[test]
+fn a_state_that_can_not_be_saved_is_told_and_saved_later() {
+    let machine = Machine::on();
+    machine.running("demo", "");
+    let in_the_way = machine.path("state/demo/state.toml.new");
+    fs::create_dir_all(in_the_way.join("x")).unwrap();
+    machine.vmctl(&["pause", "demo"]).ok();
+    let (state, reason) = machine.state("demo");
+    assert_eq!(state, "paused");
+    assert!(reason.contains("this state can't be saved: "), "{reason}");
+    fs::remove_dir_all(in_the_way).unwrap();
+    eventually("the state is saved", || {
+        machine.state("demo").1 == "held by the user"
+    });
+    let saved = fs::read_to_string(machine.path("state/demo/state.toml")).unwrap();
+    assert!(saved.contains("state = \"paused\""), "{saved}");
+}
