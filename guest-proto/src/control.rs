@@ -24,7 +24,7 @@ pub use worker::{
 };
 
 /// Version of every message in this module. Both ends must have the same.
-pub const CONTROL_VERSION: u32 = 5;
+pub const CONTROL_VERSION: u32 = 6;
 
 /// Longest frame, in bytes. A longer one is refused before anything is allocated for it.
 pub const MAX_FRAME: usize = 1 << 20;
@@ -401,9 +401,9 @@ pub struct VmStatus {
     pub state: VmState,
     /// Why it is in that state; never blank.
     pub reason: String,
-    /// Virtual CPUs; root: physical ones.
+    /// Virtual CPUs; root: physical ones; 0 if its definition can't be read.
     pub vcpus: u32,
-    /// RAM in bytes.
+    /// RAM in bytes; 0 if its definition can't be read.
     pub memory: u64,
     /// Per cent of one CPU lately; `None` while there is no worker.
     pub cpu_percent: Option<f32>,
@@ -416,8 +416,8 @@ pub struct VmStatus {
 pub struct VmInfo {
     /// As in the list.
     pub status: VmStatus,
-    /// Its configuration, TOML.
-    pub config: String,
+    /// Its configuration, TOML; `None` if its definition can't be read.
+    pub config: Option<String>,
     /// Process id of the worker.
     pub worker: Option<u32>,
     /// Resident bytes of the worker's own, without guest RAM.

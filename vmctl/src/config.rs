@@ -5,13 +5,16 @@
 //! the worker parse that again with [`VmConfig::parse`]. Nobody trusts another's check.
 
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::iter;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use guest_proto::control::MAX_NAME;
 use guest_proto::limits;
 use serde::{Deserialize, Serialize};
+
+use crate::file::{self, describe};
 
 mod count;
 mod device;
@@ -229,7 +232,7 @@ impl Loaded {
     /// Names the key, its line and the file.
     pub fn check_files(&self) -> Result<(), ConfigError> {
         self.config
-            .check_files()
+            .check_files(|_, _| {})
             .map_err(|(key, what)| ConfigError(format!("{}: {what}", self.source.locate(key))))
     }
 }
@@ -278,21 +281,26 @@ impl VmConfig {
         toml::to_string(self).map_err(|e| ConfigError(format!("{}: {e}", self.name)))
     }
 
-    /// Checks that the files it names can be read; on failure the key, and one line.
+    /// Checks that the files it names are there; on failure the key, and one line. `looking` hears of each file
+    /// before it is looked at: a file system that does not answer ends there.
     ///
     /// # Errors
     ///
     /// The key and what is wrong with its file.
-    pub fn check_files(&self) -> Result<(), (&'static str, String)> {
+    pub fn check_files(
+        &self,
+        mut looking: impl FnMut(&'static str, &Path),
+    ) -> Result<(), (&'static str, String)> {
         for (key, path) in self.files() {
-            let problem = match std::fs::File::open(path).and_then(|f| f.metadata()) {
-                Err(e) => describe(&e),
-                Ok(meta) if key == "disk" && meta.file_type().is_block_device() => continue,
-                Ok(meta) if !meta.is_file() => "not a regular file".to_owned(),
-                Ok(meta) if meta.len() == 0 => "the file is empty".to_owned(),
-                Ok(_) => continue,
+            looking(key, path);
+            let found = match key {
+                "disk" => file::check(path, true),
+                _ => file::open_regular(path).and_then(not_empty),
             };
-            return Err((key, format!("{key}: {}: {problem}", path.display())));
+            found.map_err(|e| {
+                let problem = describe(&e);
+                (key, format!("{key}: {}: {problem}", path.display()))
+            })?;
         }
         Ok(())
     }
@@ -335,12 +343,10 @@ pub fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn describe(error: &std::io::Error) -> String {
-    match error.kind() {
-        std::io::ErrorKind::NotFound => "no such file".to_owned(),
-        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        std::io::ErrorKind::InvalidData => "not UTF-8 text".to_owned(),
-        _ => error.to_string(),
+fn not_empty(file: File) -> io::Result<()> {
+    match file.metadata()?.len() {
+        0 => Err(io::Error::other("the file is empty")),
+        _ => Ok(()),
     }
 }
 

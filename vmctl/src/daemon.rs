@@ -1,22 +1,25 @@
 //! The daemon: one event loop that supervises every VM's worker.
 //!
 //! `record` is a VM's state machine, `store` what survives a restart, `process` a worker
-//! process, `vms` all VMs together and what clients ask of them, `supervise` what workers do,
+//! process, `vms` all VMs together and what clients ask of them, `start` their start, `supervise` what workers do,
 //! `cleaner` what is left of them, `devices` the devices that come and go; this file has the loop and the
-//! clients. Nothing here waits for a worker, a client or an image: every socket is non-blocking, threads
-//! open images (`opener`), and some answers come later (`Waiting`). Ending the daemon, by whatever signal, leaves the VMs running; the next
-//! one finds them.
+//! clients. Nothing here waits for a worker, a client, or a file: every socket is non-blocking, threads look at files that
+//! users name (`jobs`), write the state directory (`keeper`) and the log (`journal`), and some answers come later (`Waiting`).
+//! Ending the daemon, by whatever signal, leaves the VMs running; the next one finds them.
 
 mod cleaner;
 mod devices;
 mod inbox;
+mod jobs;
 mod journal;
+mod keeper;
 mod listing;
 mod opener;
 mod process;
 mod record;
 mod request;
 mod resources;
+mod start;
 mod store;
 mod supervise;
 mod usage;
@@ -39,7 +42,7 @@ use rustix::process::umask;
 use crate::net;
 use crate::wire::{Link, LinkError, timespec};
 pub(crate) use process::listen;
-use vms::Vms;
+use vms::{Ticket, Vms};
 
 /// Of the numbers that systemd's `UIDS-GIDS` leaves to nobody.
 pub const FIRST_WORKER_UID: u32 = 0x7000_0000;
@@ -119,6 +122,8 @@ enum Waiting {
     Devices(String, Instant),
     /// What becomes of a device of a VM.
     Device(String, String),
+    /// What becomes of a request.
+    Ticket(Ticket),
 }
 
 /// Who a descriptor in the loop belongs to.
@@ -129,7 +134,8 @@ enum Source {
     WorkerLink(String),
     WorkerExit(String),
     Cleaner,
-    Opener,
+    Jobs,
+    Keeper,
 }
 
 impl Client {
@@ -185,9 +191,14 @@ impl Daemon {
                             self.vms.cleaned_up(&name);
                         }
                     }
-                    Source::Opener => {
-                        for opened in self.vms.opener.take() {
-                            self.vms.opened(opened);
+                    Source::Jobs => {
+                        for outcome in self.vms.jobs.take() {
+                            self.vms.job_ended(outcome);
+                        }
+                    }
+                    Source::Keeper => {
+                        for done in self.vms.keeper.take() {
+                            self.vms.kept(done);
                         }
                     }
                 }
@@ -201,11 +212,17 @@ impl Daemon {
 
     /// Sleeps until something is ready.
     fn wait(&self) -> Result<Vec<Source>, String> {
-        let mut sources = vec![Source::Listener, Source::Cleaner, Source::Opener];
+        let mut sources = vec![
+            Source::Listener,
+            Source::Cleaner,
+            Source::Jobs,
+            Source::Keeper,
+        ];
         let mut fds = vec![
             PollFd::new(&self.listener, PollFlags::IN),
             PollFd::new(&self.vms.cleaner, PollFlags::IN),
-            PollFd::new(&self.vms.opener, PollFlags::IN),
+            PollFd::new(&self.vms.jobs, PollFlags::IN),
+            PollFd::new(&self.vms.keeper, PollFlags::IN),
         ];
         for client in &self.clients {
             let mut interest = client.link.interest();
@@ -284,8 +301,34 @@ impl Daemon {
         });
     }
 
-    /// Answers those who wait for what has changed.
+    /// Answers those who wait for what has changed, and those whose requests have come to something.
     fn tell_changes(&mut self) {
+        loop {
+            self.tell_those_who_wait();
+            let answers = self.vms.take_answers();
+            if answers.is_empty() {
+                return;
+            }
+            for (ticket, answer) in answers {
+                self.answer_ticket(ticket, &answer);
+            }
+        }
+    }
+
+    fn answer_ticket(&mut self, ticket: Ticket, answer: &Response) {
+        let asked = |client: &&mut Client| matches!(client.waiting, Some(Waiting::Ticket(t)) if t == ticket);
+        let Some(client) = self.clients.iter_mut().find(asked) else {
+            return;
+        };
+        client.waiting = None;
+        // A client that can't be written to is noticed below.
+        let _ = client.link.send(answer);
+        let id = client.id;
+        // What it asks next may have been read already.
+        self.client_ready(id);
+    }
+
+    fn tell_those_who_wait(&mut self) {
         for change in self.vms.take_changes() {
             let status = &change.status;
             self.clients.retain_mut(|client| {
@@ -352,6 +395,7 @@ fn serve_client(client: &mut Client, vms: &mut Vms) -> Result<(), LinkError> {
             request::Answer::Device(name, device) => {
                 client.waiting = Some(Waiting::Device(name, device));
             }
+            request::Answer::Later(ticket) => client.waiting = Some(Waiting::Ticket(ticket)),
             request::Answer::Events => client.events = true,
         }
     }

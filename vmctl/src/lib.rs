@@ -5,7 +5,7 @@
 //! itself where no VM's state is asked for (`doctor`, `top`, `hv-log`, `verify`), so that those work without
 //! a daemon. Imports run `cli → client, daemon, worker → config, disk, wire`; the daemon knows of a
 //! worker only its process, its socket and its messages. [`disk`] opens, locks and makes disk images,
-//! [`image`] makes whole systems, [`net`] makes host networks, [`nic`] plugs into them; none of them knows a VM
+//! `file` opens what users name, [`image`] makes whole systems, [`net`] makes host networks, [`nic`] plugs into them; none of them knows a VM
 //! that runs.
 
 // `print!` and `eprint!` end the process where the file system is full or the reader is gone.
@@ -19,6 +19,7 @@ pub mod daemon;
 pub mod disk;
 pub mod driver;
 pub mod exit;
+mod file;
 pub mod image;
 pub mod net;
 pub mod nic;

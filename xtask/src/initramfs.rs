@@ -54,9 +54,10 @@ const MODULES: &[&str] = &[
 ];
 
 /// Modules that VM 0 loads when it first needs them: those of the ext4 file system, which some kernels
-/// have built in, of host networks, and of sockets.
+/// have built in, of a file system that a test does not answer for, of host networks, and of sockets.
 const ON_DEMAND: &[&str] = &[
     "fs/ext4/ext4",
+    "fs/autofs/autofs4",
     "crypto/crc32c_generic",
     "net/bridge/bridge",
     "drivers/net/tun",

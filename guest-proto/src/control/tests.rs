@@ -56,7 +56,7 @@ fn greetings_tell_versions_apart() {
     hello[8] = 9;
     let error = Hello::check(&hello, Role::Worker).unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("has 5") && text.contains("has 9"), "{text}");
+    assert!(text.contains("has 6") && text.contains("has 9"), "{text}");
     hello[0] = 0;
     assert_eq!(
         Hello::check(&hello, Role::Worker),
@@ -68,7 +68,7 @@ fn greetings_tell_versions_apart() {
 fn encodings_are_frozen() {
     assert_eq!(
         Hello::new(Role::Cli).to_bytes(),
-        *b"MVcontrl\x05\0\0\0\x01\0\0\0"
+        *b"MVcontrl\x06\0\0\0\x01\0\0\0"
     );
     assert_eq!(
         bytes(&Request::Stop {

@@ -80,8 +80,8 @@ fn table(vms: &[Listed]) -> Table {
             plain(Some(vm.name.clone())),
             (vm.state.to_string(), colour(vm.state)),
             plain(Some(vm.reason.clone())),
-            plain(Some(vm.vcpus.to_string())),
-            plain(Some(memory(vm.memory))),
+            plain(vcpus(vm.vcpus)),
+            plain(memory(vm.memory)),
             plain(vm.cpu_percent.map(|percent| format!("{percent:.1}"))),
             plain(vm.uptime_ms.map(uptime)),
         ];
@@ -102,13 +102,18 @@ fn colour(state: VmState) -> Colour {
     }
 }
 
-/// Root's memory is no round number.
-fn memory(bytes: u64) -> String {
-    format_size(if bytes < 1 << 20 {
-        bytes
-    } else {
-        bytes >> 20 << 20
-    })
+/// Nothing if they are not known.
+fn vcpus(count: u32) -> Option<String> {
+    (count > 0).then(|| count.to_string())
+}
+
+/// Nothing if it is not known. Root's is no round number.
+fn memory(bytes: u64) -> Option<String> {
+    let rounded = match bytes {
+        ..0x10_0000 => bytes,
+        _ => bytes >> 20 << 20,
+    };
+    (bytes > 0).then(|| format_size(rounded))
 }
 
 fn uptime(ms: u64) -> String {
@@ -136,7 +141,7 @@ pub(super) struct InfoArgs {
 struct InfoJson<'a> {
     #[serde(flatten)]
     status: &'a VmStatus,
-    config: VmConfig,
+    config: Option<VmConfig>,
     worker_pid: Option<u32>,
     worker_rss: Option<u64>,
     memory_used: Option<u64>,
@@ -151,8 +156,9 @@ struct InfoJson<'a> {
 
 pub(super) fn info(args: &InfoArgs, mut client: Client) -> Result<(), Failed> {
     let info = client.info(&args.name)?;
-    let config = VmConfig::parse(&args.name, &info.config)
-        .map_err(|e| Failed::new(Exit::Config, e.to_string()))?;
+    let parse = |text: &String| VmConfig::parse(&args.name, text);
+    let config = info.config.as_ref().map(parse).transpose();
+    let config = config.map_err(|e| Failed::new(Exit::Config, e.to_string()))?;
     match args.format.format {
         Format::Json => output::json(&InfoJson {
             status: &info.status,
@@ -168,11 +174,11 @@ pub(super) fn info(args: &InfoArgs, mut client: Client) -> Result<(), Failed> {
             disks: &info.disks,
             nics: &info.nics,
         }),
-        Format::Table => output::text(&describe(&info, &config)),
+        Format::Table => output::text(&describe(&info, config.as_ref())),
     }
 }
 
-fn describe(info: &VmInfo, config: &VmConfig) -> String {
+fn describe(info: &VmInfo, config: Option<&VmConfig>) -> String {
     let status = &info.status;
     let or_none = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     let path = |path: &Path| path.display().to_string();
@@ -182,8 +188,8 @@ fn describe(info: &VmInfo, config: &VmConfig) -> String {
         ("id", or_none(status.id.map(|id| id.to_string()))),
         ("state", status.state.to_string()),
         ("reason", status.reason.clone()),
-        ("vcpus", status.vcpus.to_string()),
-        ("memory", format_size(status.memory)),
+        ("vcpus", or_none(vcpus(status.vcpus))),
+        ("memory", or_none(memory(status.memory))),
         ("memory touched", kib(info.memory_used)),
         (
             "cpu",
@@ -191,9 +197,15 @@ fn describe(info: &VmInfo, config: &VmConfig) -> String {
         ),
         ("uptime", or_none(status.uptime_ms.map(uptime))),
         ("reboots", info.reboots.to_string()),
-        ("kernel", path(&config.kernel)),
-        ("initrd", or_none(config.initrd.as_deref().map(path))),
-        ("cmdline", config.cmdline().to_owned()),
+        ("kernel", or_none(config.map(|config| path(&config.kernel)))),
+        (
+            "initrd",
+            or_none(config.and_then(|config| config.initrd.as_deref().map(path))),
+        ),
+        (
+            "cmdline",
+            or_none(config.map(|config| config.cmdline().to_owned())),
+        ),
         (
             "worker pid",
             or_none(info.worker.map(|pid| pid.to_string())),
@@ -203,7 +215,8 @@ fn describe(info: &VmInfo, config: &VmConfig) -> String {
         ("console log", info.console_log.clone()),
         ("worker log", info.worker_log.clone()),
     ];
-    let vsock = config.vsock.as_ref().map(|vsock| {
+    let vsock = config.and_then(|config| config.vsock.as_ref());
+    let vsock = vsock.map(|vsock| {
         let way = info.vsock.as_deref().unwrap_or("vhost-vsock");
         ("vsock", format!("CID {} by {way}", vsock.cid()))
     });
@@ -212,9 +225,11 @@ fn describe(info: &VmInfo, config: &VmConfig) -> String {
         .disks
         .iter()
         .map(|disk| (&*disk.name, describe_disk(disk)));
-    let others = config.disks.iter().filter(|disk| !has_told(&disk.name));
+    let others = config.into_iter().flat_map(|config| &config.disks);
+    let others = others.filter(|disk| !has_told(&disk.name));
     let disks = told.chain(others.map(|disk| (&*disk.name, path(&disk.path))));
-    let nics = config.nics.iter().map(|nic| {
+    let nics = config.into_iter().flat_map(|config| &config.nics);
+    let nics = nics.map(|nic| {
         let told = info.nics.iter().find(|told| told.name == nic.name);
         (
             &*nic.name,
@@ -377,6 +392,6 @@ mod tests {
         assert_eq!(uptime(61_000), "1m01s");
         assert_eq!(uptime(3_600_000), "1h00m");
         assert_eq!(uptime(26 * 3_600_000), "1d02h");
-        assert_eq!(memory((4 << 30) - 4096), "4095M");
+        assert_eq!(memory((4 << 30) - 4096).as_deref(), Some("4095M"));
     }
 }

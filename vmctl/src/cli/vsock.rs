@@ -13,6 +13,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
 
+use super::lifecycle;
 use crate::client::Client;
 use crate::config::VmConfig;
 use crate::daemon;
@@ -41,7 +42,11 @@ pub(super) fn run(args: &VsockArgs, runtime_dir: &Path) -> Result<(), Failed> {
         }
         None => {
             let info = Client::connect(runtime_dir)?.info(&args.target)?;
-            let config = VmConfig::parse(&args.target, &info.config);
+            let Some(config) = &info.config else {
+                let status = lifecycle::describe(&info.status);
+                return Err(Failed::new(Exit::Config, status));
+            };
+            let config = VmConfig::parse(&args.target, config);
             let config = config.map_err(|e| Failed::new(Exit::Config, e.to_string()))?;
             match config.vsock.filter(|vsock| !vsock.has_unix_socket()) {
                 Some(vsock) => by_address(vsock.cid(), args)?,

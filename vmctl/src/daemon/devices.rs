@@ -10,8 +10,9 @@ use guest_proto::control::{
     DeviceTable, Failure, FailureKind, VmStatus, WorkerCommand, WorkerEvent,
 };
 
+use super::jobs::Outcome;
 use super::journal;
-use super::opener::{Files, Opened};
+use super::opener::{self, Files, Opened};
 use super::request::not_found;
 use super::vms::{Vm, Vms, failure};
 use crate::config::{DeviceConfig, LinkState, VmConfig};
@@ -32,7 +33,7 @@ impl Vms {
         vm.record.may_attach()?;
         let device = DeviceConfig::parse(device).map_err(|e| wrong(name, &e))?;
         // The names of those that are being attached are taken.
-        let mut config = vm.record.config.clone();
+        let mut config = vm.record.config()?.clone();
         for other in &vm.attaching {
             if config.device_names().all(|taken| taken != other.name()) {
                 let with_other = config.with_device(other.clone());
@@ -40,9 +41,10 @@ impl Vms {
             }
         }
         let (config, device) = config.with_device(device).map_err(|e| wrong(name, &e))?;
-        let begun = self
-            .opener
-            .begin(name, device.clone(), config.default_pairs());
+        let (vm_name, opened, pairs) = (name.to_owned(), device.clone(), config.default_pairs());
+        let begun = self.jobs.begin(name, move || {
+            Outcome::Opened(Box::new(opener::open(vm_name, opened, pairs)))
+        });
         begun.map_err(|e| {
             let message = format!("{name}: {}: {e}", device.name());
             failure(FailureKind::Resources, message)
@@ -75,7 +77,7 @@ impl Vms {
         let record = &vm.record;
         record.may_attach()?;
         let is_alive = record.state().is_alive();
-        let config = record.config.with_device(opened.device);
+        let config = record.config()?.with_device(opened.device);
         self.redefine(name, config.map_err(|e| wrong(name, &e))?.0)?;
         if is_alive {
             let Files { device, files } = opened_files;
@@ -107,7 +109,8 @@ impl Vms {
             let message = format!("{name}: {device} is being attached");
             return Err(failure(FailureKind::State, message));
         }
-        if vm.record.config.device_names().all(|other| other != device) {
+        let config = vm.record.config()?;
+        if config.device_names().all(|other| other != device) {
             let device = device.escape_default();
             let message = format!(
                 "{name}: no disk or NIC has the name \"{device}\"; \"vmctl info {name}\" shows all"
@@ -115,7 +118,7 @@ impl Vms {
             return Err(failure(FailureKind::NotFound, message));
         }
         if !vm.record.may_detach()? {
-            let config = vm.record.config.with_devices(|other| other != device);
+            let config = config.with_devices(|other| other != device);
             self.redefine(name, config)?;
             return Ok(true);
         }
@@ -132,7 +135,7 @@ impl Vms {
         let record = &self.vm(name)?.record;
         record.may_attach()?;
         let is_alive = record.state().is_alive();
-        let changed = record.config.with_setting(setting);
+        let changed = record.config()?.with_setting(setting);
         let (config, nic) = changed.map_err(|e| wrong(name, &e))?;
         self.redefine(name, config)?;
         if is_alive {
@@ -176,7 +179,7 @@ impl Vms {
 
     /// Connects a guest to a program of VM 0, or tells the worker that nobody listens.
     fn connect(&mut self, name: &str, request: u64, port: u32) {
-        let has_socket = |vm: &Vm| vm.record.config.has_unix_socket();
+        let has_socket = |vm: &Vm| vm.record.has_unix_socket();
         let files = match self.vm(name).is_ok_and(has_socket) {
             true => Vec::from_iter(self.sockets(name).connect_to_port(port)),
             false => Vec::new(),
@@ -205,8 +208,10 @@ impl Vms {
         let Ok(vm) = self.vm_mut(name) else { return };
         let detaching = std::mem::take(&mut vm.detaching);
         // A device that is still being opened is none of the worker's.
-        let config = &vm.record.config;
-        let is_sent = |device: &&str| config.device_names().any(|other| other == *device);
+        let config = vm.record.config.as_ref();
+        let is_sent = |device: &&str| {
+            config.is_ok_and(|config| config.device_names().any(|other| other == *device))
+        };
         let sent = vm.attaching.iter().map(DeviceConfig::name).filter(is_sent);
         let sent: Vec<_> = sent.map(str::to_owned).collect();
         let ended = |device: &str, what: &str| {
@@ -227,8 +232,9 @@ impl Vms {
 
     fn keep_devices(&mut self, name: &str, keeps: impl Fn(&str) -> bool) {
         let Ok(vm) = self.vm(name) else { return };
-        let config = vm.record.config.with_devices(keeps);
-        if config != vm.record.config {
+        let Ok(known) = &vm.record.config else { return };
+        let config = known.with_devices(keeps);
+        if config != *known {
             self.redefine_or_say(name, config);
         }
     }
@@ -240,7 +246,7 @@ impl Vms {
             let dir = self.store.dir(name);
             failure(FailureKind::Internal, format!("{}: {e}", dir.display()))
         })?;
-        self.vm_mut(name)?.record.config = config;
+        self.vm_mut(name)?.record.config = Ok(config);
         Ok(())
     }
 
@@ -252,7 +258,7 @@ impl Vms {
                 e.message
             ));
             if let Ok(vm) = self.vm_mut(name) {
-                vm.record.config = config;
+                vm.record.config = Ok(config);
             }
         }
     }

@@ -10,6 +10,7 @@ use super::SAMPLE_EVERY;
 use super::process::{LOG_DIR, WORKER_LOG};
 use super::usage::Sample;
 use super::vms::{Vm, Vms, failure};
+use crate::config::VmConfig;
 use crate::console::log;
 use crate::proc;
 
@@ -37,17 +38,23 @@ impl Vms {
         let record = &vm.record;
         let pid = vm.worker.as_ref().map(|w| w.identity().pid);
         let reason = record.reason();
-        let reason = match &vm.unsaved {
-            Some(e) => format!("{reason}; this state can't be saved: {e}"),
-            None => reason.to_owned(),
-        };
+        let notes = [
+            ("this state can't be saved", vm.unsaved.as_ref()),
+            ("its definition can't be read", record.config.as_ref().err()),
+        ];
+        let mut reason = reason.to_owned();
+        for (what, why) in notes {
+            if let Some(why) = why {
+                reason.push_str(&format!("; {what}: {why}"));
+            }
+        }
         Ok(VmStatus {
             id: record.partition,
             name: name.to_owned(),
             state: record.state(),
             reason,
-            vcpus: record.config.vcpus,
-            memory: record.config.memory,
+            vcpus: record.config.as_ref().map_or(0, |config| config.vcpus),
+            memory: record.config.as_ref().map_or(0, |config| config.memory),
             cpu_percent: pid.map(|pid| self.usage.worker(pid, clock_ticks_per_second())),
             uptime_ms: record
                 .started_ms
@@ -58,8 +65,9 @@ impl Vms {
     /// Asks a VM's worker for its devices. Returns false if it has none or nobody answers.
     pub(super) fn ask_devices(&mut self, name: &str) -> bool {
         let has_devices = |vm: &Vm| {
-            let config = &vm.record.config;
-            vm.worker.is_some() && !(config.disks.is_empty() && config.nics.is_empty())
+            let config = vm.record.config.as_ref();
+            let has_some = |config: &VmConfig| !(config.disks.is_empty() && config.nics.is_empty());
+            vm.worker.is_some() && config.is_ok_and(has_some)
         };
         self.vm(name).is_ok_and(has_devices) && self.command(name, &WorkerCommand::Devices).is_ok()
     }
@@ -74,14 +82,17 @@ impl Vms {
             config: vm
                 .record
                 .config
-                .to_toml()
+                .as_ref()
+                .ok()
+                .map(VmConfig::to_toml)
+                .transpose()
                 .map_err(|e| failure(FailureKind::Internal, e.to_string()))?,
             worker,
             worker_rss: worker.and_then(proc::own_rss),
             memory_used: status.id.and_then(|id| self.partitions.populated(id)),
             reboots: vm.record.reboots,
             console: self.sockets(name).console().display().to_string(),
-            vsock: vm.record.config.has_unix_socket().then(|| {
+            vsock: vm.record.has_unix_socket().then(|| {
                 let sockets = self.sockets(name);
                 sockets.vsock().display().to_string()
             }),

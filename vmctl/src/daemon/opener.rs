@@ -1,23 +1,14 @@
-//! Threads that open what devices work with: a file system and the kernel's networks can take long, and the
-//! event loop waits for nobody.
+//! Opens what devices work with: a file system and the kernel's networks can take long, so it is the work of a job.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::os::fd::OwnedFd;
 
 use guest_proto::control::{Failure, FailureKind};
 
-use super::inbox::{Inbox, Outbox, inbox};
 use super::vms::failure;
 use crate::config::DeviceConfig;
 use crate::disk::{Chain, DiskError, Problem};
 use crate::net::NetError;
 use crate::nic;
-
-/// Devices that are being opened at once.
-const MAX_THREADS: usize = 64;
 
 /// What a device works with.
 #[derive(Debug)]
@@ -39,66 +30,8 @@ pub(super) struct Opened {
     pub(super) files: Result<Files, Failure>,
 }
 
-/// The threads.
-#[derive(Debug)]
-pub(super) struct Opener {
-    outbox: Outbox<Opened>,
-    inbox: Inbox<Opened>,
-    threads: Arc<AtomicUsize>,
-}
-
-impl Opener {
-    /// No threads yet.
-    pub(super) fn new() -> io::Result<Self> {
-        let (outbox, inbox) = inbox()?;
-        Ok(Self {
-            outbox,
-            inbox,
-            threads: Arc::default(),
-        })
-    }
-
-    /// Opens what a device of the VM `vm` works with. A card has `pairs` pairs of queues unless its
-    /// configuration says.
-    ///
-    /// # Errors
-    ///
-    /// There can't be one more thread.
-    pub(super) fn begin(&self, vm: &str, device: DeviceConfig, pairs: u16) -> io::Result<()> {
-        if self.threads.load(Ordering::Relaxed) >= MAX_THREADS {
-            let what = "too many devices are being opened: their file systems do not answer";
-            return Err(io::Error::other(what));
-        }
-        let (vm, outbox) = (vm.to_owned(), self.outbox.clone());
-        let threads = Arc::clone(&self.threads);
-        let work = move || {
-            let opened = open(vm, device, pairs);
-            threads.fetch_sub(1, Ordering::Relaxed);
-            outbox.send(opened);
-        };
-        let thread = thread::Builder::new().name("opener".to_owned());
-        self.threads.fetch_add(1, Ordering::Relaxed);
-        let started = thread.spawn(work).map(drop);
-        if started.is_err() {
-            self.threads.fetch_sub(1, Ordering::Relaxed);
-        }
-        started
-    }
-
-    /// Takes the devices that were opened since the last call.
-    pub(super) fn take(&self) -> Vec<Opened> {
-        self.inbox.take()
-    }
-}
-
-impl AsFd for Opener {
-    /// Readable when [`Self::take`] has something.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.inbox.as_fd()
-    }
-}
-
-fn open(vm: String, mut device: DeviceConfig, pairs: u16) -> Opened {
+/// Opens what a device of the VM `vm` works with. A card has `pairs` pairs of queues unless its configuration says.
+pub(super) fn open(vm: String, mut device: DeviceConfig, pairs: u16) -> Opened {
     let files = match &mut device {
         DeviceConfig::Disk(disk) => {
             Chain::of_disk(disk)

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::journal;
 use super::record::WorkerExit;
+use crate::config::check_name;
 use crate::proc;
 
 /// Name of a worker's own log in its VM's state directory.
@@ -35,6 +36,13 @@ pub(super) struct Identity {
     pub(super) pid: u32,
     /// Start time in clock ticks since boot, `proc_pid_stat(5)` field 22.
     pub(super) start_time: u64,
+}
+
+/// What is on record of a worker: the process, and the boot of the root partition in which its number means something.
+#[derive(Debug, Serialize, Deserialize)]
+struct Started {
+    boot_id: String,
+    worker: Identity,
 }
 
 /// A worker process.
@@ -67,6 +75,21 @@ impl Sockets {
         self.dir.join("control.sock")
     }
 
+    /// The file that says which process the worker is. It is in memory, where no disk is full, and goes with the sockets.
+    fn identity(&self) -> PathBuf {
+        self.dir.join("worker.toml")
+    }
+
+    /// Finds the worker that an earlier daemon started with these sockets, if it is alive.
+    pub(super) fn find_worker(&self) -> Option<Process> {
+        let text = fs::read_to_string(self.identity()).ok()?;
+        let started: Started = toml::from_str(&text).ok()?;
+        match started.boot_id == proc::boot_id() {
+            true => Process::find(started.worker),
+            false => None,
+        }
+    }
+
     /// Its console socket.
     pub(super) fn console(&self) -> PathBuf {
         self.dir.join("console.sock")
@@ -86,10 +109,16 @@ impl Sockets {
     pub(super) fn connect_to_port(&self, port: u32) -> io::Result<OwnedFd> {
         let mut path = self.vsock.clone().into_os_string();
         path.push(format!("_{port}"));
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        connect(&socket, &SocketAddrUnix::new(path)?)?;
-        Ok(socket)
+        connect_at_once(path.as_ref())
+    }
+
+    /// Connects to the worker. Does not wait for it.
+    ///
+    /// # Errors
+    ///
+    /// It is gone, or too many connections wait for it.
+    pub(super) fn connect_to_worker(&self) -> io::Result<UnixStream> {
+        connect_at_once(&self.control()).map(UnixStream::from)
     }
 
     fn bind(&self, has_unix_socket: bool) -> io::Result<Listeners> {
@@ -107,6 +136,23 @@ impl Sockets {
         let _ = fs::remove_dir_all(&self.dir);
         let _ = fs::remove_file(&self.vsock);
     }
+}
+
+/// Names of the VMs that have a worker, alive or not, as far as it is on record.
+pub(super) fn names_of_workers(runtime_dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(runtime_dir.join("vms"));
+    let names = entries.into_iter().flatten().flatten();
+    names
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| check_name(name).is_ok())
+        .collect()
+}
+
+fn connect_at_once(path: &Path) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
 }
 
 /// The sockets of a worker.
@@ -214,6 +260,12 @@ impl Launch<'_> {
             .map_err(|e| in_program(&e))?;
         let mut child = child;
         let watched = watch(child.id()).and_then(|(identity, pidfd)| {
+            let started = Started {
+                boot_id: proc::boot_id(),
+                worker: identity,
+            };
+            let text = toml::to_string(&started).map_err(io::Error::other)?;
+            fs::write(self.sockets.identity(), text)?;
             let stream = UnixStream::connect(self.sockets.control())?;
             Ok((identity, pidfd, stream))
         });
@@ -241,6 +293,16 @@ impl Process {
     pub(super) fn find(identity: Identity) -> Option<Self> {
         let (found, pidfd) = watch(identity.pid).ok()?;
         (found == identity).then_some(Self {
+            identity,
+            pidfd,
+            child: None,
+        })
+    }
+
+    /// Finds a process by its number alone, which the driver vouches for.
+    pub(super) fn of_pid(pid: u32) -> Option<Self> {
+        let (identity, pidfd) = watch(pid).ok()?;
+        Some(Self {
             identity,
             pidfd,
             child: None,

@@ -34,8 +34,10 @@ pub(super) enum Next {
 /// One VM.
 #[derive(Clone, Debug)]
 pub(super) struct Record {
-    /// As defined.
-    pub(super) config: VmConfig,
+    /// Its name.
+    pub(super) name: String,
+    /// As defined, or why its definition can't be read.
+    pub(super) config: Result<VmConfig, String>,
     /// Its partition, while there is one.
     pub(super) partition: Option<u64>,
     /// When it began to run, in milliseconds of the boot clock.
@@ -54,12 +56,19 @@ pub(super) struct Record {
 impl Record {
     /// A VM that was just defined.
     pub(super) fn new(config: VmConfig) -> Self {
-        Self::restored(config, VmState::Defined, "never started")
+        let name = config.name.clone();
+        Self::restored(&name, Ok(config), VmState::Defined, "never started")
     }
 
     /// A VM that an earlier daemon left in `state`.
-    pub(super) fn restored(config: VmConfig, state: VmState, reason: &str) -> Self {
+    pub(super) fn restored(
+        name: &str,
+        config: Result<VmConfig, String>,
+        state: VmState,
+        reason: &str,
+    ) -> Self {
         let mut record = Self {
+            name: name.to_owned(),
             config,
             partition: None,
             started_ms: None,
@@ -74,6 +83,28 @@ impl Record {
         };
         record.enter(state, reason);
         record
+    }
+
+    /// Its configuration.
+    ///
+    /// # Errors
+    ///
+    /// Its definition can't be read.
+    pub(super) fn config(&self) -> Result<&VmConfig, Failure> {
+        self.config.as_ref().map_err(|e| Failure {
+            kind: FailureKind::Config,
+            message: format!("{}: its definition can't be read: {e}", self.name),
+        })
+    }
+
+    /// Whether programs of VM 0 reach its guest by a Unix socket.
+    pub(super) fn has_unix_socket(&self) -> bool {
+        self.config.as_ref().is_ok_and(VmConfig::has_unix_socket)
+    }
+
+    /// How its worker has said that it ended.
+    pub(super) fn end(&self) -> Option<&(EndCause, String)> {
+        self.end.as_ref()
     }
 
     /// Its state.
@@ -129,11 +160,11 @@ impl Record {
             VmState::Defined | VmState::Stopped | VmState::Crashed => Ok(false),
             VmState::Paused | VmState::IoStalled => Err(self.wrong_state(&format!(
                 "\"vmctl resume {0}\" first, or \"vmctl kill {0}\"",
-                self.config.name
+                self.name
             ))),
             VmState::Starting => Err(self.wrong_state(&format!(
                 "wait until it runs, or \"vmctl kill {}\"",
-                self.config.name
+                self.name
             ))),
         }
     }
@@ -202,7 +233,7 @@ impl Record {
     pub(super) fn may_detach(&self) -> Result<bool, Failure> {
         self.may_attach()?;
         if self.is_held && self.state.is_alive() {
-            let advice = format!("\"vmctl resume {}\" first", self.config.name);
+            let advice = format!("\"vmctl resume {}\" first", self.name);
             return Err(self.wrong_state(&advice));
         }
         Ok(self.state.is_alive())
@@ -217,7 +248,7 @@ impl Record {
         if self.state.is_alive() {
             return Err(self.wrong_state(&format!(
                 "\"vmctl stop {0}\" or \"vmctl kill {0}\" first",
-                self.config.name
+                self.name
             )));
         }
         Ok(())
@@ -280,7 +311,9 @@ impl Record {
         match cause {
             EndCause::PoweredOff => self.enter(VmState::Stopped, &reason),
             EndCause::Rebooted => {
-                if self.config.on_reboot == OnReboot::Restart && !self.stop_asked {
+                let config = self.config.as_ref();
+                let restarts = config.is_ok_and(|c| c.on_reboot == OnReboot::Restart);
+                if restarts && !self.stop_asked {
                     return Next::Reboot;
                 }
                 self.enter(VmState::Stopped, &reason);
@@ -319,7 +352,7 @@ impl Record {
             kind: FailureKind::State,
             message: format!(
                 "{} is {} ({}): {advice}",
-                self.config.name, self.state, self.reason
+                self.name, self.state, self.reason
             ),
         }
     }

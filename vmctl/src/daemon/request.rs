@@ -4,7 +4,7 @@ use guest_proto::control::{
     DaemonInfo, Failure, FailureKind, Request, Response, Until, VmState, VmStatus,
 };
 
-use super::vms::{Change, Vms};
+use super::vms::{Change, Ticket, Vms};
 
 /// What becomes of a request.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub(super) enum Answer {
     Info(String),
     /// An answer when the disk of the VM was attached or detached.
     Device(String, String),
+    /// The answer to this ticket.
+    Later(Ticket),
     /// An answer per change.
     Events,
 }
@@ -29,13 +31,22 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
             state_dir: vms.store.root().display().to_string(),
             runtime_dir: vms.runtime_dir().display().to_string(),
         })),
-        Request::Define { config } => vms.define(&config).map(Response::Status),
-        Request::Start { name } => vms.start(&name).map(Response::Status),
+        Request::Define { config } => match vms.define(&config) {
+            Ok(ticket) => return Answer::Later(ticket),
+            Err(e) => Err(e),
+        },
+        Request::Start { name } => match vms.start(&name) {
+            Ok(ticket) => return Answer::Later(ticket),
+            Err(e) => Err(e),
+        },
         Request::Stop { name } => vms.stop(&name).map(Response::Status),
         Request::Kill { name } => vms.kill(&name).map(Response::Status),
         Request::Pause { name } => vms.pause(&name).map(Response::Status),
         Request::Resume { name } => vms.resume(&name).map(Response::Status),
-        Request::Delete { name } => vms.delete(&name).map(|()| Response::Done),
+        Request::Delete { name } => match vms.delete(&name) {
+            Ok(ticket) => return Answer::Later(ticket),
+            Err(e) => Err(e),
+        },
         Request::List => Ok(Response::List(vms.list())),
         Request::Info { name } if vms.ask_devices(&name) => return Answer::Info(name),
         Request::Info { name } => Ok(info(vms, &name)),

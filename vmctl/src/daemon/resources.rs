@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use guest_proto::limits::PAGE_SIZE;
 
-use crate::config::format_size;
+use super::journal;
+use crate::config::{check_name, format_size};
 use crate::driver::Device;
 use crate::{platform, proc};
 
@@ -45,6 +46,46 @@ impl Partitions {
         Some(info.ram_pages * PAGE_SIZE)
     }
 
+    /// Returns the partitions that there are.
+    pub(super) fn all(&self) -> Vec<Found> {
+        let Some(device) = self.open() else {
+            return Vec::new();
+        };
+        let ids = device.list_vms().unwrap_or_default();
+        let info = |id| Some((id, device.vm_info(id).ok()?));
+        ids.into_iter()
+            .filter_map(info)
+            .map(|(id, info)| Found {
+                id,
+                name: name_of(id, &info.name),
+                worker: Some(info.worker).filter(|&pid| pid != 0),
+            })
+            .collect()
+    }
+
+    /// Makes room for a partition of the VM `name`: destroys what earlier workers have left. Processes `known` are the
+    /// workers of other VMs, which can give their partitions any name.
+    ///
+    /// # Errors
+    ///
+    /// Another process has a partition of that name now.
+    pub(super) fn make_room(&self, name: &str, known: &[u32]) -> Result<(), String> {
+        for found in self.all().iter().filter(|found| found.name == name) {
+            if let Some(pid) = found.worker.filter(|pid| !known.contains(pid)) {
+                return Err(format!(
+                    "process {pid}, which this daemon did not start, runs partition {} of this name",
+                    found.id
+                ));
+            }
+        }
+        if let Err(e) = self.destroy_named(name) {
+            journal::say(format_args!(
+                "{name}: an old partition was not destroyed: {e}"
+            ));
+        }
+        Ok(())
+    }
+
     /// Destroys what a worker of the VM `name` has left. It goes by name because a worker can die
     /// before it has told its partition's id.
     ///
@@ -63,7 +104,7 @@ impl Partitions {
             };
             // A worker can give its partition another VM's name: that one is in use, and must not
             // keep this VM's own from going.
-            if named(&info.name, name)
+            if name_of(id, &info.name) == name
                 && let Err(e) = device.destroy_vm(id)
             {
                 result = Err(format!("partition {id}: {e}"));
@@ -78,11 +119,25 @@ impl Partitions {
     }
 }
 
-/// Whether a NUL-padded field holds `name`.
-fn named(field: &[u8], name: &str) -> bool {
-    field
-        .strip_prefix(name.as_bytes())
-        .is_some_and(|rest| rest.iter().all(|&b| b == 0))
+/// A partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Its id.
+    pub(super) id: u64,
+    /// Its name: that of its VM, unless its worker lies.
+    pub(super) name: String,
+    /// The process that runs it.
+    pub(super) worker: Option<u32>,
+}
+
+/// The name in a NUL-padded field, or one that is made of the partition's id if no VM can have that name.
+fn name_of(id: u64, field: &[u8]) -> String {
+    let end = field.iter().position(|&byte| byte == 0);
+    let name = String::from_utf8_lossy(&field[..end.unwrap_or(field.len())]);
+    match check_name(&name) {
+        Ok(()) => name.into_owned(),
+        Err(_) => format!("partition-{id}"),
+    }
 }
 
 /// Refuses what root's memory can't hold. RAM is given as guests touch it, so what was `promised`
@@ -113,11 +168,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_compared_whole() {
+    fn names_are_those_of_vms() {
         let mut field = [0; 48];
         field[..4].copy_from_slice(b"demo");
-        assert!(named(&field, "demo"));
-        assert!(!named(&field, "dem") && !named(&field, "demo1"));
+        assert_eq!(name_of(1, &field), "demo");
+        assert_eq!(name_of(7, b"../demo\0"), "partition-7");
+        assert_eq!(name_of(8, b"root\0"), "partition-8");
     }
 
     #[test]

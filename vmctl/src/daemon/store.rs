@@ -1,52 +1,75 @@
 //! What survives the daemon: each VM's definition and last state, in a directory of its own.
 //!
-//! `STATE_DIR/NAME/config.toml` makes a VM exist; it appears and goes atomically. `state.toml` is
-//! replaced at each change of state.
+//! `STATE_DIR/NAME/config.toml` is a VM's definition, and `state.toml` its last state. Both are replaced by renaming a file that is
+//! on the disk for good. A directory appears and goes as a whole. A file that can't be read is never taken for one that is
+//! not there: its VM is still shown, and nothing of it is removed but by `delete`.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use guest_proto::control::VmState;
-use serde::{Deserialize, Serialize};
+use guest_proto::control::{EndCause, VmState};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 
-use super::process::{Identity, make_log_dir};
+use super::process::make_log_dir;
 use crate::config::{VmConfig, check_name};
+use crate::file::describe;
 
 const CONFIG: &str = "config.toml";
 const STATE: &str = "state.toml";
-/// Prefix of directories that are being removed; no VM's name begins with a dot.
+/// Prefixes of directories that are being made and removed; no VM's name begins with a dot.
+const NEW: &str = ".new-";
 const DELETED: &str = ".deleted-";
+/// Version of `state.toml`. A newer one is read for what this program knows.
+pub(super) const VERSION: u32 = 1;
 
 /// The state directory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Store {
     root: PathBuf,
 }
 
-/// `state.toml`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// `state.toml`. A value that is missing or unknown, because another version of this program wrote it, leaves the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Saved {
+    /// Version of the file.
+    #[serde(default, deserialize_with = "if_known")]
+    pub(super) version: u32,
     /// State.
-    pub(super) state: VmState,
+    #[serde(default, deserialize_with = "if_known")]
+    pub(super) state: Option<VmState>,
     /// Why.
+    #[serde(default, deserialize_with = "if_known")]
     pub(super) reason: String,
-    /// Boot of the root partition in which this was written; a partition, a worker and a time
-    /// mean nothing in another.
+    /// Boot of the root partition in which this was written; a partition and a time mean nothing in another.
+    #[serde(default, deserialize_with = "if_known")]
     pub(super) boot_id: String,
     /// See `Record`.
+    #[serde(default, deserialize_with = "if_known")]
     pub(super) partition: Option<u64>,
     /// See `Record`.
+    #[serde(default, deserialize_with = "if_known")]
     pub(super) started_ms: Option<u64>,
     /// See `Record`.
+    #[serde(default, deserialize_with = "if_known")]
     pub(super) reboots: u32,
-    /// Its worker process.
-    pub(super) worker: Option<Identity>,
+    /// How the VM ended, if its worker has said so.
+    #[serde(default, deserialize_with = "if_known")]
+    pub(super) end: Option<(EndCause, String)>,
+}
+
+fn if_known<'de, T: DeserializeOwned + Default, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    let value = toml::Value::deserialize(deserializer)?;
+    Ok(T::deserialize(value).unwrap_or_default())
 }
 
 impl Store {
-    /// Opens the directory and clears away what a crash left half removed.
+    /// Opens the directory and clears away what a crash left half made or half removed.
     ///
     /// # Errors
     ///
@@ -54,7 +77,9 @@ impl Store {
     pub(super) fn open(root: &Path) -> io::Result<Self> {
         for entry in fs::read_dir(root)? {
             let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(DELETED) {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(DELETED) || name.starts_with(NEW) {
                 fs::remove_dir_all(entry.path())?;
             }
         }
@@ -73,55 +98,63 @@ impl Store {
         self.root.join(name)
     }
 
-    /// Every definition, or why it can't be used.
+    /// Names of the VMs that have a directory.
     ///
     /// # Errors
     ///
     /// The directory can't be read.
-    pub(super) fn definitions(&self) -> io::Result<Vec<(String, Result<VmConfig, String>)>> {
+    pub(super) fn names(&self) -> io::Result<Vec<String>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.root)? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            let path = self.dir(&name).join(CONFIG);
-            if check_name(&name).is_err() || !path.exists() {
-                continue;
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if check_name(&name).is_ok() && entry.file_type()?.is_dir() {
+                found.push(name);
             }
-            let config = fs::read_to_string(&path)
-                .map_err(|e| format!("{}: {e}", path.display()))
-                .and_then(|text| {
-                    VmConfig::parse(&path.display().to_string(), &text).map_err(|e| e.to_string())
-                })
-                .and_then(|config| {
-                    if config.name == name {
-                        Ok(config)
-                    } else {
-                        Err(format!("{}: the name is not {name}", path.display()))
-                    }
-                });
-            found.push((name, config));
         }
         Ok(found)
+    }
+
+    /// A VM's definition.
+    ///
+    /// # Errors
+    ///
+    /// One line: why it can't be used.
+    pub(super) fn definition(&self, name: &str) -> Result<VmConfig, String> {
+        let path = self.dir(name).join(CONFIG);
+        let path_text = path.display().to_string();
+        let text =
+            fs::read_to_string(&path).map_err(|e| format!("{path_text}: {}", describe(&e)))?;
+        let config = VmConfig::parse(&path_text, &text).map_err(|e| e.to_string())?;
+        match config.name == name {
+            true => Ok(config),
+            false => Err(format!("{path_text}: the name is not {name}")),
+        }
     }
 
     /// Makes a VM exist, for good once this returns.
     ///
     /// # Errors
     ///
-    /// The file system refuses; the VM then doesn't exist.
+    /// There is a directory of that name, or the file system refuses; the VM then doesn't exist.
     pub(super) fn define(&self, name: &str, toml: &str) -> io::Result<()> {
-        let dir = self.dir(name);
-        // What is there without a definition is the rest of an interrupted `define`.
-        if dir.exists() {
-            self.remove(name)?;
+        let made = self.root.join(format!("{NEW}{name}"));
+        fs::DirBuilder::new().mode(0o700).create(&made)?;
+        let result = make_log_dir(&made)
+            .and_then(|()| replace(&made, CONFIG, toml))
+            .and_then(|()| {
+                // Whoever made a directory of that name may need what is in it.
+                let renamed =
+                    renameat_with(CWD, &made, CWD, self.dir(name), RenameFlags::NOREPLACE);
+                Ok(renamed?)
+            });
+        match result {
+            Ok(()) => sync(&self.root),
+            Err(e) => {
+                let _ = fs::remove_dir_all(&made);
+                Err(e)
+            }
         }
-        fs::DirBuilder::new().mode(0o700).create(&dir)?;
-        let result = make_log_dir(&dir)
-            .and_then(|()| replace(&dir, CONFIG, toml, true))
-            .and_then(|()| sync(&self.root));
-        if result.is_err() {
-            let _ = self.remove(name);
-        }
-        result
     }
 
     /// Replaces a VM's definition, for good once this returns.
@@ -130,13 +163,28 @@ impl Store {
     ///
     /// The file system refuses; the former definition stands.
     pub(super) fn redefine(&self, name: &str, toml: &str) -> io::Result<()> {
-        replace(&self.dir(name), CONFIG, toml, true)
+        replace(&self.dir(name), CONFIG, toml)
     }
 
-    /// A VM's last state, if it can be read.
-    pub(super) fn load(&self, name: &str) -> Option<Saved> {
-        let text = fs::read_to_string(self.dir(name).join(STATE)).ok()?;
-        toml::from_str(&text).ok()
+    /// A VM's last state; `None` if it was never started.
+    ///
+    /// # Errors
+    ///
+    /// One line: why it can't be read.
+    pub(super) fn load(&self, name: &str) -> Result<Option<Saved>, String> {
+        let path = self.dir(name).join(STATE);
+        let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(wrong(&describe(&e))),
+        };
+        let table: toml::Table = toml::from_str(&text).map_err(|e| wrong(&e.message()))?;
+        if !table.contains_key("state") {
+            return Err(wrong(&"it has no state"));
+        }
+        let saved = table.try_into().map_err(|e| wrong(&e))?;
+        Ok(Some(saved))
     }
 
     /// Replaces a VM's last state.
@@ -146,34 +194,31 @@ impl Store {
     /// The file system refuses; the former state stands.
     pub(super) fn save(&self, name: &str, saved: &Saved) -> io::Result<()> {
         let text = toml::to_string(saved).map_err(io::Error::other)?;
-        // Not synced: it tells what runs now, and after a power failure nothing does.
-        replace(&self.dir(name), STATE, &text, false)
+        replace(&self.dir(name), STATE, &text)
     }
 
-    /// Ends a VM's existence.
+    /// Ends a VM's existence. It need not have a directory.
     ///
     /// # Errors
     ///
     /// The file system refuses.
     pub(super) fn remove(&self, name: &str) -> io::Result<()> {
         let doomed = self.root.join(format!("{DELETED}{name}"));
-        fs::rename(self.dir(name), &doomed)?;
-        fs::remove_dir_all(doomed)
+        match fs::rename(self.dir(name), &doomed) {
+            Ok(()) => fs::remove_dir_all(doomed),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e),
+        }
     }
 }
 
-fn replace(dir: &Path, name: &str, text: &str, durable: bool) -> io::Result<()> {
+fn replace(dir: &Path, name: &str, text: &str) -> io::Result<()> {
     let temporary = dir.join(format!("{name}.new"));
     let mut file = File::create(&temporary)?;
     file.write_all(text.as_bytes())?;
-    if durable {
-        file.sync_all()?;
-    }
+    file.sync_all()?;
     fs::rename(&temporary, dir.join(name))?;
-    if durable {
-        sync(dir)?;
-    }
-    Ok(())
+    sync(dir)
 }
 
 fn sync(dir: &Path) -> io::Result<()> {
@@ -191,46 +236,66 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
         store.define("a", TOML).unwrap();
+        assert_eq!(store.load("a"), Ok(None));
         let saved = Saved {
-            state: VmState::IoStalled,
+            state: Some(VmState::IoStalled),
             reason: "disk \"full\"".to_owned(),
             boot_id: "b".to_owned(),
             partition: Some(3),
             started_ms: None,
             reboots: 2,
-            worker: Some(Identity {
-                pid: 7,
-                start_time: 8,
-            }),
+            end: Some((EndCause::Rebooted, "guest rebooted".to_owned())),
+            version: VERSION,
         };
         store.save("a", &saved).unwrap();
         let store = Store::open(dir.path()).unwrap();
-        assert_eq!(store.load("a"), Some(saved));
-        let found = store.definitions().unwrap();
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].1.as_ref().unwrap().memory, 64 << 20);
+        assert_eq!(store.load("a"), Ok(Some(saved)));
+        assert_eq!(store.names().unwrap(), ["a"]);
+        assert_eq!(store.definition("a").unwrap().memory, 64 << 20);
         store.remove("a").unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        store.remove("a").unwrap();
     }
 
     #[test]
-    fn leftovers_are_no_vms() {
+    fn what_another_version_wrote_is_read_as_far_as_it_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.define("a", TOML).unwrap();
+        let state = dir.path().join("a/state.toml");
+        let text = "version = 2\nstate = 'migrating'\nreason = 'r'\nreboots = 'many'\nnew = 1\nboot_id = 'b'";
+        fs::write(&state, text).unwrap();
+        let saved = store.load("a").unwrap().unwrap();
+        assert_eq!((saved.state, saved.reboots), (None, 0));
+        assert_eq!((&*saved.reason, &*saved.boot_id), ("r", "b"));
+        for text in ["", "nonsense", "version = 1"] {
+            fs::write(&state, text).unwrap();
+            let error = store.load("a").unwrap_err();
+            assert!(error.contains("a/state.toml: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn leftovers_are_no_vms_and_what_is_a_users_stays() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join(".deleted-b/x")).unwrap();
-        fs::create_dir(dir.path().join("half")).unwrap();
+        fs::create_dir_all(dir.path().join(".new-c/log")).unwrap();
+        fs::create_dir(dir.path().join("bare")).unwrap();
         fs::create_dir(dir.path().join("wrong")).unwrap();
+        fs::write(dir.path().join("file"), TOML).unwrap();
         fs::write(dir.path().join("wrong/config.toml"), TOML).unwrap();
         let store = Store::open(dir.path()).unwrap();
         assert!(!dir.path().join(".deleted-b").exists());
-        let found = store.definitions().unwrap();
-        assert_eq!(found.len(), 1);
-        assert!(
-            found[0]
-                .1
-                .as_ref()
-                .unwrap_err()
-                .contains("name is not wrong")
-        );
-        store.define("half", TOML).unwrap();
+        assert!(!dir.path().join(".new-c").exists());
+        let mut names = store.names().unwrap();
+        names.sort();
+        assert_eq!(names, ["bare", "wrong"]);
+        let wrong = |name: &str| store.definition(name).unwrap_err();
+        assert!(wrong("wrong").contains("name is not wrong"));
+        assert!(wrong("bare").contains("bare/config.toml: no such file"));
+        let refused = store.define("bare", TOML).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
+        assert!(!dir.path().join("bare/config.toml").exists());
+        assert!(!dir.path().join(".new-bare").exists());
     }
 }

@@ -5,7 +5,6 @@
 //! ([`Vms::cleaned_up`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use guest_proto::control::{
@@ -87,10 +86,11 @@ impl Vms {
             has_unix_socket: self
                 .vms
                 .get(name)
-                .is_some_and(|vm| vm.record.config.has_unix_socket()),
+                .is_some_and(|vm| vm.record.has_unix_socket()),
         };
         let vm = self.vms.get_mut(name).ok_or("no such VM")?;
-        let config = vm.record.config.to_toml().map_err(|e| e.to_string())?;
+        let config = vm.record.config().map_err(|e| e.message)?;
+        let config = config.to_toml().map_err(|e| e.to_string())?;
         let (process, stream) = launch.start()?;
         let link = match Link::new(stream, Role::Daemon, Role::Worker) {
             Ok(link) => link,
@@ -116,7 +116,9 @@ impl Vms {
 
     /// Takes over a worker that another daemon started.
     pub(super) fn adopt(&self, name: &str, record: &mut Record, process: Process) -> Worker {
-        let link = UnixStream::connect(self.sockets(name).control())
+        let link = self
+            .sockets(name)
+            .connect_to_worker()
             .and_then(|stream| Link::new(stream, Role::Daemon, Role::Worker))
             .map_err(LinkError::Io)
             .and_then(|mut link| link.send(&WorkerCommand::Report).map(|()| link));
@@ -231,12 +233,13 @@ impl Vms {
                 self.save(&name);
             }
         }
+        self.give_up_late_starts(now);
         if now >= self.next_sample && self.workers().next().is_some() {
             self.sample();
         }
     }
 
-    /// How long until the next [`Self::tick`]; for ever if no VM is alive.
+    /// How long until the next [`Self::tick`]; for ever if there is nothing to do.
     pub(super) fn next_tick(&self, now: Instant) -> Option<Duration> {
         self.workers()
             .map(|(_, worker)| match worker.doom {
@@ -244,6 +247,7 @@ impl Vms {
                 None => self.next_sample,
             })
             .chain(self.save_again_at)
+            .chain(self.next_late_start())
             .min()
             .map(|at| at.saturating_duration_since(now))
     }

@@ -4,21 +4,26 @@
 //! it changes, so that a later daemon goes on from it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use guest_proto::control::{EndCause, Failure, FailureKind, VmState, VmStatus, WorkerCommand};
+use guest_proto::control::{
+    EndCause, Failure, FailureKind, Response, VmState, VmStatus, WorkerCommand,
+};
 
 use super::DaemonArgs;
 use super::cleaner::Cleaner;
 use super::devices::DeviceChange;
+use super::jobs::{Jobs, Outcome};
 use super::journal;
-use super::opener::Opener;
-use super::process::{Process, Sockets};
+use super::keeper::{Done, Keeper, Work};
+use super::process::{self, Process, Sockets};
 use super::record::{Record, WorkerExit};
 use super::request::not_found;
-use super::resources::{Partitions, check_memory};
-use super::store::{Saved, Store};
+use super::resources::{Found, Partitions};
+use super::start::Start;
+use super::store::{Saved, Store, VERSION};
 use super::supervise::Worker;
 use super::usage::Usage;
 use crate::config::{DeviceConfig, VmConfig};
@@ -36,9 +41,14 @@ pub(super) struct Vms {
     pub(super) first_uid: u32,
     pub(super) partitions: Partitions,
     pub(super) cleaner: Cleaner,
-    pub(super) opener: Opener,
+    pub(super) jobs: Jobs,
+    pub(super) keeper: Keeper,
     pub(super) store: Store,
     pub(super) vms: BTreeMap<String, Vm>,
+    /// VMs that are being made or removed on disk.
+    pending: BTreeMap<String, Pending>,
+    /// VMs that will be started once their files were looked at.
+    pub(super) starts: BTreeMap<String, Start>,
     pub(super) usage: Usage,
     pub(super) next_sample: Instant,
     /// When states that could not be saved are saved again, if there are any.
@@ -46,6 +56,19 @@ pub(super) struct Vms {
     runtime_dir: PathBuf,
     boot_id: String,
     changes: Vec<Change>,
+    answers: Vec<(Ticket, Response)>,
+    next_ticket: u64,
+}
+
+/// Number of a request whose answer comes later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket(u64);
+
+/// A VM that is being made or removed on disk, and who is told what came of it.
+#[derive(Debug)]
+enum Pending {
+    Define(Ticket, Box<VmConfig>),
+    Delete(Ticket, Box<Vm>),
 }
 
 /// One VM: what is known of it, and what stands behind it.
@@ -61,7 +84,9 @@ pub(super) struct Vm {
     pub(super) detaching: Vec<String>,
     /// State and reason of the last change.
     told: Option<(VmState, String)>,
-    /// What its file of the state holds.
+    /// Its directory is gone, and nothing is saved.
+    pub(super) is_bare: bool,
+    /// What its file of the state holds, or soon will.
     saved: Option<Saved>,
     /// Why its file of the state could not be written.
     pub(super) unsaved: Option<String>,
@@ -76,6 +101,7 @@ impl Vm {
             attaching: Vec::new(),
             detaching: Vec::new(),
             told: None,
+            is_bare: false,
             saved: None,
             unsaved: None,
         }
@@ -104,66 +130,135 @@ impl Vms {
     pub(super) fn load(args: &DaemonArgs, runtime_dir: &Path) -> Result<Self, String> {
         let in_state_dir = |e: std::io::Error| format!("{}: {e}", args.state_dir.display());
         let store = Store::open(&args.state_dir).map_err(in_state_dir)?;
-        let definitions = store.definitions().map_err(in_state_dir)?;
         let device = (!args.without_driver).then_some(args.device.as_path());
         let partitions = Partitions::new(device);
         let cleaner =
             Cleaner::start(partitions.clone()).map_err(|e| format!("cleaner thread: {e}"))?;
-        let opener = Opener::new().map_err(|e| format!("event descriptor: {e}"))?;
+        let jobs = Jobs::new().map_err(|e| format!("event descriptor: {e}"))?;
+        let keeper = Keeper::start(store.clone())
+            .map_err(|e| format!("thread of the state directory: {e}"))?;
         let mut vms = Self {
             program: args.worker.clone(),
             device: args.device.clone(),
             first_uid: args.first_uid,
             partitions,
             cleaner,
-            opener,
+            jobs,
+            keeper,
             store,
             vms: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            starts: BTreeMap::new(),
             usage: Usage::default(),
             next_sample: Instant::now(),
             save_again_at: None,
             runtime_dir: runtime_dir.to_owned(),
             boot_id: proc::boot_id(),
             changes: Vec::new(),
+            answers: Vec::new(),
+            next_ticket: 0,
         };
-        for (name, config) in definitions {
-            match config {
-                Ok(config) => vms.restore(&name, config),
-                // Its directory stays as it is, for its owner to mend.
-                Err(e) => journal::say(format_args!("{name} is left out: {e}")),
-            }
-        }
+        vms.restore_all(runtime_dir).map_err(in_state_dir)?;
         vms.sample();
         Ok(vms)
     }
 
-    fn restore(&mut self, name: &str, config: VmConfig) {
-        let Some(saved) = self.store.load(name) else {
-            self.vms
-                .insert(name.to_owned(), Vm::new(Record::new(config)));
-            return;
-        };
-        let mut record = Record::restored(config, saved.state, &saved.reason);
-        record.reboots = saved.reboots;
-        let mut vm = Vm::new(record);
-        if saved.state.is_alive() {
-            let same_boot = saved.boot_id == self.boot_id;
-            let process = saved.worker.filter(|_| same_boot).and_then(Process::find);
-            if let Some(process) = process {
-                vm.record.partition = saved.partition;
-                vm.record.started_ms = saved.started_ms;
-                vm.worker = Some(self.adopt(name, &mut vm.record, process));
-            } else {
-                let why = if same_boot {
-                    "worker died while no daemon ran"
-                } else {
-                    "the root partition was restarted"
-                };
-                vm.record.ended(EndCause::Failed, why);
-                vm.exit = Some(WorkerExit::Unknown);
-                self.sockets(name).remove();
-                self.cleaner.begin(name);
+    /// Takes over what an earlier daemon left: VMs that have a directory, and those that have none any more, but a worker
+    /// or a partition.
+    fn restore_all(&mut self, runtime_dir: &Path) -> io::Result<()> {
+        let with_directory = self.store.names()?;
+        let mut names = with_directory.clone();
+        names.extend(process::names_of_workers(runtime_dir));
+        let mut workers = BTreeMap::new();
+        for name in &names {
+            if let Some(process) = self.sockets(name).find_worker() {
+                workers.insert(name.clone(), process);
             }
+        }
+        // The name of a partition is its worker's word. A worker that is on record has no say in what another VM is.
+        let is_on_record = |pid| workers.values().any(|w| w.identity().pid == pid);
+        let mut partitions = self.partitions.all();
+        partitions.retain(|found| !found.worker.is_some_and(is_on_record));
+        names.extend(partitions.iter().map(|found| found.name.clone()));
+        names.sort();
+        names.dedup();
+        for name in names {
+            let partition = partitions.iter().find(|found| found.name == name);
+            let find_by_driver = || Process::of_pid(partition?.worker?);
+            let process = workers.remove(&name).or_else(find_by_driver);
+            let has_directory = with_directory.contains(&name);
+            if process.is_some() || has_directory {
+                self.restore(&name, process, partition, !has_directory);
+            } else {
+                self.sockets(&name).remove();
+                self.cleaner.begin(&name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over what an earlier daemon left of a VM.
+    fn restore(
+        &mut self,
+        name: &str,
+        process: Option<Process>,
+        partition: Option<&Found>,
+        is_bare: bool,
+    ) {
+        let definition = self.store.definition(name);
+        if let Err(e) = &definition {
+            journal::say(format_args!("{name}: its definition can't be read: {e}"));
+        }
+        let saved = self.store.load(name);
+        let was_alive = |saved: &Saved| saved.state.is_some_and(VmState::is_alive);
+        let is_same_boot = |saved: &Saved| saved.boot_id == self.boot_id;
+        let state_and_reason = match &saved {
+            Err(e) => (
+                VmState::Crashed,
+                format!("its last state can't be read: {e}"),
+            ),
+            Ok(None) => (VmState::Defined, "never started".to_owned()),
+            Ok(Some(saved)) => match saved.state {
+                Some(state) => (state, saved.reason.clone()),
+                None => (
+                    VmState::Crashed,
+                    "its last state is unknown here".to_owned(),
+                ),
+            },
+        };
+        let (state, reason) = match &process {
+            // It says more as soon as it is asked.
+            Some(_) if !state_and_reason.0.is_alive() => {
+                (VmState::Starting, "its worker was found".to_owned())
+            }
+            _ => state_and_reason,
+        };
+        let mut record = Record::restored(name, definition, state, &reason);
+        let saved = saved.ok().flatten();
+        record.reboots = saved.as_ref().map_or(0, |saved| saved.reboots);
+        if let Some((cause, reason)) = saved.as_ref().and_then(|saved| saved.end.as_ref()) {
+            record.ended(*cause, reason);
+        }
+        let mut vm = Vm::new(record);
+        vm.is_bare = is_bare;
+        if let Some(process) = process {
+            let saved = saved.as_ref().filter(|saved| is_same_boot(saved));
+            vm.record.partition = saved
+                .and_then(|saved| saved.partition)
+                .or(partition.map(|found| found.id));
+            vm.record.started_ms = saved.and_then(|saved| saved.started_ms);
+            vm.worker = Some(self.adopt(name, &mut vm.record, process));
+        } else if let Some(saved) = saved.filter(was_alive) {
+            let why = match is_same_boot(&saved) {
+                true => "worker died while no daemon ran",
+                false => "the root partition was restarted",
+            };
+            vm.record.ended(EndCause::Failed, why);
+            vm.exit = Some(WorkerExit::Unknown);
+            self.sockets(name).remove();
+            self.cleaner.begin(name);
+        } else if partition.is_some() {
+            self.cleaner.begin(name);
         }
         self.vms.insert(name.to_owned(), vm);
         self.changed(name);
@@ -182,11 +277,35 @@ impl Vms {
         std::mem::take(&mut self.changes)
     }
 
-    pub(super) fn define(&mut self, toml: &str) -> Result<VmStatus, Failure> {
+    /// What the tickets' requests have come to since the last call.
+    pub(super) fn take_answers(&mut self) -> Vec<(Ticket, Response)> {
+        std::mem::take(&mut self.answers)
+    }
+
+    pub(super) fn new_ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket)
+    }
+
+    pub(super) fn answer(&mut self, ticket: Ticket, answer: Result<Response, Failure>) {
+        let answer = answer.unwrap_or_else(Response::Error);
+        self.answers.push((ticket, answer));
+    }
+
+    /// Goes on with what a job has found.
+    pub(super) fn job_ended(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Opened(opened) => self.opened(*opened),
+            Outcome::Checked(checked) => self.checked(*checked),
+        }
+    }
+
+    /// Begins to define a VM. The ticket's answer says whether it exists.
+    pub(super) fn define(&mut self, toml: &str) -> Result<Ticket, Failure> {
         let config = VmConfig::parse("configuration", toml)
             .map_err(|e| failure(FailureKind::Config, e.to_string()))?;
         let name = config.name.clone();
-        if self.vms.contains_key(&name) {
+        if self.vms.contains_key(&name) || self.pending.contains_key(&name) {
             return Err(failure(
                 FailureKind::State,
                 format!(
@@ -194,50 +313,56 @@ impl Vms {
                 ),
             ));
         }
-        config
-            .check_files()
-            .map_err(|(_, what)| failure(FailureKind::Config, format!("{name}: {what}")))?;
-        self.store.define(&name, toml).map_err(|e| {
-            let dir = self.store.dir(&name);
-            failure(FailureKind::Internal, format!("{}: {e}", dir.display()))
-        })?;
-        self.vms.insert(name.clone(), Vm::new(Record::new(config)));
-        self.changed(&name);
-        self.status(&name)
+        let ticket = self.new_ticket();
+        self.keeper.begin(&name, Work::Define(toml.to_owned()));
+        let pending = Pending::Define(ticket, Box::new(config));
+        self.pending.insert(name, pending);
+        Ok(ticket)
     }
 
-    pub(super) fn start(&mut self, name: &str) -> Result<VmStatus, Failure> {
-        let record = &self.vm(name)?.record;
-        record.may_start()?;
-        let wanted = record.config.memory;
-        record
-            .config
-            .check_files()
-            .map_err(|(_, what)| failure(FailureKind::Config, format!("{name}: {what}")))?;
-        self.partitions
-            .check()
-            .map_err(|e| failure(FailureKind::Platform, format!("{name}: {e}")))?;
-        check_memory(wanted, self.promised_memory())
-            .map_err(|e| failure(FailureKind::Resources, format!("{name}: {e}")))?;
-        // What could not be cleaned up after an earlier life.
-        if let Err(e) = self.partitions.destroy_named(name) {
-            journal::say(format_args!(
-                "{name}: an old partition was not destroyed: {e}"
-            ));
+    /// Goes on with what was written to the state directory.
+    pub(super) fn kept(&mut self, done: Done) {
+        let Done { name, work, result } = done;
+        if let Work::Save(_) = work {
+            return self.was_saved(&name, result.err());
         }
-        self.launch(name, Record::starting)
-            .map_err(|e| failure(FailureKind::Internal, format!("{name}: {e}")))?;
-        self.status(name)
+        let dir = self.store.dir(&name);
+        let result = result.map_err(|e| {
+            let kind = match e.kind() {
+                io::ErrorKind::AlreadyExists => FailureKind::State,
+                _ => FailureKind::Internal,
+            };
+            failure(kind, format!("{}: {e}", dir.display()))
+        });
+        match self.pending.remove(&name) {
+            Some(Pending::Define(ticket, config)) => {
+                let answer = result.and_then(|()| {
+                    self.vms.insert(name.clone(), Vm::new(Record::new(*config)));
+                    self.changed(&name);
+                    self.status(&name).map(Response::Status)
+                });
+                self.answer(ticket, answer);
+            }
+            Some(Pending::Delete(ticket, vm)) => {
+                if result.is_err() {
+                    self.vms.insert(name.clone(), *vm);
+                }
+                self.tell_change(&name, None);
+                self.answer(ticket, result.map(|()| Response::Done));
+            }
+            None => {}
+        }
     }
 
     /// Bytes of RAM that living VMs may still take.
-    fn promised_memory(&self) -> u64 {
+    pub(super) fn promised_memory(&self) -> u64 {
         let alive = self.vms.values().filter(|vm| vm.worker.is_some());
         alive
             .map(|vm| {
                 let id = vm.record.partition;
                 let populated = id.and_then(|id| self.partitions.populated(id));
-                let memory = vm.record.config.memory;
+                let config = vm.record.config.as_ref();
+                let memory = config.map_or(0, |config| config.memory);
                 memory.saturating_sub(populated.unwrap_or(0))
             })
             .sum()
@@ -285,15 +410,22 @@ impl Vms {
         self.command(name, &WorkerCommand::Resize { columns, rows })
     }
 
-    pub(super) fn delete(&mut self, name: &str) -> Result<(), Failure> {
-        self.vm(name)?.record.may_delete()?;
-        self.store.remove(name).map_err(|e| {
-            let dir = self.store.dir(name);
-            failure(FailureKind::Internal, format!("{}: {e}", dir.display()))
-        })?;
-        self.vms.remove(name);
-        self.note_change(name, None);
-        Ok(())
+    /// Begins to delete a VM. The ticket's answer says whether it is gone.
+    pub(super) fn delete(&mut self, name: &str) -> Result<Ticket, Failure> {
+        let record = &self.vm(name)?.record;
+        record.may_delete()?;
+        if self.starts.contains_key(name) {
+            return Err(failure(
+                FailureKind::State,
+                format!("{name} is being started"),
+            ));
+        }
+        let vm = self.vms.remove(name).ok_or_else(|| not_found(name))?;
+        let ticket = self.new_ticket();
+        self.keeper.begin(name, Work::Remove);
+        let pending = Pending::Delete(ticket, Box::new(vm));
+        self.pending.insert(name.to_owned(), pending);
+        Ok(ticket)
     }
 
     pub(super) fn vm(&self, name: &str) -> Result<&Vm, Failure> {
@@ -314,45 +446,53 @@ impl Vms {
         self.tell_change(name, refused);
     }
 
-    /// Saves a VM's state if it is another than the saved one. What can't be saved is saved later.
+    /// Has a VM's state saved if it is another than the saved one. What can't be saved is saved later.
     pub(super) fn save(&mut self, name: &str) {
-        if let Some(vm) = self.vms.get_mut(name) {
-            let record = &vm.record;
-            let saved = Saved {
-                state: record.state(),
-                reason: record.reason().to_owned(),
-                boot_id: self.boot_id.clone(),
-                partition: record.partition,
-                started_ms: record.started_ms,
-                reboots: record.reboots,
-                worker: vm.worker.as_ref().map(Worker::identity),
-            };
-            // A worker that says something else writes no file.
-            if vm.saved.as_ref() != Some(&saved) {
-                match self.store.save(name, &saved) {
-                    Ok(()) => {
-                        vm.saved = Some(saved);
-                        vm.unsaved = None;
-                    }
-                    Err(e) => {
-                        let e = e.to_string();
-                        if vm.unsaved.as_ref() != Some(&e) {
-                            journal::say(format_args!("{name}: its state can't be saved: {e}"));
-                        }
-                        vm.unsaved = Some(e);
-                        let at = Instant::now() + SAVE_AGAIN_AFTER;
-                        self.save_again_at.get_or_insert(at);
-                    }
-                }
+        let Some(vm) = self.vms.get_mut(name).filter(|vm| !vm.is_bare) else {
+            return;
+        };
+        let record = &vm.record;
+        let saved = Saved {
+            state: Some(record.state()),
+            reason: record.reason().to_owned(),
+            boot_id: self.boot_id.clone(),
+            partition: record.partition,
+            started_ms: record.started_ms,
+            reboots: record.reboots,
+            end: record.end().cloned(),
+            version: VERSION,
+        };
+        // A worker that says something else writes no file.
+        if vm.saved.as_ref() != Some(&saved) {
+            self.keeper.begin(name, Work::Save(Box::new(saved.clone())));
+            vm.saved = Some(saved);
+        }
+    }
+
+    fn was_saved(&mut self, name: &str, error: Option<io::Error>) {
+        let Some(vm) = self.vms.get_mut(name) else {
+            return;
+        };
+        let problem = error.map(|e| e.to_string());
+        if let Some(e) = &problem {
+            vm.saved = None;
+            let at = Instant::now() + SAVE_AGAIN_AFTER;
+            self.save_again_at.get_or_insert(at);
+            if vm.unsaved != problem {
+                journal::say(format_args!("{name}: its state can't be saved: {e}"));
             }
+        }
+        if vm.unsaved != problem {
+            vm.unsaved = problem;
+            self.tell_change(name, None);
         }
     }
 
     /// Remembers to tell those who wait of a VM's state as it is now.
     pub(super) fn tell_change(&mut self, name: &str, refused: Option<String>) {
         let mut news = false;
+        let now = self.status(name).ok().map(|now| (now.state, now.reason));
         if let Some(vm) = self.vms.get_mut(name) {
-            let now = Some((vm.record.state(), vm.record.reason().to_owned()));
             news = vm.told != now;
             vm.told = now;
         }

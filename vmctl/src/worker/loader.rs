@@ -15,12 +15,13 @@ pub(super) mod tests;
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, ReadVolatile};
 
 use super::memory::{Ram, layout};
+use crate::file;
 pub use entry::Entry;
 
 /// Bytes that decide the kind: Multiboot allows its header anywhere in the first 8 KiB.
@@ -49,15 +50,8 @@ struct Source {
 impl Source {
     fn open(path: &Path) -> Result<Self, LoadError> {
         let error = |why: &dyn fmt::Display| LoadError(format!("{}: {why}", path.display()));
-        let file = File::open(path).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => error(&"no such file"),
-            io::ErrorKind::PermissionDenied => error(&"permission denied"),
-            _ => error(&e),
-        })?;
+        let file = file::open_regular(path).map_err(|e| error(&file::describe(&e)))?;
         let meta = file.metadata().map_err(|e| error(&e))?;
-        if !meta.is_file() {
-            return Err(error(&"not a regular file"));
-        }
         if meta.len() == 0 {
             return Err(error(&"the file is empty"));
         }

@@ -195,3 +195,35 @@ fn one_daemon_at_a_time() {
     }
     machine.vmctl(&["list"]).ok();
 }
+
+#[test]
+fn a_file_that_has_become_a_fifo_holds_up_nobody() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let machine = Machine::on();
+    let fifo = machine.path("fifo");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let image = machine.path("disk.raw");
+    fs::write(&image, [0; 512]).unwrap();
+    fs::copy(machine.path("kernel"), machine.path("initrd")).unwrap();
+    let more = "initrd = 'initrd'\n[[disk]]\npath = 'disk.raw'";
+    let config = machine.config("demo", more);
+    machine.vmctl(&["create", &config]).ok();
+    for key in ["kernel", "initrd", "disk.raw"] {
+        let path = machine.path(key);
+        let content = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::hard_link(&fifo, &path).unwrap();
+        let error = machine.vmctl(&["start", "demo"]).fails(3);
+        assert!(error.contains("not a regular file"), "{error}");
+        let name = format!("{key}-name").replace('.', "-");
+        let create = ["create", &config, "--name", &name];
+        let error = machine.vmctl(&create).fails(3);
+        assert!(error.contains("not a regular file"), "{error}");
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, content).unwrap();
+    }
+    let attached = ["attach", "demo", "disk", fifo.to_str().unwrap()];
+    let error = machine.vmctl(&attached).fails(3);
+    assert!(error.contains("not a regular file"), "{error}");
+    machine.vmctl(&["start", "demo", "--wait"]).ok();
+}

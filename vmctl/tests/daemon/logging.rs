@@ -100,6 +100,10 @@ fn a_worker_without_a_log_runs() {
 fn a_state_that_can_not_be_saved_is_told_and_saved_later() {
     let machine = Machine::on();
     machine.running("demo", "");
+    eventually("the state is saved", || {
+        let saved = fs::read_to_string(machine.path("state/demo/state.toml"));
+        saved.is_ok_and(|text| text.contains("\"running\""))
+    });
     let in_the_way = machine.path("state/demo/state.toml.new");
     fs::create_dir_all(in_the_way.join("x")).unwrap();
     machine.vmctl(&["pause", "demo"]).ok();

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use rustix::process::test_kill_process;
+
 use crate::fake_worker::PARTITION;
 use crate::machine::{Machine, eventually, kill};
 
@@ -69,13 +71,13 @@ fn another_boot_has_no_workers() {
     machine.running("demo", "");
     let worker = machine.worker("demo");
     machine.kill_daemon();
-    let state = machine.path("state/demo/state.toml");
-    let text = fs::read_to_string(&state).unwrap();
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("boot_id"))
-        .unwrap();
-    fs::write(&state, text.replace(line, "boot_id = \"another\"")).unwrap();
+    for file in ["state/demo/state.toml", "run/vms/demo/worker.toml"] {
+        let path = machine.path(file);
+        let text = fs::read_to_string(&path).unwrap();
+        let mut lines = text.lines();
+        let line = lines.find(|line| line.starts_with("boot_id")).unwrap();
+        fs::write(&path, text.replace(line, "boot_id = \"another\"")).unwrap();
+    }
     machine.start_daemon(&["--without-driver"]);
     eventually("the state is given up", || {
         machine.state("demo").0 == "crashed"
@@ -84,18 +86,129 @@ fn another_boot_has_no_workers() {
     kill(worker);
 }
 
+/// Appends to a file of a VM's directory.
+fn append(machine: &Machine, file: &str, text: &str) {
+    let path = machine.path(file);
+    let old = fs::read_to_string(&path).unwrap();
+    fs::write(path, old + text).unwrap();
+}
+
 #[test]
-fn a_definition_that_is_broken_is_left_alone() {
+fn a_definition_that_can_not_be_read_is_shown_and_can_be_mended() {
     let mut machine = Machine::on();
-    machine.vmctl(&["create", &machine.config("demo", "")]).ok();
+    let toml = machine.config("demo", "");
+    machine.vmctl(&["create", &toml]).ok();
     machine.vmctl(&["create", &machine.config("good", "")]).ok();
+    fs::create_dir(machine.path("state/bare")).unwrap();
+    fs::write(machine.path("state/bare/notes"), "a user's").unwrap();
     machine.kill_daemon();
     let config = machine.path("state/demo/config.toml");
+    let good = fs::read_to_string(&config).unwrap();
     fs::write(&config, "nonsense").unwrap();
     machine.start_daemon(&["--without-driver"]);
-    assert!(machine.row("demo").is_null());
     assert_eq!(machine.state("good").0, "defined");
-    assert_eq!(fs::read_to_string(config).unwrap(), "nonsense");
-    let log = fs::read_to_string(machine.path("daemon.log")).unwrap();
-    assert!(log.contains("demo is left out"), "{log}");
+    let (state, reason) = machine.state("demo");
+    assert_eq!(state, "defined");
+    assert!(
+        reason.starts_with("never started; its definition can't be read: ")
+            && reason.contains("config.toml:1"),
+        "{reason}"
+    );
+    let reason = machine.state("bare").1;
+    assert!(
+        reason.contains("bare/config.toml: no such file"),
+        "{reason}"
+    );
+    for (name, args) in [
+        ("demo", vec!["start", "demo"]),
+        ("demo", vec!["attach", "demo", "disk", "/d.raw"]),
+        ("bare", vec!["start", "bare"]),
+    ] {
+        let refused = machine.vmctl(&args).fails(3);
+        assert!(
+            refused.contains(&format!("{name}/config.toml")),
+            "{refused}"
+        );
+    }
+    machine.vmctl(&["create", &toml]).fails(5);
+    machine.vmctl(&["create", &toml, "--name", "bare"]).fails(5);
+    assert_eq!(fs::read_to_string(&config).unwrap(), "nonsense");
+    assert!(machine.exists("state/bare/notes"));
+    // Whoever mends the file need not start another daemon.
+    fs::write(&config, good).unwrap();
+    machine.vmctl(&["start", "demo", "--wait"]).ok();
+    machine.info("demo");
+    machine.vmctl(&["delete", "bare"]).ok();
+    assert!(!machine.exists("state/bare"));
+}
+
+#[test]
+fn a_running_vm_whose_files_can_not_be_read_is_not_lost() {
+    type Spoil = fn(&Machine);
+    let cases: [(&str, Spoil); 6] = [
+        ("another version's key", |machine| {
+            append(machine, "state/demo/config.toml", "\n[newer]\nkey = 1\n");
+        }),
+        ("an empty state", |machine| {
+            fs::write(machine.path("state/demo/state.toml"), "").unwrap();
+        }),
+        ("another version's state", |machine| {
+            let text = "version = 9\nstate = 'migrating'\n";
+            fs::write(machine.path("state/demo/state.toml"), text).unwrap();
+        }),
+        ("no state", |machine| {
+            fs::remove_file(machine.path("state/demo/state.toml")).unwrap();
+        }),
+        ("a state that is long over", |machine| {
+            let path = machine.path("state/demo/state.toml");
+            let text = fs::read_to_string(&path).unwrap();
+            fs::write(path, text.replace("\"running\"", "\"stopped\"")).unwrap();
+        }),
+        ("no directory", |machine| {
+            fs::remove_dir_all(machine.path("state/demo")).unwrap();
+        }),
+    ];
+    for (what, spoil) in cases {
+        let mut machine = Machine::on();
+        machine.running("demo", "");
+        let worker = machine.worker("demo");
+        eventually("the state is saved", || {
+            let saved = fs::read_to_string(machine.path("state/demo/state.toml"));
+            saved.is_ok_and(|text| text.contains("\"running\""))
+        });
+        machine.kill_daemon();
+        spoil(&machine);
+        machine.start_daemon(&["--without-driver"]);
+        eventually(what, || machine.state("demo").0 == "running");
+        assert!(test_kill_process(worker).is_ok(), "{what}");
+        machine.vmctl(&["start", "demo"]).fails(5);
+        machine
+            .vmctl(&["create", &machine.config("demo", "")])
+            .fails(5);
+        machine.vmctl(&["pause", "demo"]).ok();
+        machine.vmctl(&["resume", "demo"]).ok();
+        machine.vmctl(&["kill", "demo"]).ok();
+        eventually(what, || test_kill_process(worker).is_err());
+        machine.assert_no_leftovers();
+        machine.vmctl(&["delete", "demo"]).ok();
+        assert!(!machine.exists("state/demo"), "{what}");
+    }
+}
+
+#[test]
+fn an_end_that_was_told_is_kept_when_the_daemon_dies_before_it_is_over() {
+    let mut machine = Machine::on();
+    let config = machine.config("demo", "cmdline = 'lingers'");
+    machine.vmctl(&["create", &config]).ok();
+    machine.vmctl(&["start", "demo"]).ok();
+    eventually("the end is saved", || {
+        let saved = fs::read_to_string(machine.path("state/demo/state.toml"));
+        saved.is_ok_and(|text| text.contains("guest powered off"))
+    });
+    let worker = machine.worker("demo");
+    machine.kill_daemon();
+    kill(worker);
+    machine.start_daemon(&["--without-driver"]);
+    let ended = machine.vmctl(&["wait", "demo"]).ok();
+    assert_eq!(ended, "demo: stopped (guest powered off)\n");
 }
