@@ -186,7 +186,7 @@ pub enum VmState {
     Running,
     /// Its virtual CPUs are held.
     Paused,
-    /// Asked to power off.
+    /// Being killed.
     Stopping,
     /// It ended as its guest or its user wanted.
     Stopped,
@@ -256,23 +256,30 @@ pub enum Request {
         /// Name.
         name: String,
     },
-    /// Presses the power button → `Status`.
+    /// Presses the power button, or does so once the VM runs → `Status`.
     Stop {
         /// Name.
         name: String,
+        /// The VM is started again when the guest has powered off.
+        starts_again: bool,
     },
     /// Ends a VM at once; one that has ended stays as it is → `Status`.
     Kill {
         /// Name.
         name: String,
     },
-    /// Holds the virtual CPUs → `Status`.
+    /// Holds the virtual CPUs, or does so once the VM runs → `Status`.
     Pause {
         /// Name.
         name: String,
     },
     /// Lets them go on → `Status`.
     Resume {
+        /// Name.
+        name: String,
+    },
+    /// Withdraws what was asked by `Stop` and not done yet → `Status`.
+    Withdraw {
         /// Name.
         name: String,
     },
@@ -338,6 +345,8 @@ pub enum Until {
     State(VmState),
     /// It is no longer alive.
     Ended,
+    /// It has done what `Stop` with `starts_again` asked, or it is no longer alive.
+    Rebooted,
 }
 
 /// What the daemon answers.
@@ -409,6 +418,12 @@ pub struct VmStatus {
     pub cpu_percent: Option<f32>,
     /// Milliseconds since it began to run; `None` while it is not alive.
     pub uptime_ms: Option<u64>,
+    /// Milliseconds since it was asked to power off, while it has not done so.
+    pub stop_asked_ms: Option<u64>,
+    /// Milliseconds since it was asked to power off and boot again, while it has not done so.
+    pub reboot_asked_ms: Option<u64>,
+    /// It will be paused as soon as it runs.
+    pub pause_asked: bool,
 }
 
 /// What `vmctl info` shows.

@@ -70,8 +70,14 @@ enum Command {
     #[command(after_help = "Example:\n  vmctl vsock web 52 </etc/hostname")]
     Vsock(vsock::VsockArgs),
     /// Press a VM's power button, for its guest to shut down
-    #[command(after_help = "Example:\n  vmctl stop demo --timeout 1m || vmctl kill demo")]
+    #[command(after_help = "Example:\n  vmctl stop demo --timeout 1m --force")]
     Stop(lifecycle::StopArgs),
+    /// Have a VM's guest power off, and start the VM again when the guest has
+    #[command(after_help = "Example:\n  vmctl reboot demo --wait")]
+    Reboot(lifecycle::RebootArgs),
+    /// Stop a VM, or kill it if its guest does not power off in time, and start it again
+    #[command(after_help = "Example:\n  vmctl restart demo --timeout 30s")]
+    Restart(lifecycle::RestartArgs),
     /// End a VM at once; one that has ended stays as it is
     #[command(after_help = "Example:\n  vmctl kill demo")]
     Kill(NameArgs),
@@ -209,7 +215,9 @@ impl Cli {
             Command::Create(args) => lifecycle::create(&args, connect()?)?,
             Command::Start(args) => lifecycle::start(&args, connect()?)?,
             Command::Stop(args) => lifecycle::stop(&args, connect()?)?,
-            Command::Kill(args) => lifecycle::kill(args.name, connect()?)?,
+            Command::Reboot(args) => lifecycle::reboot(&args, connect()?)?,
+            Command::Restart(args) => lifecycle::restart(&args, connect()?)?,
+            Command::Kill(args) => lifecycle::kill(&args.name, connect()?)?,
             Command::Pause(args) => lifecycle::pause(args.name, connect()?)?,
             Command::Resume(args) => lifecycle::resume(args.name, connect()?)?,
             Command::Delete(args) => lifecycle::delete(args.name, connect()?)?,

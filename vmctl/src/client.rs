@@ -87,15 +87,26 @@ impl Client {
     ///
     /// As [`Self::ask`]; [`Exit::TimedOut`] after `timeout`.
     pub fn finish(&mut self, name: &str, timeout: Option<Duration>) -> Result<VmStatus, Failed> {
-        match self.receive(timeout.and_then(deadline)) {
-            Ok(Response::Status(status)) => Ok(status),
-            Ok(_) => Err(confused()),
+        match self.outcome(timeout) {
             Err(e) if e.exit == Exit::TimedOut => Err(self.too_late(name, timeout)),
-            Err(e) => Err(e),
+            other => other,
         }
     }
 
-    fn too_late(&self, name: &str, timeout: Option<Duration>) -> Failed {
+    /// As [`Self::finish`], but after `timeout` it can be called again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::finish`].
+    pub fn outcome(&mut self, timeout: Option<Duration>) -> Result<VmStatus, Failed> {
+        match self.receive(timeout.and_then(deadline))? {
+            Response::Status(status) => Ok(status),
+            _ => Err(confused()),
+        }
+    }
+
+    /// The failure of a wait for the VM `name` that took longer than `timeout`: says how the VM is.
+    pub fn too_late(&self, name: &str, timeout: Option<Duration>) -> Failed {
         let seconds = timeout.unwrap_or_default().as_secs_f32();
         match self.again().and_then(|mut client| client.info(name)) {
             Ok(VmInfo { status, .. }) => {

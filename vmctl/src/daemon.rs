@@ -1,7 +1,7 @@
 //! The daemon: one event loop that supervises every VM's worker.
 //!
 //! `record` is a VM's state machine, `store` what survives a restart, `process` a worker
-//! process, `vms` all VMs together and what clients ask of them, `start` their start, `supervise` what workers do,
+//! process, `vms` all VMs together, `restore` those of an earlier daemon, `start` and `power` what clients ask of them, `supervise` what workers do,
 //! `cleaner` what is left of them, `devices` the devices that come and go; this file has the loop and the
 //! clients. Nothing here waits for a worker, a client, or a file: every socket is non-blocking, threads look at files that
 //! users name (`jobs`), write the state directory (`keeper`) and the log (`journal`), and some answers come later (`Waiting`).
@@ -15,10 +15,12 @@ mod journal;
 mod keeper;
 mod listing;
 mod opener;
+mod power;
 mod process;
 mod record;
 mod request;
 mod resources;
+mod restore;
 mod start;
 mod store;
 mod supervise;

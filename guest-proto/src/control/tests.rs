@@ -72,24 +72,25 @@ fn encodings_are_frozen() {
     );
     assert_eq!(
         bytes(&Request::Stop {
-            name: "a".to_string()
+            name: "a".to_string(),
+            starts_again: true
         }),
-        [3, 0, 0, 0, 3, 1, b'a']
+        [4, 0, 0, 0, 3, 1, b'a', 1]
     );
     assert_eq!(
         bytes(&Request::Wait {
             name: "a".to_string(),
             until: Until::State(VmState::Paused)
         }),
-        [5, 0, 0, 0, 10, 1, b'a', 1, 3]
+        [5, 0, 0, 0, 11, 1, b'a', 1, 3]
     );
-    assert_eq!(bytes(&Request::Events), [1, 0, 0, 0, 11]);
+    assert_eq!(bytes(&Request::Events), [1, 0, 0, 0, 12]);
     assert_eq!(
         bytes(&Request::Detach {
             name: "a".to_string(),
             device: "b".to_string()
         }),
-        [5, 0, 0, 0, 13, 1, b'a', 1, b'b']
+        [5, 0, 0, 0, 14, 1, b'a', 1, b'b']
     );
     assert_eq!(
         bytes(&Response::Status(VmStatus {
@@ -101,9 +102,13 @@ fn encodings_are_frozen() {
             memory: 128,
             cpu_percent: Some(1.0),
             uptime_ms: None,
+            stop_asked_ms: Some(3),
+            reboot_asked_ms: None,
+            pause_asked: true,
         })),
         [
-            18, 0, 0, 0, 2, 1, 0xac, 2, 1, b'a', 2, 1, b'b', 2, 0x80, 1, 1, 0, 0, 0x80, 0x3f, 0
+            22, 0, 0, 0, 2, 1, 0xac, 2, 1, b'a', 2, 1, b'b', 2, 0x80, 1, 1, 0, 0, 0x80, 0x3f, 0, 1,
+            3, 0, 1
         ]
     );
     assert_eq!(bytes(&WorkerCommand::PowerButton), [1, 0, 0, 0, 4]);

@@ -32,7 +32,7 @@ pub enum WorkerCommand {
     Pause,
     /// Lets them go on, or retries stalled I/O → `State(Running)`.
     Resume,
-    /// Presses the ACPI power button → `State(Stopping)`.
+    /// Presses the ACPI power button. Has no answer, but for `Refused`.
     PowerButton,
     /// Asks for the disks and network cards → `Devices`.
     Devices,

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest_proto::control::{Request, Until, VmState, VmStatus};
 
@@ -15,6 +15,11 @@ use crate::worker::loader::{Initrd, Kernel};
 
 /// How long a worker may take to hold or release its virtual CPUs.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long `stop --force` waits for the guest unless it is said.
+const FORCE_AFTER: Duration = Duration::from_secs(60);
+/// Time between the first two presses of the power button; each next one is twice as long, up to the longest.
+const FIRST_GAP: Duration = Duration::from_secs(2);
+const LONGEST_GAP: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CreateArgs {
@@ -64,6 +69,29 @@ pub(super) struct StopArgs {
     name: String,
     #[command(flatten)]
     wait: WaitOptions,
+    /// Kill the VM if the guest has not powered off in time: within --timeout, or a minute
+    #[arg(long)]
+    force: bool,
+    /// Withdraw what was asked by an earlier stop or reboot
+    #[arg(long, conflicts_with_all = ["wait", "timeout", "force"])]
+    cancel: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RebootArgs {
+    /// Name of the VM
+    name: String,
+    #[command(flatten)]
+    wait: WaitOptions,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RestartArgs {
+    /// Name of the VM
+    name: String,
+    /// Kill the VM if the guest has not powered off after this time: 30s, 500ms, 2m
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
+    timeout: Duration,
 }
 
 #[derive(Debug, clap::Args)]
@@ -150,28 +178,130 @@ fn start_attached(
 }
 
 pub(super) fn start(args: &StartArgs, mut client: Client) -> Result<(), Failed> {
-    let name = args.name.clone();
-    let request = Request::Start { name };
     if !args.wait.wanted() {
-        return say(&client.status(&request)?);
+        let name = args.name.clone();
+        return say(&client.status(&Request::Start { name })?);
     }
-    let status = client.ask_and_wait(&request, &args.name, Until::Started, args.wait.timeout)?;
+    say(&start_and_wait(&args.name, args.wait.timeout, client)?)
+}
+
+fn start_and_wait(
+    name: &str,
+    timeout: Option<Duration>,
+    mut client: Client,
+) -> Result<VmStatus, Failed> {
+    let request = Request::Start {
+        name: name.to_owned(),
+    };
+    let status = client.ask_and_wait(&request, name, Until::Started, timeout)?;
     check_end(&status)?;
-    say(&status)
+    Ok(status)
 }
 
 pub(super) fn stop(args: &StopArgs, mut client: Client) -> Result<(), Failed> {
     let name = args.name.clone();
-    let request = Request::Stop { name };
+    if args.cancel {
+        return say(&client.status(&Request::Withdraw { name })?);
+    }
+    if args.force {
+        let timeout = args.wait.timeout.unwrap_or(FORCE_AFTER);
+        return say(&stop_or_kill(&args.name, timeout, client)?);
+    }
+    let request = stop_request(&args.name, false);
     if !args.wait.wanted() {
         return say(&client.status(&request)?);
     }
-    say(&client.ask_and_wait(&request, &args.name, Until::Ended, args.wait.timeout)?)
+    say(&press_until(
+        &request,
+        &args.name,
+        Until::Ended,
+        args.wait.timeout,
+        client,
+    )?)
 }
 
-pub(super) fn kill(name: String, mut client: Client) -> Result<(), Failed> {
-    let request = Request::Kill { name: name.clone() };
-    say(&client.ask_and_wait(&request, &name, Until::Ended, None)?)
+fn stop_request(name: &str, starts_again: bool) -> Request {
+    Request::Stop {
+        name: name.to_owned(),
+        starts_again,
+    }
+}
+
+/// Asks a guest to power off, and kills the VM if the guest has not done so in time.
+fn stop_or_kill(name: &str, timeout: Duration, client: Client) -> Result<VmStatus, Failed> {
+    let again = client.again()?;
+    let request = stop_request(name, false);
+    match press_until(&request, name, Until::Ended, Some(timeout), client) {
+        // A guest that can't see the power button now will not do so later.
+        Err(e) if matches!(e.exit, Exit::TimedOut | Exit::State) => end_now(name, again),
+        other => other,
+    }
+}
+
+/// Presses the power button, and again after a while, as long as the condition is not met: a guest that boots, or that
+/// asks its user, has not seen the first press.
+fn press_until(
+    request: &Request,
+    name: &str,
+    until: Until,
+    timeout: Option<Duration>,
+    mut client: Client,
+) -> Result<VmStatus, Failed> {
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    client.begin(request, name, until)?;
+    let mut gap = FIRST_GAP;
+    loop {
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let is_last = left.is_some_and(|left| left <= gap);
+        let wait = left.map_or(gap, |left| left.min(gap));
+        match client.outcome(Some(wait)) {
+            Err(e) if e.exit == Exit::TimedOut && is_last => {
+                return Err(client.too_late(name, timeout));
+            }
+            Err(e) if e.exit == Exit::TimedOut => {}
+            other => return other,
+        }
+        gap = (gap * 2).min(LONGEST_GAP);
+        match client.again()?.ask(request) {
+            // It is paused now, say: it goes on later.
+            Err(e) if e.exit == Exit::State => {}
+            other => drop(other?),
+        }
+    }
+}
+
+pub(super) fn reboot(args: &RebootArgs, mut client: Client) -> Result<(), Failed> {
+    let request = stop_request(&args.name, true);
+    if !args.wait.wanted() {
+        return say(&client.status(&request)?);
+    }
+    let status = press_until(
+        &request,
+        &args.name,
+        Until::Rebooted,
+        args.wait.timeout,
+        client,
+    )?;
+    expect(&status, VmState::Running)?;
+    say(&status)
+}
+
+pub(super) fn restart(args: &RestartArgs, client: Client) -> Result<(), Failed> {
+    let again = client.again()?;
+    stop_or_kill(&args.name, args.timeout, client)?;
+    let status = start_and_wait(&args.name, None, again)?;
+    say(&status)
+}
+
+pub(super) fn kill(name: &str, client: Client) -> Result<(), Failed> {
+    say(&end_now(name, client)?)
+}
+
+fn end_now(name: &str, mut client: Client) -> Result<VmStatus, Failed> {
+    let request = Request::Kill {
+        name: name.to_owned(),
+    };
+    client.ask_and_wait(&request, name, Until::Ended, None)
 }
 
 pub(super) fn pause(name: String, client: Client) -> Result<(), Failed> {
@@ -212,8 +342,26 @@ fn say(status: &VmStatus) -> Result<(), Failed> {
 }
 
 pub(super) fn describe(status: &VmStatus) -> String {
-    let line = format!("{}: {} ({})", status.name, status.state, status.reason);
+    let asked = asked(status).map_or_else(String::new, |asked| format!(", {asked}"));
+    let line = format!(
+        "{}: {}{asked} ({})",
+        status.name, status.state, status.reason
+    );
     output::printable(&line)
+}
+
+/// What was asked of it and is not done yet.
+pub(super) fn asked(status: &VmStatus) -> Option<String> {
+    let since = |ms: u64| output::duration(ms / 1000);
+    let stop = status
+        .stop_asked_ms
+        .map(|ms| format!("stop asked {} ago", since(ms)));
+    let reboot = status
+        .reboot_asked_ms
+        .map(|ms| format!("reboot asked {} ago", since(ms)));
+    let pause = status.pause_asked.then(|| "pause asked".to_owned());
+    let all: Vec<_> = [stop, reboot, pause].into_iter().flatten().collect();
+    (!all.is_empty()).then(|| all.join(", "))
 }
 
 /// A crash is a failure.

@@ -7,6 +7,7 @@ use std::path::Path;
 use guest_proto::control::{DiskStatus, NicStatus, VmInfo, VmState, VmStatus};
 use serde::Serialize;
 
+use super::lifecycle;
 use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table, plain};
 use crate::client::Client;
 use crate::config::{NicConfig, VmConfig, format_size};
@@ -79,11 +80,11 @@ fn table(vms: &[Listed]) -> Table {
             plain(vm.id.map(|id| id.to_string())),
             plain(Some(vm.name.clone())),
             (vm.state.to_string(), colour(vm.state)),
-            plain(Some(vm.reason.clone())),
+            plain(Some(reason(vm))),
             plain(vcpus(vm.vcpus)),
             plain(memory(vm.memory)),
             plain(vm.cpu_percent.map(|percent| format!("{percent:.1}"))),
-            plain(vm.uptime_ms.map(uptime)),
+            plain(vm.uptime_ms.map(|ms| output::duration(ms / 1000))),
         ];
         if let Some(addresses) = addresses {
             row.push(output::list(addresses));
@@ -91,6 +92,14 @@ fn table(vms: &[Listed]) -> Table {
         table.row(row);
     }
     table
+}
+
+/// The reason, and before it what was asked and is not done yet.
+fn reason(vm: &VmStatus) -> String {
+    match lifecycle::asked(vm) {
+        Some(asked) => format!("{asked}; {}", vm.reason),
+        None => vm.reason.clone(),
+    }
 }
 
 fn colour(state: VmState) -> Colour {
@@ -114,18 +123,6 @@ fn memory(bytes: u64) -> Option<String> {
         _ => bytes >> 20 << 20,
     };
     (bytes > 0).then(|| format_size(rounded))
-}
-
-fn uptime(ms: u64) -> String {
-    let seconds = ms / 1000;
-    let (days, hours) = (seconds / 86400, seconds / 3600 % 24);
-    let (minutes, seconds) = (seconds / 60 % 60, seconds % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, _) => format!("{minutes}m{seconds:02}s"),
-        (0, _, _) => format!("{hours}h{minutes:02}m"),
-        _ => format!("{days}d{hours:02}h"),
-    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -187,7 +184,7 @@ fn describe(info: &VmInfo, config: Option<&VmConfig>) -> String {
         ("name", status.name.clone()),
         ("id", or_none(status.id.map(|id| id.to_string()))),
         ("state", status.state.to_string()),
-        ("reason", status.reason.clone()),
+        ("reason", reason(status)),
         ("vcpus", or_none(vcpus(status.vcpus))),
         ("memory", or_none(memory(status.memory))),
         ("memory touched", kib(info.memory_used)),
@@ -195,7 +192,10 @@ fn describe(info: &VmInfo, config: Option<&VmConfig>) -> String {
             "cpu",
             or_none(status.cpu_percent.map(|percent| format!("{percent:.1} %"))),
         ),
-        ("uptime", or_none(status.uptime_ms.map(uptime))),
+        (
+            "uptime",
+            or_none(status.uptime_ms.map(|ms| output::duration(ms / 1000))),
+        ),
         ("reboots", info.reboots.to_string()),
         ("kernel", or_none(config.map(|config| path(&config.kernel)))),
         (
@@ -367,6 +367,9 @@ mod tests {
             memory: 256 << 20,
             cpu_percent: None,
             uptime_ms: None,
+            stop_asked_ms: None,
+            reboot_asked_ms: None,
+            pause_asked: false,
         };
         let listed = |addresses| Listed {
             status: status.clone(),
@@ -388,10 +391,10 @@ mod tests {
 
     #[test]
     fn uptimes_have_two_units_at_most() {
-        assert_eq!(uptime(59_999), "59s");
-        assert_eq!(uptime(61_000), "1m01s");
-        assert_eq!(uptime(3_600_000), "1h00m");
-        assert_eq!(uptime(26 * 3_600_000), "1d02h");
+        assert_eq!(output::duration(59), "59s");
+        assert_eq!(output::duration(61), "1m01s");
+        assert_eq!(output::duration(3_600), "1h00m");
+        assert_eq!(output::duration(26 * 3_600), "1d02h");
         assert_eq!(memory((4 << 30) - 4096).as_deref(), Some("4095M"));
     }
 }

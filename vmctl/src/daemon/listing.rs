@@ -27,6 +27,9 @@ impl Vms {
             memory: proc::memory().map_or(0, |m| m.total),
             cpu_percent: Some(self.usage.root(clock_ticks_per_second())),
             uptime_ms: Some(proc::boot_ms()),
+            stop_asked_ms: None,
+            reboot_asked_ms: None,
+            pause_asked: false,
         };
         std::iter::once(root)
             .chain(self.vms.keys().filter_map(|name| self.status(name).ok()))
@@ -48,6 +51,14 @@ impl Vms {
                 reason.push_str(&format!("; {what}: {why}"));
             }
         }
+        let now = proc::boot_ms();
+        let asked = |starts_again| {
+            let end = record
+                .asked
+                .end
+                .filter(|end| end.starts_again == starts_again)?;
+            Some(now.saturating_sub(end.asked_ms))
+        };
         Ok(VmStatus {
             id: record.partition,
             name: name.to_owned(),
@@ -56,9 +67,10 @@ impl Vms {
             vcpus: record.config.as_ref().map_or(0, |config| config.vcpus),
             memory: record.config.as_ref().map_or(0, |config| config.memory),
             cpu_percent: pid.map(|pid| self.usage.worker(pid, clock_ticks_per_second())),
-            uptime_ms: record
-                .started_ms
-                .map(|start| proc::boot_ms().saturating_sub(start)),
+            uptime_ms: record.started_ms.map(|start| now.saturating_sub(start)),
+            stop_asked_ms: asked(false),
+            reboot_asked_ms: asked(true),
+            pause_asked: record.asked.pause,
         })
     }
 

@@ -8,6 +8,12 @@ use guest_proto::control::{EndCause, Failure, FailureKind, VmState};
 
 use crate::config::{OnReboot, VmConfig};
 
+pub(super) mod asked;
+pub(super) mod brake;
+
+use asked::Asked;
+use brake::Brake;
+
 /// Longest reason that is shown.
 const MAX_REASON: usize = 240;
 
@@ -27,8 +33,19 @@ pub(super) enum WorkerExit {
 pub(super) enum Next {
     /// Nothing: the VM is over.
     Over,
-    /// The guest rebooted: start a new worker.
+    /// The guest reboots: start a new worker, at `Record::boots_at_ms` if that is said.
     Reboot,
+}
+
+/// How a request is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// By a command to the worker.
+    Now,
+    /// As soon as the guest runs.
+    Later,
+    /// There is nothing to do.
+    Done,
 }
 
 /// One VM.
@@ -44,11 +61,16 @@ pub(super) struct Record {
     pub(super) started_ms: Option<u64>,
     /// Reboots since it was started.
     pub(super) reboots: u32,
+    /// What was asked of it and is not done yet.
+    pub(super) asked: Asked,
+    /// What makes it wait when it reboots too often.
+    pub(super) brake: Brake,
+    /// When it boots again, in milliseconds of the boot clock, if it waits for that. Nothing of it is alive until then.
+    pub(super) boots_at_ms: Option<u64>,
     state: VmState,
     reason: String,
     end: Option<(EndCause, String)>,
     killed: bool,
-    stop_asked: bool,
     /// Its virtual CPUs are held.
     is_held: bool,
 }
@@ -73,11 +95,13 @@ impl Record {
             partition: None,
             started_ms: None,
             reboots: 0,
+            asked: Asked::default(),
+            brake: Brake::default(),
+            boots_at_ms: None,
             state,
             reason: String::new(),
             end: None,
-            killed: false,
-            stop_asked: state == VmState::Stopping,
+            killed: state == VmState::Stopping,
             // Until the worker says more.
             is_held: matches!(state, VmState::Paused | VmState::IoStalled),
         };
@@ -134,45 +158,85 @@ impl Record {
         self.partition = None;
         self.started_ms = None;
         self.reboots = 0;
+        self.asked = Asked::default();
+        self.brake = Brake::default();
+        self.begin("worker started");
+    }
+
+    fn begin(&mut self, reason: &str) {
+        self.partition = None;
+        self.started_ms = None;
+        self.boots_at_ms = None;
         self.end = None;
         self.killed = false;
-        self.stop_asked = false;
-        self.enter(VmState::Starting, "worker started");
+        self.enter(VmState::Starting, reason);
     }
 
     /// A worker was started because the guest rebooted.
     pub(super) fn rebooting(&mut self) {
-        let reboots = self.reboots.saturating_add(1);
-        self.starting();
-        self.reboots = reboots;
-        self.enter(VmState::Starting, "guest rebooted");
+        self.reboots = self.reboots.saturating_add(1);
+        let often = self.brake.describe();
+        self.begin(often.as_deref().unwrap_or("guest rebooted"));
     }
 
-    /// Whether the power button may be pressed: `Ok(false)` if there is nothing to do.
+    /// Whether the guest may be asked to power off.
     ///
     /// # Errors
     ///
-    /// The guest can't see the button now.
-    pub(super) fn may_stop(&self) -> Result<bool, Failure> {
+    /// The guest can't see the power button now.
+    pub(super) fn may_stop(&self) -> Result<How, Failure> {
         match self.state {
-            VmState::Running | VmState::Stopping => Ok(true),
-            VmState::IoStalled if !self.is_held => Ok(true),
-            VmState::Defined | VmState::Stopped | VmState::Crashed => Ok(false),
+            VmState::Running => Ok(How::Now),
+            VmState::IoStalled if !self.is_held => Ok(How::Now),
+            VmState::Starting => Ok(How::Later),
+            VmState::Stopping | VmState::Defined | VmState::Stopped | VmState::Crashed => {
+                Ok(How::Done)
+            }
             VmState::Paused | VmState::IoStalled => Err(self.wrong_state(&format!(
                 "\"vmctl resume {0}\" first, or \"vmctl kill {0}\"",
-                self.name
-            ))),
-            VmState::Starting => Err(self.wrong_state(&format!(
-                "wait until it runs, or \"vmctl kill {}\"",
                 self.name
             ))),
         }
     }
 
-    /// The power button was pressed.
-    pub(super) fn stopping(&mut self) {
-        self.stop_asked = true;
-        self.enter(VmState::Stopping, "power button pressed");
+    /// Whether the guest may be asked to power off and boot again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::may_stop`], and the VM has ended, or is being killed.
+    pub(super) fn may_reboot(&self) -> Result<How, Failure> {
+        match self.may_stop()? {
+            How::Done => Err(self.wrong_state(&format!("\"vmctl start {}\" starts it", self.name))),
+            how => Ok(how),
+        }
+    }
+
+    /// The guest was asked to power off, and the power button was pressed or will be.
+    pub(super) fn stop_asked(&mut self, starts_again: bool, is_pressed: bool, now_ms: u64) {
+        if self.boots_at_ms.is_none() {
+            self.asked.ask_end(starts_again, is_pressed, now_ms);
+        } else if !starts_again {
+            self.boots_at_ms = None;
+            self.enter(VmState::Stopped, "stopped while it waited to boot again");
+        }
+    }
+
+    /// Whether the power button has to be pressed now that the guest runs.
+    pub(super) fn owes_press(&self) -> bool {
+        let is_owed = self.asked.end.is_some_and(|end| !end.is_pressed);
+        is_owed && matches!(self.may_stop(), Ok(How::Now))
+    }
+
+    /// Whether the virtual CPUs have to be held now that the guest runs.
+    pub(super) fn owes_pause(&self) -> bool {
+        self.asked.pause && matches!(self.may_pause(), Ok(How::Now))
+    }
+
+    /// A VM that waits to boot again, of which nothing is alive, is killed.
+    pub(super) fn killed_while_it_waits(&mut self) {
+        self.boots_at_ms = None;
+        self.asked = Asked::default();
+        self.enter(VmState::Stopped, "killed");
     }
 
     /// Its worker is being killed.
@@ -181,32 +245,34 @@ impl Record {
         self.enter(VmState::Stopping, "being killed");
     }
 
-    /// Whether it may be paused: `Ok(false)` if it is.
+    /// Whether it may be paused.
     ///
     /// # Errors
     ///
-    /// It doesn't run.
-    pub(super) fn may_pause(&self) -> Result<bool, Failure> {
+    /// It doesn't run, and does not begin to.
+    pub(super) fn may_pause(&self) -> Result<How, Failure> {
         match self.state {
-            VmState::Running => Ok(true),
-            VmState::IoStalled if !self.is_held => Ok(true),
-            VmState::Paused => Ok(false),
+            VmState::Running => Ok(How::Now),
+            VmState::IoStalled if !self.is_held => Ok(How::Now),
+            VmState::Starting => Ok(How::Later),
+            VmState::Paused => Ok(How::Done),
             _ => Err(self.wrong_state("only a running VM can be paused")),
         }
     }
 
-    /// Whether it may be resumed: `Ok(false)` if it runs.
+    /// Whether it may be resumed.
     ///
     /// # Errors
     ///
     /// It is not paused.
-    pub(super) fn may_resume(&self) -> Result<bool, Failure> {
+    pub(super) fn may_resume(&self) -> Result<How, Failure> {
         match self.state {
             VmState::IoStalled if !self.is_held => {
                 Err(self.wrong_state("its virtual CPUs are not held, and go on"))
             }
-            VmState::Paused | VmState::IoStalled => Ok(true),
-            VmState::Running => Ok(false),
+            VmState::Paused | VmState::IoStalled => Ok(How::Now),
+            VmState::Running => Ok(How::Done),
+            VmState::Starting if self.asked.pause => Ok(How::Done),
             _ => Err(self.wrong_state("only a paused or stalled VM can be resumed")),
         }
     }
@@ -270,7 +336,15 @@ impl Record {
             self.started_ms = Some(now_ms);
         }
         self.is_held = is_held;
-        self.enter(state, reason);
+        if is_held {
+            self.asked.pause = false;
+        }
+        match self.brake.describe() {
+            Some(often) if state == VmState::Running => {
+                self.enter(state, &format!("{reason}; {often}"));
+            }
+            _ => self.enter(state, reason),
+        }
     }
 
     /// The worker says that the VM is over, or the daemon found the worker broken. The first word
@@ -287,7 +361,16 @@ impl Record {
     }
 
     /// The worker process is gone; `last_words` is the end of its log.
-    pub(super) fn exited(&mut self, exit: &WorkerExit, last_words: Option<&str>) -> Next {
+    pub(super) fn exited(
+        &mut self,
+        exit: &WorkerExit,
+        last_words: Option<&str>,
+        now_ms: u64,
+    ) -> Next {
+        let lived_ms = self
+            .started_ms
+            .map_or(0, |start| now_ms.saturating_sub(start));
+        let asked_end = self.asked.end.take();
         self.partition = None;
         self.started_ms = None;
         if self.killed {
@@ -308,17 +391,33 @@ impl Record {
             self.enter(VmState::Crashed, &format!("{how}{words}"));
             return Next::Over;
         };
-        match cause {
-            EndCause::PoweredOff => self.enter(VmState::Stopped, &reason),
-            EndCause::Rebooted => {
-                let config = self.config.as_ref();
-                let restarts = config.is_ok_and(|c| c.on_reboot == OnReboot::Restart);
-                if restarts && !self.stop_asked {
-                    return Next::Reboot;
+        let starts_again = asked_end.map(|end| end.starts_again);
+        let config = self.config.as_ref();
+        let restarts = config.is_ok_and(|c| c.on_reboot == OnReboot::Restart);
+        match (cause, starts_again) {
+            (EndCause::PoweredOff | EndCause::Rebooted, Some(true)) => {
+                self.brake = Brake::default();
+                self.enter(VmState::Starting, "guest rebooted, as it was asked");
+                return Next::Reboot;
+            }
+            (EndCause::Rebooted, None) if restarts => {
+                let wait_ms = self.brake.rebooted(lived_ms);
+                let often = self.brake.describe();
+                let mut why = often.unwrap_or_else(|| "guest rebooted".to_owned());
+                if wait_ms > 0 {
+                    self.boots_at_ms = Some(now_ms + wait_ms);
+                    why.push_str(&format!("; it boots again after {} s", wait_ms / 1000));
                 }
+                self.enter(VmState::Starting, &why);
+                return Next::Reboot;
+            }
+            (EndCause::Rebooted, Some(false)) => {
+                self.enter(VmState::Stopped, &format!("{reason}; it was asked to stop"));
+            }
+            (EndCause::PoweredOff | EndCause::Rebooted, _) => {
                 self.enter(VmState::Stopped, &reason);
             }
-            EndCause::Crashed | EndCause::StartFailed | EndCause::Failed => {
+            (EndCause::Crashed | EndCause::StartFailed | EndCause::Failed, _) => {
                 self.enter(VmState::Crashed, &reason);
             }
         }

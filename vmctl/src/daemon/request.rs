@@ -39,7 +39,8 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
             Ok(ticket) => return Answer::Later(ticket),
             Err(e) => Err(e),
         },
-        Request::Stop { name } => vms.stop(&name).map(Response::Status),
+        Request::Stop { name, starts_again } => vms.stop(&name, starts_again).map(Response::Status),
+        Request::Withdraw { name } => vms.withdraw(&name).map(Response::Status),
         Request::Kill { name } => vms.kill(&name).map(Response::Status),
         Request::Pause { name } => vms.pause(&name).map(Response::Status),
         Request::Resume { name } => vms.resume(&name).map(Response::Status),
@@ -118,6 +119,7 @@ fn holds(until: Until, status: &VmStatus) -> bool {
         Until::Started => status.state != VmState::Starting,
         Until::State(state) => status.state == state || !status.state.is_alive(),
         Until::Ended => !status.state.is_alive(),
+        Until::Rebooted => status.reboot_asked_ms.is_none() && status.state != VmState::Starting,
     }
 }
 
@@ -145,6 +147,9 @@ mod tests {
             memory: 1 << 20,
             cpu_percent: None,
             uptime_ms: None,
+            stop_asked_ms: None,
+            reboot_asked_ms: None,
+            pause_asked: false,
         }
     }
 

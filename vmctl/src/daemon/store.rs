@@ -15,6 +15,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::process::make_log_dir;
+use super::record::asked::Asked;
+use super::record::brake::Brake;
 use crate::config::{VmConfig, check_name};
 use crate::file::describe;
 
@@ -56,6 +58,15 @@ pub(super) struct Saved {
     /// See `Record`.
     #[serde(default, deserialize_with = "if_known")]
     pub(super) reboots: u32,
+    /// See `Record`.
+    #[serde(default, deserialize_with = "if_known")]
+    pub(super) boots_at_ms: Option<u64>,
+    /// See `Record`.
+    #[serde(default, deserialize_with = "if_known")]
+    pub(super) brake: Brake,
+    /// See `Record`.
+    #[serde(default, deserialize_with = "if_known")]
+    pub(super) asked: Asked,
     /// How the VM ended, if its worker has said so.
     #[serde(default, deserialize_with = "if_known")]
     pub(super) end: Option<(EndCause, String)>,
@@ -246,6 +257,12 @@ mod tests {
             reboots: 2,
             end: Some((EndCause::Rebooted, "guest rebooted".to_owned())),
             version: VERSION,
+            boots_at_ms: Some(5),
+            brake: Brake::default(),
+            asked: Asked {
+                end: None,
+                pause: true,
+            },
         };
         store.save("a", &saved).unwrap();
         let store = Store::open(dir.path()).unwrap();

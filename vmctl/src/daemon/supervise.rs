@@ -163,6 +163,7 @@ impl Vms {
             }
             // Those who wait for a state hear of each one, also of one that is over at once.
             self.tell_change(name, heard.refused);
+            self.do_what_was_asked(name);
             listened = Ok(());
         }
     }
@@ -202,13 +203,40 @@ impl Vms {
         };
         let Some(exit) = vm.exit.take() else { return };
         let words = last_words(&self.store.dir(name));
-        if vm.record.exited(&exit, words.as_deref()) == Next::Reboot {
-            let launched = self.launch(name, Record::rebooting);
-            if let (Err(e), Some(vm)) = (launched, self.vms.get_mut(name)) {
-                vm.record.restart_failed(&e);
-            }
+        let next = vm.record.exited(&exit, words.as_deref(), proc::boot_ms());
+        if next == Next::Reboot && vm.record.boots_at_ms.is_none() {
+            self.reboot(name);
         }
         self.changed(name);
+    }
+
+    fn reboot(&mut self, name: &str) {
+        let launched = self.launch(name, Record::rebooting);
+        if let (Err(e), Some(vm)) = (launched, self.vms.get_mut(name)) {
+            vm.record.restart_failed(&e);
+        }
+    }
+
+    /// Boots guests that have waited for it, and forgets requests that are too old.
+    fn keep_times(&mut self, now_ms: u64) {
+        let names = |vms: &Vms, is_due: fn(&Record, u64) -> bool| -> Vec<String> {
+            let due = vms.vms.iter().filter(|(_, vm)| is_due(&vm.record, now_ms));
+            due.map(|(name, _)| name.clone()).collect()
+        };
+        for name in names(self, |record, now| {
+            record.boots_at_ms.is_some_and(|at| at <= now)
+        }) {
+            self.reboot(&name);
+            self.changed(&name);
+        }
+        for name in names(self, |record, now| {
+            record.asked.expires_ms().is_some_and(|at| at <= now)
+        }) {
+            if let Some(vm) = self.vms.get_mut(&name) {
+                vm.record.asked.expire(now_ms);
+            }
+            self.changed(&name);
+        }
     }
 
     /// Kills workers that should have exited, samples CPU time.
@@ -234,6 +262,7 @@ impl Vms {
             }
         }
         self.give_up_late_starts(now);
+        self.keep_times(proc::boot_ms());
         if now >= self.next_sample && self.workers().next().is_some() {
             self.sample();
         }
@@ -241,15 +270,24 @@ impl Vms {
 
     /// How long until the next [`Self::tick`]; for ever if there is nothing to do.
     pub(super) fn next_tick(&self, now: Instant) -> Option<Duration> {
-        self.workers()
-            .map(|(_, worker)| match worker.doom {
-                Some(doom) => doom.min(self.next_sample),
-                None => self.next_sample,
-            })
-            .chain(self.save_again_at)
-            .chain(self.next_late_start())
-            .min()
-            .map(|at| at.saturating_duration_since(now))
+        let workers = self.workers().map(|(_, worker)| match worker.doom {
+            Some(doom) => doom.min(self.next_sample),
+            None => self.next_sample,
+        });
+        let others = self.save_again_at.into_iter().chain(self.next_late_start());
+        let untils = workers
+            .chain(others)
+            .map(|at| at.saturating_duration_since(now));
+        let now_ms = proc::boot_ms();
+        let times = self.vms.values().flat_map(|vm| {
+            let record = &vm.record;
+            record
+                .boots_at_ms
+                .into_iter()
+                .chain(record.asked.expires_ms())
+        });
+        let times = times.map(|at| Duration::from_millis(at.saturating_sub(now_ms)));
+        untils.chain(times).min()
     }
 
     /// Tells a worker something that it waits for. One that does not listen is killed.
@@ -354,7 +392,10 @@ fn hear(record: &mut Record, worker: &mut Worker) -> Result<Heard, LinkError> {
                 worker.nics = nics;
                 heard.has_devices = true;
             }
-            WorkerEvent::Refused { reason } => heard.refused = Some(reason),
+            WorkerEvent::Refused { reason } => {
+                record.asked.pause = false;
+                heard.refused = Some(reason);
+            }
             WorkerEvent::Ended { cause, reason } => {
                 record.ended(cause, &reason);
                 worker.doom.get_or_insert(Instant::now() + EXIT_GRACE);

@@ -8,9 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use guest_proto::control::{
-    EndCause, Failure, FailureKind, Response, VmState, VmStatus, WorkerCommand,
-};
+use guest_proto::control::{Failure, FailureKind, Response, VmState, VmStatus};
 
 use super::DaemonArgs;
 use super::cleaner::Cleaner;
@@ -18,10 +16,10 @@ use super::devices::DeviceChange;
 use super::jobs::{Jobs, Outcome};
 use super::journal;
 use super::keeper::{Done, Keeper, Work};
-use super::process::{self, Process, Sockets};
+use super::process::Sockets;
 use super::record::{Record, WorkerExit};
 use super::request::not_found;
-use super::resources::{Found, Partitions};
+use super::resources::Partitions;
 use super::start::Start;
 use super::store::{Saved, Store, VERSION};
 use super::supervise::Worker;
@@ -54,7 +52,7 @@ pub(super) struct Vms {
     /// When states that could not be saved are saved again, if there are any.
     pub(super) save_again_at: Option<Instant>,
     runtime_dir: PathBuf,
-    boot_id: String,
+    pub(super) boot_id: String,
     changes: Vec<Change>,
     answers: Vec<(Ticket, Response)>,
     next_ticket: u64,
@@ -82,8 +80,8 @@ pub(super) struct Vm {
     pub(super) attaching: Vec<DeviceConfig>,
     /// Names of devices that the guest was asked to give up.
     pub(super) detaching: Vec<String>,
-    /// State and reason of the last change.
-    told: Option<(VmState, String)>,
+    /// What was told at the last change.
+    told: Option<Told>,
     /// Its directory is gone, and nothing is saved.
     pub(super) is_bare: bool,
     /// What its file of the state holds, or soon will.
@@ -93,7 +91,7 @@ pub(super) struct Vm {
 }
 
 impl Vm {
-    fn new(record: Record) -> Self {
+    pub(super) fn new(record: Record) -> Self {
         Self {
             record,
             worker: None,
@@ -115,7 +113,7 @@ pub(super) struct Change {
     pub(super) name: String,
     /// The VM as it was then; `None` if it was deleted.
     pub(super) status: Option<VmStatus>,
-    /// Whether its state or its reason are other than at the last change.
+    /// Whether its state, its reason or what was asked of it are other than at the last change.
     pub(super) news: bool,
     /// What its worker would not do, and why.
     pub(super) refused: Option<String>,
@@ -158,110 +156,9 @@ impl Vms {
             answers: Vec::new(),
             next_ticket: 0,
         };
-        vms.restore_all(runtime_dir).map_err(in_state_dir)?;
+        vms.restore_all().map_err(in_state_dir)?;
         vms.sample();
         Ok(vms)
-    }
-
-    /// Takes over what an earlier daemon left: VMs that have a directory, and those that have none any more, but a worker
-    /// or a partition.
-    fn restore_all(&mut self, runtime_dir: &Path) -> io::Result<()> {
-        let with_directory = self.store.names()?;
-        let mut names = with_directory.clone();
-        names.extend(process::names_of_workers(runtime_dir));
-        let mut workers = BTreeMap::new();
-        for name in &names {
-            if let Some(process) = self.sockets(name).find_worker() {
-                workers.insert(name.clone(), process);
-            }
-        }
-        // The name of a partition is its worker's word. A worker that is on record has no say in what another VM is.
-        let is_on_record = |pid| workers.values().any(|w| w.identity().pid == pid);
-        let mut partitions = self.partitions.all();
-        partitions.retain(|found| !found.worker.is_some_and(is_on_record));
-        names.extend(partitions.iter().map(|found| found.name.clone()));
-        names.sort();
-        names.dedup();
-        for name in names {
-            let partition = partitions.iter().find(|found| found.name == name);
-            let find_by_driver = || Process::of_pid(partition?.worker?);
-            let process = workers.remove(&name).or_else(find_by_driver);
-            let has_directory = with_directory.contains(&name);
-            if process.is_some() || has_directory {
-                self.restore(&name, process, partition, !has_directory);
-            } else {
-                self.sockets(&name).remove();
-                self.cleaner.begin(&name);
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes over what an earlier daemon left of a VM.
-    fn restore(
-        &mut self,
-        name: &str,
-        process: Option<Process>,
-        partition: Option<&Found>,
-        is_bare: bool,
-    ) {
-        let definition = self.store.definition(name);
-        if let Err(e) = &definition {
-            journal::say(format_args!("{name}: its definition can't be read: {e}"));
-        }
-        let saved = self.store.load(name);
-        let was_alive = |saved: &Saved| saved.state.is_some_and(VmState::is_alive);
-        let is_same_boot = |saved: &Saved| saved.boot_id == self.boot_id;
-        let state_and_reason = match &saved {
-            Err(e) => (
-                VmState::Crashed,
-                format!("its last state can't be read: {e}"),
-            ),
-            Ok(None) => (VmState::Defined, "never started".to_owned()),
-            Ok(Some(saved)) => match saved.state {
-                Some(state) => (state, saved.reason.clone()),
-                None => (
-                    VmState::Crashed,
-                    "its last state is unknown here".to_owned(),
-                ),
-            },
-        };
-        let (state, reason) = match &process {
-            // It says more as soon as it is asked.
-            Some(_) if !state_and_reason.0.is_alive() => {
-                (VmState::Starting, "its worker was found".to_owned())
-            }
-            _ => state_and_reason,
-        };
-        let mut record = Record::restored(name, definition, state, &reason);
-        let saved = saved.ok().flatten();
-        record.reboots = saved.as_ref().map_or(0, |saved| saved.reboots);
-        if let Some((cause, reason)) = saved.as_ref().and_then(|saved| saved.end.as_ref()) {
-            record.ended(*cause, reason);
-        }
-        let mut vm = Vm::new(record);
-        vm.is_bare = is_bare;
-        if let Some(process) = process {
-            let saved = saved.as_ref().filter(|saved| is_same_boot(saved));
-            vm.record.partition = saved
-                .and_then(|saved| saved.partition)
-                .or(partition.map(|found| found.id));
-            vm.record.started_ms = saved.and_then(|saved| saved.started_ms);
-            vm.worker = Some(self.adopt(name, &mut vm.record, process));
-        } else if let Some(saved) = saved.filter(was_alive) {
-            let why = match is_same_boot(&saved) {
-                true => "worker died while no daemon ran",
-                false => "the root partition was restarted",
-            };
-            vm.record.ended(EndCause::Failed, why);
-            vm.exit = Some(WorkerExit::Unknown);
-            self.sockets(name).remove();
-            self.cleaner.begin(name);
-        } else if partition.is_some() {
-            self.cleaner.begin(name);
-        }
-        self.vms.insert(name.to_owned(), vm);
-        self.changed(name);
     }
 
     pub(super) fn runtime_dir(&self) -> &Path {
@@ -368,48 +265,6 @@ impl Vms {
             .sum()
     }
 
-    pub(super) fn stop(&mut self, name: &str) -> Result<VmStatus, Failure> {
-        if self.vm(name)?.record.may_stop()? {
-            self.command(name, &WorkerCommand::PowerButton)?;
-            self.vm_mut(name)?.record.stopping();
-            self.changed(name);
-        }
-        self.status(name)
-    }
-
-    pub(super) fn kill(&mut self, name: &str) -> Result<VmStatus, Failure> {
-        let vm = self.vm_mut(name)?;
-        if vm.record.state().is_alive() {
-            vm.record.killing();
-            if let Some(worker) = &vm.worker {
-                worker.kill();
-            }
-            self.changed(name);
-        }
-        self.status(name)
-    }
-
-    pub(super) fn pause(&mut self, name: &str) -> Result<VmStatus, Failure> {
-        if self.vm(name)?.record.may_pause()? {
-            self.command(name, &WorkerCommand::Pause)?;
-        }
-        self.status(name)
-    }
-
-    pub(super) fn resume(&mut self, name: &str) -> Result<VmStatus, Failure> {
-        if self.vm(name)?.record.may_resume()? {
-            self.command(name, &WorkerCommand::Resume)?;
-        }
-        self.status(name)
-    }
-
-    pub(super) fn resize(&mut self, name: &str, columns: u16, rows: u16) -> Result<(), Failure> {
-        if !self.vm(name)?.record.state().is_alive() {
-            return Ok(());
-        }
-        self.command(name, &WorkerCommand::Resize { columns, rows })
-    }
-
     /// Begins to delete a VM. The ticket's answer says whether it is gone.
     pub(super) fn delete(&mut self, name: &str) -> Result<Ticket, Failure> {
         let record = &self.vm(name)?.record;
@@ -459,6 +314,9 @@ impl Vms {
             partition: record.partition,
             started_ms: record.started_ms,
             reboots: record.reboots,
+            boots_at_ms: record.boots_at_ms,
+            brake: record.brake,
+            asked: record.asked,
             end: record.end().cloned(),
             version: VERSION,
         };
@@ -491,7 +349,7 @@ impl Vms {
     /// Remembers to tell those who wait of a VM's state as it is now.
     pub(super) fn tell_change(&mut self, name: &str, refused: Option<String>) {
         let mut news = false;
-        let now = self.status(name).ok().map(|now| (now.state, now.reason));
+        let now = self.status(name).ok().map(told);
         if let Some(vm) = self.vms.get_mut(name) {
             news = vm.told != now;
             vm.told = now;
@@ -532,6 +390,18 @@ impl Vms {
             device: None,
         }
     }
+}
+
+/// What those who wait for changes are told of: the state, the reason, and what was asked.
+type Told = (VmState, String, [bool; 3]);
+
+fn told(status: VmStatus) -> Told {
+    let asked = [
+        status.stop_asked_ms.is_some(),
+        status.reboot_asked_ms.is_some(),
+        status.pause_asked,
+    ];
+    (status.state, status.reason, asked)
 }
 
 pub(super) fn failure(kind: FailureKind, message: String) -> Failure {

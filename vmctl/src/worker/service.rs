@@ -417,9 +417,7 @@ impl Service {
             News::OnTime if self.late.is_none() => return None,
             News::OnTime => {
                 self.late = None;
-                if self.state == VmState::Running {
-                    "I/O goes on".clone_into(&mut self.reason);
-                }
+                "I/O goes on".clone_into(&mut self.reason);
             }
             News::Kill(reason) => return Some(End::crashed(reason)),
         }
@@ -433,10 +431,7 @@ impl Service {
         }
         self.machine.stalls.resume();
         self.machine.gate.open();
-        // A VM that was asked to power off still is.
-        if self.state == VmState::Running {
-            "resumed by user".clone_into(&mut self.reason);
-        }
+        "resumed by user".clone_into(&mut self.reason);
         // Those who wait for the resumed VM hear of it also if a request is late.
         if let Some(late) = self.late.take() {
             self.tell(control);
@@ -452,7 +447,7 @@ impl Service {
         let mut bench = self.machine.bench();
         bench.devices.press_power_button();
         self.machine.settle(bench);
-        self.enter(control, VmState::Stopping, "power button pressed");
+        journal::say(format_args!("power button pressed"));
     }
 
     fn enter(&mut self, control: &mut Control, state: VmState, reason: &str) {
@@ -465,9 +460,8 @@ impl Service {
     fn shown(&self) -> (VmState, String) {
         let (state, reason) = match (&self.hold, &self.late) {
             (Some((state, reason)), _) => (*state, reason),
-            // Whoever has pressed the power button wants to see that.
-            (None, Some(reason)) if self.state == VmState::Running => (VmState::IoStalled, reason),
-            _ => (self.state, &self.reason),
+            (None, Some(reason)) => (VmState::IoStalled, reason),
+            (None, None) => (self.state, &self.reason),
         };
         match &self.log_problem {
             None => (state, reason.clone()),

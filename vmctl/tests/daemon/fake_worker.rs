@@ -1,6 +1,7 @@
 //! A worker without a guest. What is typed at its console makes it end: `off`, `reboot`, `crash`;
 //! anything else is echoed. The command line of its configuration makes it misbehave from the
-//! start: `no-kernel` can't be built, `deaf` ignores the power button, `no-pause` refuses to pause,
+//! start: `no-kernel` can't be built, `deaf` ignores the power button, `drowsy` ignores it twice, `no-pause` refuses to
+//! pause, `loops` reboots as soon as it runs,
 //! `babbles` sends no messages but bytes, `lingers` says that it has ended and stays, `hangs-up` only
 //! stays, `opens-long` opens an attached disk's image until `give up` is typed.
 
@@ -44,6 +45,7 @@ fn serve() {
         files: Vec::new(),
         state: VmState::Starting,
         reason: "being built".to_owned(),
+        presses: 0,
     }
     .serve();
     std::process::exit(0);
@@ -69,6 +71,8 @@ struct Worker {
     files: Vec<(String, Vec<OwnedFd>)>,
     state: VmState,
     reason: String,
+    /// How often the power button was pressed.
+    presses: u32,
 }
 
 impl Worker {
@@ -179,6 +183,9 @@ impl Worker {
                     return false;
                 }
                 self.enter(VmState::Running, "guest runs");
+                if says("loops", &self.config) {
+                    return self.finish(EndCause::Rebooted, "guest rebooted");
+                }
             }
             WorkerCommand::Connected { files, .. } => {
                 let link = self.link.as_mut().unwrap();
@@ -242,7 +249,9 @@ impl Worker {
             }
             WorkerCommand::Detach { name } => self.detach(name),
             WorkerCommand::PowerButton => {
-                if !says("deaf", &self.config) {
+                self.presses += 1;
+                let is_asleep = says("drowsy", &self.config) && self.presses < 3;
+                if !says("deaf", &self.config) && !is_asleep {
                     return self.finish(EndCause::PoweredOff, "guest powered off");
                 }
             }

@@ -159,14 +159,132 @@ fn waiting() {
     let late = machine
         .vmctl(&["stop", "demo", "--timeout", "100ms"])
         .fails(9);
-    assert!(late.contains("still stopping after 0.1 s"), "{late}");
-    let reason = "power button pressed".to_owned();
-    assert_eq!(machine.state("demo"), ("stopping".to_owned(), reason));
+    assert!(late.contains("still running after 0.1 s"), "{late}");
+    assert_eq!(
+        machine.state("demo"),
+        ("running".to_owned(), "guest runs".to_owned())
+    );
     let waiter = machine.spawn(&["wait", "demo"]);
     let other = machine.spawn(&["wait", "demo", "--for", "paused"]);
     machine.vmctl(&["kill", "demo"]).ok();
     assert_eq!(waiter.end().ok(), "demo: stopped (killed)\n");
     other.end().fails(10);
+}
+
+#[test]
+fn a_request_to_stop_is_no_state() {
+    let machine = Machine::on();
+    machine.running("demo", "cmdline = 'deaf'");
+    let asked = machine.vmctl(&["stop", "demo"]).ok();
+    assert_eq!(asked, "demo: running, stop asked 0s ago (guest runs)\n");
+    assert!(machine.row("demo")["stop_asked_ms"].is_u64());
+    let list = machine.vmctl(&["list"]).ok();
+    assert!(list.contains("running  stop asked "), "{list}");
+    // What it does goes on as if nothing had been asked.
+    machine.vmctl(&["wait", "demo", "--for", "running"]).ok();
+    machine.vmctl(&["pause", "demo"]).ok();
+    machine.vmctl(&["resume", "demo"]).ok();
+    let withdrawn = machine.vmctl(&["stop", "demo", "--cancel"]).ok();
+    assert_eq!(withdrawn, "demo: running (guest runs)\n");
+    assert!(machine.row("demo")["stop_asked_ms"].is_null());
+    // A reboot is what it was before.
+    let worker = machine.worker("demo");
+    let mut console = machine.spawn(&["console", "demo"]);
+    console.say("reboot\n");
+    machine.wait_for_another_worker("demo", worker);
+    drop(console.kill());
+    // One that comes after the request is its end.
+    machine.vmctl(&["stop", "demo"]).ok();
+    let mut console = machine.spawn(&["console", "demo"]);
+    console.say("reboot\n");
+    let ended = machine.vmctl(&["wait", "demo"]).ok();
+    assert_eq!(
+        ended,
+        "demo: stopped (guest rebooted; it was asked to stop)\n"
+    );
+    drop(console.kill());
+}
+
+#[test]
+fn a_press_that_the_guest_has_not_seen_is_repeated() {
+    let machine = Machine::on();
+    machine.running("demo", "cmdline = 'drowsy'");
+    let stopped = machine.vmctl(&["stop", "demo", "--wait"]).ok();
+    assert_eq!(stopped, "demo: stopped (guest powered off)\n");
+}
+
+#[test]
+fn a_guest_that_does_not_stop_in_time_is_killed_if_that_is_wished() {
+    let machine = Machine::on();
+    machine.running("demo", "cmdline = 'deaf'");
+    let forced = ["stop", "demo", "--timeout", "100ms", "--force"];
+    assert_eq!(machine.vmctl(&forced).ok(), "demo: stopped (killed)\n");
+    // Held, it can't see the button.
+    machine.vmctl(&["start", "demo", "--wait"]).ok();
+    machine.vmctl(&["pause", "demo"]).ok();
+    assert_eq!(machine.vmctl(&forced).ok(), "demo: stopped (killed)\n");
+    let restarted = ["restart", "demo", "--timeout", "100ms"];
+    for _ in 0..2 {
+        let started = machine.vmctl(&restarted).ok();
+        assert_eq!(started, "demo: running (guest runs)\n");
+    }
+    machine.running("good", "");
+    let worker = machine.worker("good");
+    let rebooted = machine.vmctl(&["reboot", "good", "--wait"]).ok();
+    assert_eq!(rebooted, "good: running (guest runs)\n");
+    assert_ne!(machine.worker("good"), worker);
+    assert_eq!(machine.info("good")["reboots"], 1);
+    machine.vmctl(&["kill", "good"]).ok();
+    let refused = machine.vmctl(&["reboot", "good"]).fails(5);
+    assert!(refused.contains("vmctl start good"), "{refused}");
+}
+
+#[test]
+fn a_guest_that_reboots_at_once_is_braked_and_obeys() {
+    let machine = Machine::on();
+    let config = machine.config("demo", "cmdline = 'loops'");
+    machine.vmctl(&["create", &config]).ok();
+    let waits = |machine: &Machine| {
+        eventually("it waits to boot again", || {
+            machine.state("demo").1.contains("boots again after")
+        });
+    };
+    for (command, end) in [
+        ("stop", "stopped while it waited to boot again"),
+        ("kill", "killed"),
+    ] {
+        machine.vmctl(&["start", "demo"]).ok();
+        waits(&machine);
+        let (state, reason) = machine.state("demo");
+        assert_eq!(state, "starting");
+        assert!(reason.starts_with("guest rebooted "), "{reason}");
+        machine.vmctl(&["delete", "demo"]).fails(5);
+        let ended = machine.vmctl(&[command, "demo"]).ok();
+        assert_eq!(ended, format!("demo: stopped ({end})\n"));
+        machine.assert_no_leftovers();
+    }
+}
+
+#[test]
+fn what_is_asked_while_a_guest_waits_to_boot_goes_to_its_next_worker() {
+    let mut machine = Machine::on();
+    let config = machine.config("demo", "cmdline = 'loops'");
+    machine.vmctl(&["create", &config]).ok();
+    machine.vmctl(&["start", "demo"]).ok();
+    eventually("it waits to boot again", || {
+        machine.state("demo").1.contains("boots again after 2 s")
+    });
+    // Another daemon waits on.
+    machine.kill_daemon();
+    machine.start_daemon(&["--without-driver"]);
+    let reason = machine.state("demo").1;
+    assert!(reason.contains("boots again after "), "{reason}");
+    let asked = machine.vmctl(&["reboot", "demo"]).ok();
+    assert!(asked.starts_with("demo: starting ("), "{asked}");
+    eventually("it boots again", || {
+        machine.state("demo").1.contains("boots again after 4 s")
+    });
+    machine.vmctl(&["kill", "demo"]).ok();
 }
 
 #[test]
