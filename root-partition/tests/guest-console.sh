@@ -28,7 +28,7 @@ printed demo "^$(md5sum </tmp/lines | cut -d' ' -f1)" || fail "typing is lost"
 
 # The size of the user's terminal.
 stty -F /dev/tty2 rows 33 columns 101
-(sleep 1; printf '\035') | vmctl console demo >/dev/tty2 2>/dev/null
+timeout 3 vmctl console demo </dev/null >/dev/tty2 2>/dev/null
 answer demo "size 33 101" 'echo size $(stty size)'
 
 # Output of the serial port is shown as well.

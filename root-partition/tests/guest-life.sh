@@ -6,6 +6,7 @@ is demo "defined never started"
 start demo
 is demo running
 answer demo 42 'echo $((6 * 7))'
+vmctl info demo | grep -q '^exits .*HLT [1-9]' || fail "no exits: $(vmctl info demo)"
 tell demo poweroff
 expect "demo: stopped (guest powered off)" vmctl wait demo --timeout 60s
 is demo "stopped guest powered off"

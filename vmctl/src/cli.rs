@@ -226,7 +226,7 @@ impl Cli {
             Command::Console(args) => console::open(&args.name, connect()?)?,
             Command::Ssh(args) => ssh::run(&args, connect()?)?,
             Command::Vsock(args) => vsock::run(&args, &self.runtime_dir)?,
-            Command::Logs(args) => show::logs(&args, connect()?)?,
+            Command::Logs(args) => show::logs(&args, connect())?,
             Command::Attach(args) => plug::attach(&args, connect()?)?,
             Command::Detach(args) => plug::detach(&args, connect()?)?,
             Command::Set(args) => plug::set(&args, connect()?)?,

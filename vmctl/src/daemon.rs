@@ -41,6 +41,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, Mode, flock};
 use rustix::process::umask;
 
+use crate::console::log;
 use crate::net;
 use crate::wire::{Link, LinkError, timespec};
 pub(crate) use process::listen;
@@ -56,11 +57,14 @@ const DEVICES_PATIENCE: Duration = Duration::from_secs(2);
 /// How often CPU time is sampled while a VM is alive.
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 
+/// Where definitions and logs are kept, unless the user says.
+pub const STATE_DIR: &str = "/var/lib/microvisor";
+
 /// Options of `vmctl daemon`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DaemonArgs {
     /// Where definitions and logs are kept
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/microvisor")]
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
     pub state_dir: PathBuf,
     /// The driver's device
     #[arg(long, value_name = "PATH", default_value = "/dev/microvisor")]
@@ -80,6 +84,14 @@ pub struct DaemonArgs {
     /// The workers need no driver: a test's
     #[arg(long, hide = true)]
     pub without_driver: bool,
+}
+
+/// A VM's directory in a state directory, and in it the log of its console and that of its worker.
+pub(crate) fn logs_of(state_dir: &Path, name: &str) -> (PathBuf, PathBuf, PathBuf) {
+    let dir = state_dir.join(name);
+    let console = dir.join(process::LOG_DIR).join(log::CURRENT);
+    let worker = dir.join(process::WORKER_LOG);
+    (dir, console, worker)
 }
 
 /// The control socket in a runtime directory.

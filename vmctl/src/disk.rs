@@ -73,7 +73,7 @@ impl Format {
         match (Self::of_name(path), Self::of_contents(path)?) {
             (Self::Qcow2, Self::Raw) => Err(DiskError::wrong(path, "not a qcow2 image")),
             (Self::Raw, Self::Qcow2) => {
-                let what = "begins like a qcow2 image; say what it is with --format";
+                let what = "begins like a qcow2 image, which a guest can have written; say what it is with --format raw or qcow2";
                 Err(DiskError::wrong(path, what))
             }
             (format, _) => Ok(format),
@@ -90,12 +90,32 @@ impl Format {
         said.map_or_else(|| Self::detect(path), Ok)
     }
 
-    /// What an image looks like. To show it, no more: see [`Self::detect`].
+    /// Returns the format in which an image is shown: what the user says, or what its name says where the contents are not of another
+    /// format, or raw.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, or is called *.qcow2 and is none.
+    pub fn said_or_named(said: Option<Self>, path: &Path) -> Result<Named, DiskError> {
+        let is_doubtful = said.is_none()
+            && Self::of_name(path) == Self::Raw
+            && Self::of_contents(path)? == Self::Qcow2;
+        let format = match is_doubtful {
+            true => Self::Raw,
+            false => Self::said_or_detected(said, path)?,
+        };
+        Ok(Named {
+            format,
+            is_doubtful,
+        })
+    }
+
+    /// What an image looks like: see [`Self::detect`].
     ///
     /// # Errors
     ///
     /// The file can't be read.
-    pub fn of_contents(path: &Path) -> Result<Self, DiskError> {
+    fn of_contents(path: &Path) -> Result<Self, DiskError> {
         let file = chain::open_file(path, false)?;
         let mut magic = [0; header::MAGIC.len()];
         let read = file.read_at(&mut magic, 0);
@@ -105,6 +125,15 @@ impl Format {
             false => Self::Raw,
         })
     }
+}
+
+/// A format in which an image is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The format.
+    pub format: Format,
+    /// The contents look like another one, which is not believed.
+    pub is_doubtful: bool,
 }
 
 /// How root's page cache is used for a disk.

@@ -12,6 +12,7 @@ use super::lifecycle::{check_end, describe};
 use super::output;
 use crate::client::Client;
 use crate::console::attach::{Left, RawTerminal, attach};
+use crate::console::hub::MAX_CLIENTS;
 use crate::exit::{Exit, Failed};
 
 /// How long a worker that has closed its console may take to be gone.
@@ -88,6 +89,12 @@ pub(super) fn follow(mut session: Session, client: &Client) -> Result<(), Failed
                 "\n[detached from {name}; \"vmctl console {name}\" attaches again]"
             ));
             return Ok(());
+        }
+        if left == Left::Full {
+            let message = format!(
+                "{name}: {MAX_CLIENTS} users are attached to its console, and no more can be; \"vmctl logs {name} -f\" shows it"
+            );
+            return Err(Failed::new(Exit::State, message));
         }
         match next_life(&name, session.worker, client)? {
             Life::Over(status) => {

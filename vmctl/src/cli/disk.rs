@@ -74,6 +74,9 @@ struct CreateArgs {
 struct InfoArgs {
     /// The image
     file: PathBuf,
+    /// The format of the image, where its name and contents disagree
+    #[arg(long, value_name = "FORMAT")]
+    image_format: Option<Format>,
     #[command(flatten)]
     format: FormatArgs,
 }
@@ -158,7 +161,15 @@ fn create(args: &CreateArgs) -> Result<(), Failed> {
 }
 
 fn info(args: &InfoArgs) -> Result<(), Failed> {
-    let layers = disk::info(&args.file, Format::of_contents(&args.file)?)?;
+    let format = Format::said_or_named(args.image_format, &args.file)?;
+    if format.is_doubtful {
+        let file = args.file.display();
+        let line = format!(
+            "vmctl: {file}: it begins like a qcow2 image, which a guest can have written, and is not called *.qcow2: shown as raw, or see --image-format"
+        );
+        output::note(&output::printable(&line));
+    }
+    let layers = disk::info(&args.file, format.format)?;
     match args.format.format {
         output::Format::Json => output::json(&layers),
         output::Format::Table => output::text(&table(&layers).render(Style::of_stdout())),
@@ -267,6 +278,26 @@ mod tests {
         assert_eq!(layers[1].file, a);
         assert_eq!(disk::info(&c, Format::Qcow2).unwrap().len(), 3);
         assert_eq!(disk::info(&d, Format::Raw).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_header_that_a_guest_can_have_written_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let [base, image, raw] =
+            ["base.qcow2", "image.qcow2", "x.img"].map(|name| folder.path().join(name));
+        let say = Path::new;
+        run_line(&[say("create"), &base, say("1M")]).unwrap();
+        run_line(&[say("snapshot"), &base, &image]).unwrap();
+        fs::rename(&image, &raw).unwrap();
+        let shown = Format::said_or_named(None, &raw).unwrap();
+        assert_eq!((shown.format, shown.is_doubtful), (Format::Raw, true));
+        run_line(&[say("info"), &raw]).unwrap();
+        // The header is damaged: only whoever follows it notices.
+        let file = fs::File::options().write(true).open(&raw).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 4], 4).unwrap();
+        run_line(&[say("info"), &raw]).unwrap();
+        let as_qcow2 = [say("info"), &raw, say("--image-format"), say("qcow2")];
+        assert_eq!(run_line(&as_qcow2).unwrap_err().exit, Exit::Config);
     }
 
     #[test]

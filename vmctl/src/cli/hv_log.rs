@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::thread;
 use std::time::Duration;
 
-use super::DeviceArgs;
+use super::{DeviceArgs, output};
 use crate::exit::Failed;
 
 /// How often a followed log is asked for more: nothing announces it.
@@ -21,6 +21,9 @@ pub(super) struct HvLogArgs {
 
 pub(super) fn run(args: &HvLogArgs) -> Result<(), Failed> {
     let device = args.device.open()?;
+    if args.follow {
+        output::end_with_reader()?;
+    }
     let mut out = io::stdout().lock();
     let mut chunk = vec![0; 64 << 10];
     let mut position = 0;

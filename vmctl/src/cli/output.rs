@@ -1,10 +1,14 @@
 //! Tables, JSON and colours.
 
 use std::io::{self, Write};
+use std::thread;
 
 use serde::Serialize;
 
-use crate::exit::Failed;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+
+use crate::exit::{Exit, Failed};
 
 /// How a listing is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -34,6 +38,25 @@ pub(super) fn json<T: Serialize>(value: &T) -> Result<(), Failed> {
 /// Prints text.
 pub(super) fn text(text: &str) -> Result<(), Failed> {
     Ok(io::stdout().lock().write_all(text.as_bytes())?)
+}
+
+/// Ends this process as soon as nobody reads its standard output any more, without a word: a command that waits for
+/// something to print would not notice.
+pub(super) fn end_with_reader() -> io::Result<()> {
+    let thread = thread::Builder::new().name("reader".to_owned());
+    let watch = || {
+        // A pipe without a reader tells an error, unasked; a file and a terminal tell nothing.
+        let stdout = io::stdout();
+        let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
+        loop {
+            match poll(&mut fds, None) {
+                Err(Errno::INTR) => {}
+                Err(_) => return,
+                Ok(_) => std::process::exit(Exit::Failed as i32),
+            }
+        }
+    };
+    thread.spawn(watch).map(drop)
 }
 
 /// Writes a line to standard error. If that can't be written, the command goes on and ends as it would.

@@ -1,17 +1,21 @@
 //! Commands that only look.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use guest_proto::control::{DiskStatus, NicStatus, VmInfo, VmState, VmStatus};
 use serde::Serialize;
 
-use super::lifecycle;
 use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table, plain};
+use super::top::Exits;
+use super::{DeviceArgs, lifecycle, top};
 use crate::client::Client;
-use crate::config::{NicConfig, VmConfig, format_size};
+use crate::config::{NicConfig, VmConfig, check_name, format_size};
 use crate::console::log::Reader;
+use crate::daemon;
 use crate::exit::{Exit, Failed};
 use crate::net::{self, Place, Station};
 
@@ -131,6 +135,8 @@ pub(super) struct InfoArgs {
     name: String,
     #[command(flatten)]
     format: FormatArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// `VmInfo` as programs read it: the configuration is a part of it, not a text.
@@ -143,6 +149,7 @@ struct InfoJson<'a> {
     worker_rss: Option<u64>,
     memory_used: Option<u64>,
     reboots: u32,
+    exits: BTreeMap<&'static str, u64>,
     console: &'a str,
     vsock: Option<&'a str>,
     console_log: &'a str,
@@ -156,6 +163,11 @@ pub(super) fn info(args: &InfoArgs, mut client: Client) -> Result<(), Failed> {
     let parse = |text: &String| VmConfig::parse(&args.name, text);
     let config = info.config.as_ref().map(parse).transpose();
     let config = config.map_err(|e| Failed::new(Exit::Config, e.to_string()))?;
+    // Without the driver there is no partition that has exits.
+    let device = args.device.open().ok();
+    let exits = device
+        .zip(info.status.id)
+        .map_or_else(Vec::new, |(device, id)| top::exits(&device, id));
     match args.format.format {
         Format::Json => output::json(&InfoJson {
             status: &info.status,
@@ -164,6 +176,7 @@ pub(super) fn info(args: &InfoArgs, mut client: Client) -> Result<(), Failed> {
             worker_rss: info.worker_rss,
             memory_used: info.memory_used,
             reboots: info.reboots,
+            exits: exits.iter().map(|exit| (exit.name, exit.count)).collect(),
             console: &info.console,
             vsock: info.vsock.as_deref(),
             console_log: &info.console_log,
@@ -171,11 +184,11 @@ pub(super) fn info(args: &InfoArgs, mut client: Client) -> Result<(), Failed> {
             disks: &info.disks,
             nics: &info.nics,
         }),
-        Format::Table => output::text(&describe(&info, config.as_ref())),
+        Format::Table => output::text(&describe(&info, config.as_ref(), &exits)),
     }
 }
 
-fn describe(info: &VmInfo, config: Option<&VmConfig>) -> String {
+fn describe(info: &VmInfo, config: Option<&VmConfig>, exits: &[Exits]) -> String {
     let status = &info.status;
     let or_none = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     let path = |path: &Path| path.display().to_string();
@@ -197,6 +210,7 @@ fn describe(info: &VmInfo, config: Option<&VmConfig>) -> String {
             or_none(status.uptime_ms.map(|ms| output::duration(ms / 1000))),
         ),
         ("reboots", info.reboots.to_string()),
+        ("exits", or_none(by_kind(exits))),
         ("kernel", or_none(config.map(|config| path(&config.kernel)))),
         (
             "initrd",
@@ -249,6 +263,17 @@ fn describe(info: &VmInfo, config: Option<&VmConfig>) -> String {
             )
         })
         .collect()
+}
+
+/// Kinds of exits that have occurred, most frequent first.
+fn by_kind(exits: &[Exits]) -> Option<String> {
+    let mut kinds: Vec<_> = exits.iter().filter(|exit| exit.count > 0).collect();
+    kinds.sort_by_key(|exit| Reverse(exit.count));
+    let texts = kinds
+        .iter()
+        .map(|exit| format!("{} {}", exit.heading, exit.count));
+    let text = texts.collect::<Vec<_>>().join(", ");
+    Some(text).filter(|text| !text.is_empty())
 }
 
 /// A card of a VM that does not run.
@@ -304,29 +329,62 @@ pub(super) struct LogsArgs {
     /// Print what the worker has to say about itself, not the guest's console
     #[arg(long, conflicts_with_all = ["follow", "lines"])]
     worker: bool,
+    /// Where the daemon keeps its files, if it keeps them elsewhere and does not run
+    #[arg(long, value_name = "DIR", default_value = daemon::STATE_DIR)]
+    state_dir: PathBuf,
 }
 
-pub(super) fn logs(args: &LogsArgs, mut client: Client) -> Result<(), Failed> {
-    let info = client.info(&args.name)?;
+/// The files of a VM's logs.
+struct Logs {
+    console: String,
+    worker: String,
+}
+
+impl Logs {
+    /// Asks the daemon, or looks where it keeps them.
+    fn find(args: &LogsArgs, client: Result<Client, Failed>) -> Result<Self, Failed> {
+        match client.and_then(|mut client| client.info(&args.name)) {
+            Ok(info) => Ok(Self {
+                console: info.console_log,
+                worker: info.worker_log,
+            }),
+            Err(e) if e.exit == Exit::NoDaemon && check_name(&args.name).is_ok() => {
+                let (dir, console, worker) = daemon::logs_of(&args.state_dir, &args.name);
+                match dir.try_exists() {
+                    Ok(true) => Ok(Self {
+                        console: console.display().to_string(),
+                        worker: worker.display().to_string(),
+                    }),
+                    _ => Err(e),
+                }
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
+
+pub(super) fn logs(args: &LogsArgs, client: Result<Client, Failed>) -> Result<(), Failed> {
+    let info = Logs::find(args, client)?;
     let mut out = io::stdout().lock();
     if args.worker {
-        return match std::fs::File::open(&info.worker_log) {
+        return match std::fs::File::open(&info.worker) {
             Ok(mut log) => Ok(io::copy(&mut log, &mut out).map(drop)?),
             // It was never started.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(unreadable(&info.worker_log, &e)),
+            Err(e) => Err(unreadable(&info.worker, &e)),
         };
     }
-    let dir = Path::new(&info.console_log).parent();
+    let dir = Path::new(&info.console).parent();
     let dir = dir.unwrap_or(Path::new("/"));
     let failed = |e: io::Error| match e.kind() {
         io::ErrorKind::BrokenPipe => e.into(),
-        _ => unreadable(&info.console_log, &e),
+        _ => unreadable(&info.console, &e),
     };
     let mut reader = Reader::start(dir, args.lines, &mut out).map_err(failed)?;
     if !args.follow {
         return Ok(());
     }
+    output::end_with_reader()?;
     match reader.follow(&mut out) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let message = format!("{}: it was deleted", args.name);
@@ -342,6 +400,7 @@ fn unreadable(path: &str, error: &io::Error) -> Failed {
 
 /// `vmctl events`: for ever.
 pub(super) fn events(mut client: Client) -> Result<(), Failed> {
+    output::end_with_reader()?;
     client.subscribe()?;
     let mut out = io::stdout().lock();
     loop {

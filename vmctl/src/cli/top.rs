@@ -71,6 +71,30 @@ pub(super) fn run(args: &TopArgs) -> Result<(), Failed> {
     output::text(&table(&rows, &mut [false; KINDS.len()]).render(Style::default()))
 }
 
+/// How often a VM has exited for one reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Exits {
+    /// Name of the kind in the ABI.
+    pub(super) name: &'static str,
+    /// The kind as `top` shows it.
+    pub(super) heading: &'static str,
+    /// All virtual CPUs together.
+    pub(super) count: u64,
+}
+
+/// Returns the exits of a partition since it was made, by kind; nothing if it is gone.
+pub(super) fn exits(device: &Device, id: u64) -> Vec<Exits> {
+    let vcpus = device.vm_info(id).map_or(0, |info| u64::from(info.vcpus));
+    let counters = (0..vcpus).filter_map(|vcpu| device.counters(id, vcpu).ok());
+    let counters: Vec<_> = counters.collect();
+    let kinds = KINDS.iter().map(|kind| Exits {
+        name: kind.name(),
+        heading: kind.heading,
+        count: counters.iter().map(|counters| kind.count(counters)).sum(),
+    });
+    kinds.collect()
+}
+
 fn live(device: &Device, interval: Duration) -> Result<(), Failed> {
     let take = || Sample::take(device).map_err(|e| Failed::new(Exit::Platform, e));
     let mut before = take()?;

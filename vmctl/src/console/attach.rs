@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
+use super::hub::FULL;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -19,6 +20,8 @@ pub enum Left {
     Detached,
     /// The worker closed the console.
     Closed,
+    /// Too many users are attached.
+    Full,
 }
 
 /// Standard input in raw mode while it lives, if it is a terminal.
@@ -81,8 +84,8 @@ impl Resizes {
 }
 
 /// Connects the terminal with `console` until one side ends it. The end of standard input only
-/// stops the typing, so that a script can pipe commands in and read all that comes. `resized` is called
-/// with the terminal's columns and rows, now and whenever they change.
+/// stops the typing, so that a script can pipe commands in and read all that comes; what is piped in goes to the guest whatever
+/// it is, and [`ESCAPE`] detaches a terminal alone. `resized` is called with the terminal's columns and rows, now and whenever they change.
 ///
 /// # Errors
 ///
@@ -98,8 +101,15 @@ pub fn attach(console: &UnixStream, resized: impl Fn(u16, u16)) -> io::Result<Le
     let mut stdout = io::stdout().lock();
     let mut chunk = [0; 4096];
     let mut typing = true;
+    let is_terminal = isatty(&stdin);
+    // The first output, as far as it may be that of a console that has no room.
+    let mut first = Some(Vec::new());
     loop {
-        let mut fds = vec![PollFd::new(console, PollFlags::IN)];
+        // Standard output tells of itself that its reader is gone.
+        let mut fds = vec![
+            PollFd::new(console, PollFlags::IN),
+            PollFd::new(&stdout, PollFlags::empty()),
+        ];
         // Standard input is left out once there is nothing more to type: its end would be told for ever.
         if typing {
             fds.push(PollFd::new(&stdin, PollFlags::IN));
@@ -114,17 +124,35 @@ pub fn attach(console: &UnixStream, resized: impl Fn(u16, u16)) -> io::Result<Le
             Err(e) => return Err(e.into()),
         }
         let is_ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
-        let (from_guest, from_user) = (is_ready(0), typing && is_ready(1));
-        let is_resized = is_ready(1 + usize::from(typing));
+        let (from_guest, is_reader_gone) = (is_ready(0), is_ready(1));
+        let from_user = typing && is_ready(2);
+        let is_resized = is_ready(2 + usize::from(typing));
         drop(fds);
+        if is_reader_gone {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         if is_resized {
             resizes.as_ref().inspect(|resizes| tell_size(resizes));
         }
         if from_guest {
             match rustix::io::read(console.as_fd(), &mut chunk) {
-                Ok(0) | Err(rustix::io::Errno::CONNRESET) => return Ok(Left::Closed),
+                Ok(0) | Err(rustix::io::Errno::CONNRESET) => {
+                    return Ok(match first {
+                        Some(text) if text == FULL.as_bytes() => Left::Full,
+                        _ => Left::Closed,
+                    });
+                }
                 Ok(n) => {
-                    stdout.write_all(&chunk[..n])?;
+                    let output = &chunk[..n];
+                    if let Some(text) = &mut first {
+                        text.extend_from_slice(output);
+                    }
+                    let is_other = |text: &Vec<u8>| !FULL.as_bytes().starts_with(text);
+                    match first.take_if(|text| is_other(text)) {
+                        Some(text) => stdout.write_all(&text)?,
+                        None if first.is_some() => {}
+                        None => stdout.write_all(output)?,
+                    }
                     stdout.flush()?;
                 }
                 Err(rustix::io::Errno::INTR) => {}
@@ -136,7 +164,8 @@ pub fn attach(console: &UnixStream, resized: impl Fn(u16, u16)) -> io::Result<Le
                 Ok(0) => typing = false,
                 Ok(n) => {
                     let typed = &chunk[..n];
-                    let until = typed.iter().position(|&b| b == ESCAPE);
+                    let is_escape = |&b: &u8| is_terminal && b == ESCAPE;
+                    let until = typed.iter().position(is_escape);
                     let keep = &typed[..until.unwrap_or(n)];
                     match (&mut &*console).write_all(keep) {
                         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => typing = false,

@@ -17,8 +17,10 @@ use super::log::ConsoleLog;
 const REPLAY: usize = 16 << 10;
 /// Output that may wait for one client.
 const BACKLOG: usize = 256 << 10;
-/// Clients at once; more are turned away.
-const MAX_CLIENTS: usize = 16;
+/// Clients at once; more are turned away with [`FULL`].
+pub const MAX_CLIENTS: usize = 16;
+/// What a client that is turned away reads, and nothing else before its connection ends.
+pub const FULL: &str = "[16 users are attached to this console, and no more can be]\r\n";
 
 /// Console of one VM.
 #[derive(Debug)]
@@ -81,8 +83,14 @@ impl Hub {
     /// Accepts, reads and writes whatever is ready. At most `room` typed bytes are appended to
     /// `typed`; the rest stays with the clients.
     pub fn service(&mut self, typed: &mut Vec<u8>, room: usize) {
-        while let Ok((stream, _)) = self.listener.accept() {
-            if self.clients.len() < MAX_CLIENTS && stream.set_nonblocking(true).is_ok() {
+        while let Ok((mut stream, _)) = self.listener.accept() {
+            if stream.set_nonblocking(true).is_err() {
+                continue;
+            }
+            if self.clients.len() >= MAX_CLIENTS {
+                // It fits the buffer of a new socket.
+                let _ = stream.write_all(FULL.as_bytes());
+            } else {
                 let pending = without_queries(self.recent.iter().copied());
                 self.clients.push(Client {
                     stream,
@@ -250,6 +258,23 @@ mod tests {
         drop(a);
         hub.service(&mut typed, 100);
         assert_eq!(hub.clients(), 1);
+    }
+
+    #[test]
+    fn one_client_too_many_is_told_so() {
+        assert!(FULL.contains(&MAX_CLIENTS.to_string()));
+        let dir = tempfile::tempdir().unwrap();
+        let (mut hub, path) = hub(dir.path());
+        let _clients: Vec<_> = (0..MAX_CLIENTS)
+            .map(|_| UnixStream::connect(&path).unwrap())
+            .collect();
+        hub.service(&mut Vec::new(), 1);
+        hub.output(b"hello");
+        let mut late = UnixStream::connect(&path).unwrap();
+        hub.service(&mut Vec::new(), 1);
+        let mut text = String::new();
+        late.read_to_string(&mut text).unwrap();
+        assert_eq!((&*text, hub.clients()), (FULL, MAX_CLIENTS));
     }
 
     #[test]

@@ -6,12 +6,10 @@ use guest_proto::control::{Failure, FailureKind, VmInfo, VmState, VmStatus, Work
 use guest_proto::limits::ROOT_PARTITION;
 use rustix::param::clock_ticks_per_second;
 
-use super::SAMPLE_EVERY;
-use super::process::{LOG_DIR, WORKER_LOG};
 use super::usage::Sample;
 use super::vms::{Vm, Vms, failure};
+use super::{SAMPLE_EVERY, logs_of};
 use crate::config::VmConfig;
-use crate::console::log;
 use crate::proc;
 
 impl Vms {
@@ -89,7 +87,7 @@ impl Vms {
         let status = self.status(name)?;
         let vm = self.vm(name)?;
         let worker = vm.worker.as_ref().map(|w| w.identity().pid);
-        let dir = self.store.dir(name);
+        let (_, console_log, worker_log) = logs_of(self.store.root(), name);
         Ok(VmInfo {
             config: vm
                 .record
@@ -108,8 +106,8 @@ impl Vms {
                 let sockets = self.sockets(name);
                 sockets.vsock().display().to_string()
             }),
-            console_log: dir.join(LOG_DIR).join(log::CURRENT).display().to_string(),
-            worker_log: dir.join(WORKER_LOG).display().to_string(),
+            console_log: console_log.display().to_string(),
+            worker_log: worker_log.display().to_string(),
             disks: vm
                 .worker
                 .as_ref()

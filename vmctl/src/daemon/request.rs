@@ -53,6 +53,13 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
         Request::Info { name } => Ok(info(vms, &name)),
         Request::Wait { name, until } => match vms.status(&name) {
             Err(e) => Err(e),
+            // It has no end to wait for.
+            Ok(status) if until == Until::Ended && status.state == VmState::Defined => {
+                Err(Failure {
+                    kind: FailureKind::State,
+                    message: format!("{name} was never started; \"vmctl start {name}\" starts it"),
+                })
+            }
             Ok(status) if holds(until, &status) => Ok(Response::Status(status)),
             Ok(_) => return Answer::When(name, until),
         },

@@ -7,7 +7,7 @@ use rustix::process::{Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
-use crate::machine::Machine;
+use crate::machine::{Machine, eventually};
 
 #[test]
 fn run_attaches_and_ends_with_the_guest() {
@@ -72,15 +72,87 @@ fn a_reboot_keeps_the_user_attached() {
 }
 
 #[test]
-fn the_escape_detaches() {
+fn the_escape_detaches_a_terminal() {
+    let machine = Machine::on();
+    machine.running("demo", "");
+    let (mut ours, theirs) = terminal();
+    let session = machine.spawn_on(&["console", "demo"], &theirs);
+    read_until(&mut ours, "hello from the guest");
+    ours.write_all(b"ls\x1doff").unwrap();
+    let ran = session.end();
+    assert!(ran.stderr.contains("detached from demo"), "{}", ran.stderr);
+    assert_eq!(ran.code, 0);
+    assert_eq!(machine.state("demo").0, "running");
+}
+
+#[test]
+fn what_is_piped_in_reaches_the_guest_to_the_last_byte() {
     let machine = Machine::on();
     machine.running("demo", "");
     let mut session = machine.spawn(&["console", "demo"]);
-    session.say("ls\x1doff");
-    let ran = session.end();
-    assert!(ran.stderr.contains("detached from demo"), "{}", ran.stderr);
-    ran.ok();
-    assert_eq!(machine.state("demo").0, "running");
+    let bytes: String = (0..128).map(char::from).collect();
+    session.say(&format!("{bytes} the rest"));
+    eventually("all was typed", || {
+        let log = machine.vmctl(&["logs", "demo"]).ok();
+        log.contains(&format!("{bytes} the rest"))
+    });
+    session.kill();
+}
+
+#[test]
+fn one_user_too_many_is_told_so() {
+    let machine = Machine::on();
+    machine.running("demo", "");
+    let mut sessions: Vec<_> = (0..16)
+        .map(|_| machine.spawn(&["console", "demo"]))
+        .collect();
+    for (i, session) in sessions.iter_mut().enumerate() {
+        session.say(&format!("user {i}."));
+    }
+    eventually("all are attached", || {
+        let log = machine.vmctl(&["logs", "demo"]).ok();
+        (0..16).all(|i| log.contains(&format!("user {i}.")))
+    });
+    let error = machine.vmctl(&["console", "demo"]).fails(5);
+    assert!(error.contains("demo: 16 users are attached"), "{error}");
+    sessions.pop().unwrap().kill();
+    let mut session = machine.spawn(&["console", "demo"]);
+    session.say("off\n");
+    session.end();
+    assert_eq!(machine.state("demo").0, "stopped");
+}
+
+#[test]
+fn commands_that_follow_end_with_their_reader() {
+    let machine = Machine::on();
+    machine.running("demo", "");
+    for args in [
+        &["logs", "demo", "-f"][..],
+        &["events"],
+        &["console", "demo"],
+    ] {
+        let session = machine.spawn(args);
+        let ran = session.end_without_reader();
+        assert_eq!((ran.code, &*ran.stderr), (1, ""), "{args:?}");
+    }
+}
+
+#[test]
+fn logs_are_there_without_a_daemon() {
+    let mut machine = Machine::on();
+    machine.running("demo", "");
+    machine.kill_daemon();
+    let dir = machine.path("state");
+    let dir = dir.to_str().unwrap();
+    let log = machine.vmctl(&["logs", "demo", "--state-dir", dir]).ok();
+    assert_eq!(log, "hello from the guest\r\n");
+    machine
+        .vmctl(&["logs", "demo", "--worker", "--state-dir", dir])
+        .ok();
+    for name in ["other", "../state/demo"] {
+        machine.vmctl(&["logs", name, "--state-dir", dir]).fails(8);
+    }
+    machine.start_daemon(&["--without-driver"]);
 }
 
 #[test]

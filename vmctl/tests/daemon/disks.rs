@@ -96,8 +96,7 @@ fn a_disk_that_is_being_opened_when_the_daemon_dies_is_not_forgotten() {
     eventually("the disk is refused", || {
         defined(&machine, "demo").is_empty()
     });
-    console.say("\x1d");
-    console.end().ok();
+    console.kill();
 }
 
 #[test]

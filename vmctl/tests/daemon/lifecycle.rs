@@ -21,6 +21,8 @@ fn a_life() {
         (Some(2), Some(16 << 20))
     );
 
+    let never = machine.vmctl(&["wait", "demo"]).fails(5);
+    assert!(never.contains("demo was never started"), "{never}");
     let started = machine.vmctl(&["start", "demo", "--wait"]).ok();
     assert_eq!(started, "demo: running (guest runs)\n");
     let row = machine.row("demo");

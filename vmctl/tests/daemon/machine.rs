@@ -260,6 +260,12 @@ impl Session {
         Ran::of(self.0.wait_with_output().unwrap())
     }
 
+    /// Closes its standard output, and waits for it.
+    pub(crate) fn end_without_reader(mut self) -> Ran {
+        drop(self.0.stdout.take());
+        Ran::of(self.0.wait_with_output().unwrap())
+    }
+
     pub(crate) fn kill(mut self) -> String {
         self.0.kill().unwrap();
         let output = self.0.wait_with_output().unwrap();

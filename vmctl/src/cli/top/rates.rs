@@ -14,6 +14,18 @@ pub(super) struct Kind {
     pub(super) heading: &'static str,
 }
 
+impl Kind {
+    /// Its name in the ABI.
+    pub(super) fn name(&self) -> &'static str {
+        self.kind.name()
+    }
+
+    /// How often it has occurred.
+    pub(super) fn count(&self, counters: &Counters) -> u64 {
+        counters.exits[self.kind.raw() as usize]
+    }
+}
+
 const fn kind(kind: ExitKind, heading: &'static str) -> Kind {
     Kind { kind, heading }
 }
@@ -82,7 +94,7 @@ impl Serialize for ByKind<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(KINDS.len()))?;
         for (kind, rate) in KINDS.iter().zip(self.0) {
-            map.serialize_entry(kind.kind.name(), rate)?;
+            map.serialize_entry(kind.name(), rate)?;
         }
         map.end()
     }
@@ -142,8 +154,7 @@ impl Rates {
     /// Adds one CPU's share.
     fn add(&mut self, then: &Counters, now: &Counters, seconds: f64) {
         for (rate, kind) in self.by_kind.iter_mut().zip(KINDS) {
-            let at = kind.kind.raw() as usize;
-            let count = now.exits[at].saturating_sub(then.exits[at]);
+            let count = kind.count(now).saturating_sub(kind.count(then));
             *rate += per(count, seconds);
             self.exits += per(count, seconds);
         }
