@@ -85,7 +85,7 @@ printed_often() {
 
 # partitions: how many there are, and what memory they hold.
 partitions() {
-    vmctl doctor --format json | grep -o '[0-9]* partitions with [^"]*'
+    vmctl doctor --format json | grep -o '[0-9]* partitions* with [^"]*'
 }
 
 # worker NAME: the process ID of a VM's worker.

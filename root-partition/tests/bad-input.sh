@@ -5,8 +5,8 @@ refuse "kernel: /root/nothing: no such file" vmctl create demo.toml --set kernel
 refuse "kernel" vmctl create demo.toml --set kernel=demo.toml
 head -c 100000 vmlinuz >truncated
 refuse "kernel" vmctl create demo.toml --set kernel=truncated
-refuse "0 virtual CPUs" vmctl create demo.toml --set vcpus=0
-refuse "1000 virtual CPUs" vmctl create demo.toml --set vcpus=1000
+refuse "vcpus=0: expected a number from 1 to 64" vmctl create demo.toml --set vcpus=0
+refuse "vcpus=1000: expected a number from 1 to 64" vmctl create demo.toml --set vcpus=1000
 refuse "memory" vmctl create demo.toml --set memory=1000T
 sed 's/^vcpus/vcups/' demo.toml >wrong.toml
 refuse "wrong.toml:3" vmctl create wrong.toml

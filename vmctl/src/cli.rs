@@ -22,6 +22,7 @@ mod vsock;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::client::Client;
@@ -177,13 +178,19 @@ impl From<DriverError> for Failed {
 
 /// Runs `vmctl`.
 pub fn main() -> ExitCode {
-    let matches = match command().try_get_matches() {
-        Ok(matches) => matches,
-        Err(e) => e.exit(),
-    };
-    let cli = match Cli::from_arg_matches(&matches) {
+    let parsed = command()
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
-        Err(e) => e.exit(),
+        Err(e) => match usage_error(&e) {
+            Some(line) => {
+                output::note(&format!("vmctl: {}", output::printable(&line)));
+                return Exit::Usage.into();
+            }
+            // Help is no error.
+            None => e.exit(),
+        },
     };
     // A guest's console may hold whatever it likes; a message to a terminal may not.
     match cli.run() {
@@ -195,6 +202,30 @@ pub fn main() -> ExitCode {
             failed.exit.into()
         }
     }
+}
+
+/// A mistake in the arguments in one line: what is wrong, a tip if there is one, and how the command is used.
+fn usage_error(error: &clap::Error) -> Option<String> {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+            | ErrorKind::DisplayVersion
+    ) {
+        return None;
+    }
+    let text = error.to_string();
+    let paragraphs = text.split("\n\n").map(|paragraph| {
+        let lines = paragraph.lines().map(str::trim);
+        lines.collect::<Vec<_>>().join(" ")
+    });
+    let parts = paragraphs.filter_map(|paragraph| {
+        let is_no_use = paragraph.starts_with("For more") || paragraph.contains("as a value, use");
+        let part = paragraph.trim_start_matches("error: ");
+        let part = part.trim_start_matches("tip: ");
+        (!is_no_use && !part.is_empty()).then(|| part.replacen("Usage: ", "usage: ", 1))
+    });
+    Some(parts.collect::<Vec<_>>().join("; "))
 }
 
 /// The commands, with the exit codes in the help.

@@ -50,9 +50,14 @@ pub struct VmConfig {
     #[serde(with = "size::memory")]
     pub memory: u64,
     /// Kernel: a bzImage, a PVH ELF or a Multiboot ELF.
+    #[serde(deserialize_with = "path")]
     pub kernel: PathBuf,
     /// Initial RAM disk.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "optional_path",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub initrd: Option<PathBuf>,
     /// Kernel command line; by default the one that puts the kernel's console onto the VM's.
     #[serde(
@@ -110,7 +115,7 @@ pub struct ConsoleConfig {
     /// The device that users type at.
     pub device: ConsoleDevice,
     /// Bytes of output that are kept for `vmctl logs`; twice that can lie on disk for a moment.
-    #[serde(with = "size")]
+    #[serde(serialize_with = "size::serialize", deserialize_with = "log_limit")]
     pub log_limit: u64,
 }
 
@@ -141,6 +146,8 @@ const MAX_MEMORY: u64 = 512 << 30;
 /// Disks and NICs of a VM at most: each takes a slot of the bus, where the host bridge and the source of
 /// random numbers have one as well, and a virtio console and a socket device.
 const MAX_DEVICES: usize = 30;
+/// Bytes of a console's log at least.
+const MIN_LOG: u64 = 4 << 10;
 /// Command lines longer than this overrun what Linux keeps of them.
 const MAX_CMDLINE: usize = 2047;
 
@@ -360,13 +367,31 @@ fn name<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::
     Ok(name)
 }
 
+/// Reads a path, which is not empty: relative to the configuration, that would be its directory.
+fn path<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match text.is_empty() {
+        true => Err(serde::de::Error::custom("expected the path of a file")),
+        false => Ok(text.into()),
+    }
+}
+
+fn optional_path<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<PathBuf>, D::Error> {
+    path(deserializer).map(Some)
+}
+
 fn vcpus<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    let count = i64::deserialize(deserializer)?;
-    match u32::try_from(count) {
-        Ok(count @ 1..) if u64::from(count) <= limits::MAX_VCPUS => Ok(count),
+    count::between(deserializer, 1, limits::MAX_VCPUS as u32)
+}
+
+fn log_limit<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    match size::deserialize(deserializer)? {
+        bytes @ MIN_LOG.. => Ok(bytes),
         _ => Err(serde::de::Error::custom(format!(
-            "{count} virtual CPUs; a VM has 1 to {}",
-            limits::MAX_VCPUS
+            "expected a size of at least {}",
+            format_size(MIN_LOG)
         ))),
     }
 }
@@ -375,7 +400,7 @@ fn cmdline<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<S
     let line = String::deserialize(deserializer)?;
     if line.len() > MAX_CMDLINE || line.contains('\0') {
         return Err(serde::de::Error::custom(format!(
-            "a kernel command line has at most {MAX_CMDLINE} bytes and no NUL"
+            "expected a kernel command line of at most {MAX_CMDLINE} bytes without NUL"
         )));
     }
     Ok(Some(line))

@@ -393,7 +393,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
     // The kernel has files of these names beside those of the interfaces.
     if ["all", "default"].contains(&name) {
         return Err(format!(
-            "\"{name}\": the kernel has this name for all interfaces"
+            "\"{name}\": the kernel has this name for all interfaces: choose another"
         ));
     }
     if ok {

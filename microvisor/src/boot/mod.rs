@@ -278,11 +278,10 @@ fn prepare(memory: &mut BootMemory, loader: (u32, u32), image: &Image) -> Result
         tables.rsdp,
         &info.map,
     )?;
-    boot_log!(
-        "VM 0: kernel at {:#x}, initrd {:x?}",
-        header.load_address,
-        initrd
-    );
+    boot_log!("VM 0: kernel at {:#x}", header.load_address);
+    if let Some((start, size)) = initrd {
+        boot_log!("VM 0: initrd of {size} bytes at {start:#x}");
+    }
     Ok(Prepared {
         entry,
         own,

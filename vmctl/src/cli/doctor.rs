@@ -192,11 +192,11 @@ fn driver(device: &Path) -> Result<String, String> {
         .map_err(|e| e.to_string())?;
     let held = (info.ram_pages + info.metadata_pages) * PAGE_SIZE;
     Ok(format!(
-        "ABI {}; {} CPUs, {} of RAM; {} partitions with {}",
+        "ABI {}; {}, {} of RAM; {} with {}",
         Abi(info.driver_abi),
-        machine.cpus,
+        output::count(u64::from(machine.cpus), "CPU"),
         format_size((machine.frames * PAGE_SIZE) >> 20 << 20),
-        info.partitions,
+        output::count(info.partitions, "partition"),
         format_size(held),
     ))
 }

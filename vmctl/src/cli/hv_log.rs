@@ -30,7 +30,7 @@ pub(super) fn run(args: &HvLogArgs) -> Result<(), Failed> {
     loop {
         let (copied, next) = device.read_log(position, &mut chunk)?;
         position = next;
-        out.write_all(&chunk[..copied])?;
+        out.write_all(&chunk[..copied]).map_err(output::unwritten)?;
         if copied > 0 {
             continue;
         }

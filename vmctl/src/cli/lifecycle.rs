@@ -323,7 +323,7 @@ fn hold(request: &Request, name: &str, wanted: VmState, mut client: Client) -> R
 
 pub(super) fn delete(name: String, mut client: Client) -> Result<(), Failed> {
     client.ask(&Request::Delete { name: name.clone() })?;
-    output::text(&format!("{name}: deleted\n"))
+    output::done(&format!("{name}: deleted"))
 }
 
 pub(super) fn wait(args: &WaitArgs, mut client: Client) -> Result<(), Failed> {
@@ -338,7 +338,7 @@ pub(super) fn wait(args: &WaitArgs, mut client: Client) -> Result<(), Failed> {
 
 /// What became of it, in a line.
 fn say(status: &VmStatus) -> Result<(), Failed> {
-    output::text(&format!("{}\n", describe(status)))
+    output::done(&describe(status))
 }
 
 pub(super) fn describe(status: &VmStatus) -> String {

@@ -31,13 +31,42 @@ pub(super) struct FormatArgs {
 /// Prints a value as JSON.
 pub(super) fn json<T: Serialize>(value: &T) -> Result<(), Failed> {
     let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, value).map_err(io::Error::from)?;
-    Ok(writeln!(out)?)
+    serde_json::to_writer_pretty(&mut out, value)
+        .map_err(io::Error::from)
+        .and_then(|()| writeln!(out))
+        .map_err(unwritten)
+}
+
+/// Standard output can't be written. A reader that has seen enough is told nothing.
+pub(super) fn unwritten(error: io::Error) -> Failed {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => error.into(),
+        _ => Failed::new(
+            Exit::Failed,
+            format!("standard output can't be written: {error}"),
+        ),
+    }
 }
 
 /// Prints text.
 pub(super) fn text(text: &str) -> Result<(), Failed> {
-    Ok(io::stdout().lock().write_all(text.as_bytes())?)
+    let written = io::stdout().lock().write_all(text.as_bytes());
+    written.map_err(unwritten)
+}
+
+/// Prints what was done. Whoever does not want to read that has it done as well.
+///
+/// # Errors
+///
+/// Standard output can't be written; the failure says that it is done.
+pub(super) fn done(line: &str) -> Result<(), Failed> {
+    match writeln!(io::stdout(), "{line}") {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            let message = format!("{line}; but standard output can't be written: {e}");
+            Err(Failed::new(Exit::Failed, message))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Ends this process as soon as nobody reads its standard output any more, without a word: a command that waits for
@@ -70,6 +99,12 @@ pub(super) fn printable(message: &str) -> String {
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
+}
+
+/// A number of things: `1 partition`, `2 partitions`.
+pub(super) fn count(number: u64, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
 }
 
 /// A time in two units at most.

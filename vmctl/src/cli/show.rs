@@ -405,9 +405,11 @@ pub(super) fn events(mut client: Client) -> Result<(), Failed> {
     let mut out = io::stdout().lock();
     loop {
         let status = client.event(None)?;
-        serde_json::to_writer(&mut out, &status).map_err(io::Error::from)?;
-        writeln!(out)?;
-        out.flush()?;
+        serde_json::to_writer(&mut out, &status)
+            .map_err(io::Error::from)
+            .and_then(|()| writeln!(out))
+            .and_then(|()| out.flush())
+            .map_err(output::unwritten)?;
     }
 }
 

@@ -22,6 +22,7 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
     /// Path of the image or block device.
+    #[serde(deserialize_with = "super::path")]
     pub path: PathBuf,
     /// Name in messages, and for `vmctl detach`: by default the name of the file without its
     /// extension. Empty only in a table that is not yet part of a VM's configuration.

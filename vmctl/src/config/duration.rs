@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serializer};
 ///
 /// One line that shows the form.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("\"{text}\" is not a time such as 30s, 500ms or 2m");
+    let wrong = || "expected a time such as 30s, 500ms or 2m".to_owned();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.');
     let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
     let scale = match unit {

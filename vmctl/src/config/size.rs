@@ -15,15 +15,10 @@ const UNITS: [(&str, u32); 4] = [("K", 10), ("M", 20), ("G", 30), ("T", 40)];
 ///
 /// One line that shows the form.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || {
-        format!(
-            "\"{}\" is not a size such as \"256M\" or \"2G\"",
-            text.escape_default()
-        )
-    };
+    let wrong = || "expected a size such as 256M or 2G".to_owned();
     let digits = text
         .find(|c: char| !c.is_ascii_digit())
-        .ok_or_else(|| format!("\"{text}\" has no unit: write \"{text}M\", K, G or T"))?;
+        .ok_or_else(|| format!("it has no unit: expected {text}M, or K, G or T"))?;
     let (number, unit) = text.split_at(digits);
     let unit = unit
         .strip_suffix("iB")
@@ -55,7 +50,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
         type Value = u64;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a size such as \"256M\"")
+            f.write_str("a size such as \"256M\" or \"2G\"")
         }
 
         fn visit_str<E: Error>(self, text: &str) -> Result<u64, E> {
@@ -79,16 +74,15 @@ pub(super) mod memory {
         let bytes = super::deserialize(deserializer)?;
         if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) {
             return Err(serde::de::Error::custom(format!(
-                "{} of memory; a VM has {} to {}",
-                format_size(bytes),
+                "expected a size from {} to {}",
                 format_size(MIN_MEMORY),
                 format_size(MAX_MEMORY)
             )));
         }
         if !bytes.is_multiple_of(guest_proto::limits::PAGE_SIZE) {
             return Err(serde::de::Error::custom(format!(
-                "{} is not a whole number of 4K pages",
-                format_size(bytes)
+                "expected a whole number of pages of {}",
+                format_size(guest_proto::limits::PAGE_SIZE)
             )));
         }
         Ok(bytes)

@@ -11,6 +11,11 @@ use toml::de::{DeArray, DeTable, DeValue, Deserializer};
 
 use super::ConfigError;
 
+/// What stands before an override in messages.
+const OVERRIDE: &str = "--set ";
+/// Longest value that a message repeats.
+const LONGEST_VALUE: usize = 60;
+
 #[derive(Debug)]
 pub(super) struct Source {
     /// Name of the file.
@@ -83,19 +88,38 @@ impl Source {
                 .and_then(|(_, rest)| rest.split_once('`'))
                 .map(|(key, _)| format!("{key}: "))
                 .unwrap_or_default();
-            let message = e
-                .message()
-                .replace('`', "\"")
-                .replace('\n', ", ")
-                .replace("unknown field", "unknown key")
-                .replace("missing field", "missing key");
-            let at_a_line = !message.starts_with("missing key") || !key.is_empty();
-            let place = match e.span() {
-                Some(span) if at_a_line => self.place(&span),
-                _ => self.origin.clone(),
+            let message = plain(e.message());
+            let is_about_key = ["unknown key", "missing key", "duplicate key"]
+                .iter()
+                .any(|start| message.starts_with(start));
+            let is_missing = message.starts_with("missing key");
+            let span = e.span().filter(|_| !is_missing || !key.is_empty());
+            let (place, value) = match span {
+                Some(span) => (self.place(&span), self.value(&span)),
+                None => (self.origin.clone(), None),
             };
-            ConfigError(format!("{place}: {key}{message}"))
+            ConfigError(match value.filter(|_| !is_about_key) {
+                // The place of an override is the override, with its key and value.
+                Some(_) if place.starts_with(OVERRIDE) => format!("{place}: {message}"),
+                Some(value) if !key.is_empty() => {
+                    let key = key.trim_end_matches(": ");
+                    format!("{place}: {key} = {value}: {message}")
+                }
+                _ => format!("{place}: {key}{message}"),
+            })
         })
+    }
+
+    /// A value as it was written, if it is short.
+    fn value(&self, span: &Range<usize>) -> Option<&str> {
+        let at_override = self.overrides.iter().rfind(|o| o.start <= span.start);
+        let (text, start) = match at_override {
+            Some(o) => (&*o.toml, o.start),
+            None => (&*self.text, 0),
+        };
+        let value = text.get(span.start - start..span.end - start)?;
+        let is_short = value.len() <= LONGEST_VALUE && !value.contains('\n');
+        is_short.then_some(value).filter(|value| !value.is_empty())
     }
 
     /// Where a top-level key's value stands: `file:line`, or the override.
@@ -108,10 +132,42 @@ impl Source {
 
     fn place(&self, span: &Range<usize>) -> String {
         match self.overrides.iter().rfind(|o| o.start <= span.start) {
-            Some(o) => format!("--set {}", o.setting),
+            Some(o) => format!("{OVERRIDE}{}", o.setting),
             None => format!("{}:{}", self.origin, line(&self.text, span.start)),
         }
     }
+}
+
+/// Serde's message in the words of a user of TOML.
+fn plain(message: &str) -> String {
+    let message = message
+        .replace('`', "\"")
+        .replace('\n', ", ")
+        .replace("unknown field", "unknown key")
+        .replace("missing field", "missing key")
+        .replace(
+            "invalid IPv4 address syntax",
+            "expected an IPv4 address such as 10.77.0.9",
+        )
+        .replace(
+            "invalid IPv6 address syntax",
+            "expected an IPv6 address such as fd00::9",
+        );
+    let Some((_, expected)) = message
+        .strip_prefix("invalid type: ")
+        .and_then(|rest| rest.rsplit_once("expected "))
+    else {
+        return message;
+    };
+    let expected = match expected {
+        "i64" | "u64" | "u32" | "u16" => "a whole number",
+        "a boolean" => "true or false",
+        "path string" => "a path in quotes",
+        "a string" => "text in quotes",
+        "a sequence" => "a list in brackets",
+        other => other,
+    };
+    format!("expected {expected}")
 }
 
 /// `key=value` as TOML. A value that is none is a string without its quotes: `memory=1G`.

@@ -63,41 +63,62 @@ fn errors_name_key_and_line() {
     for count in ["0", "1000", "-1", "4294967297"] {
         assert_eq!(
             error("vcpus = 2", &format!("vcpus = {count}")),
-            format!("demo.toml:3: vcpus: {count} virtual CPUs; a VM has 1 to 64")
+            format!("demo.toml:3: vcpus = {count}: expected a number from 1 to 64")
         );
     }
     assert_eq!(
         error("vcpus = 2", "vcpus = \"2\""),
-        "demo.toml:3: vcpus: invalid type: string \"2\", expected i64"
+        "demo.toml:3: vcpus = \"2\": expected a number from 1 to 64"
     );
     assert_eq!(
         error("\"256M\"", "\"256\""),
-        "demo.toml:4: memory: \"256\" has no unit: write \"256M\", K, G or T"
+        "demo.toml:4: memory = \"256\": it has no unit: expected 256M, or K, G or T"
     );
     assert_eq!(
         error("\"256M\"", "\"lots\""),
-        "demo.toml:4: memory: \"lots\" is not a size such as \"256M\" or \"2G\""
+        "demo.toml:4: memory = \"lots\": expected a size such as 256M or 2G"
     );
     assert_eq!(
         error("\"256M\"", "\"4K\""),
-        "demo.toml:4: memory: 4K of memory; a VM has 2M to 512G"
+        "demo.toml:4: memory = \"4K\": expected a size from 2M to 512G"
     );
     assert_eq!(
         error("\"256M\"", "\"20971520T\""),
-        "demo.toml:4: memory: \"20971520T\" is not a size such as \"256M\" or \"2G\""
+        "demo.toml:4: memory = \"20971520T\": expected a size such as 256M or 2G"
     );
     assert_eq!(
         error("\"256M\"", "256"),
-        "demo.toml:4: memory: invalid type: integer \"256\", expected a size such as \"256M\""
+        "demo.toml:4: memory = 256: expected a size such as \"256M\" or \"2G\""
     );
     assert!(
         error("name = \"demo\"", "name = \"De mo\"")
-            .starts_with("demo.toml:2: name: \"De mo\" is not a VM name")
+            .starts_with("demo.toml:2: name = \"De mo\": \"De mo\" is not a VM name")
     );
     assert_eq!(
         error("kernel = \"/boot/vmlinuz\"\n", ""),
         "demo.toml: missing key \"kernel\""
     );
+    for (from, to, line) in [
+        ("vcpus = 2", "vcpus = two", "demo.toml:3: "),
+        (
+            "\"64K\"",
+            "\"0M\"",
+            "demo.toml:9: console.log_limit = \"0M\": expected a size of at least 4K",
+        ),
+        (
+            "\"/boot/vmlinuz\"",
+            "\"\"",
+            "demo.toml:5: kernel = \"\": expected the path of a file",
+        ),
+        (
+            "\"/boot/vmlinuz\"",
+            "7",
+            "demo.toml:5: kernel = 7: expected text in quotes",
+        ),
+    ] {
+        let error = error(from, to);
+        assert!(error.starts_with(line), "{error}");
+    }
     assert!(error("vcpus = 2", "vcpus = ").starts_with("demo.toml:3: "));
     assert!(error("vcpus = 2", "vcpus = 2\nvcpus = 3").starts_with("demo.toml:4: duplicate key"));
 }
@@ -139,7 +160,7 @@ fn overrides_replace_and_add_and_are_named() {
     assert_eq!(config.cmdline(), "a=b c");
     assert_eq!(
         parse(DEMO, &["memory=1G", "vcpus=0"]).unwrap_err(),
-        "--set vcpus=0: vcpus: 0 virtual CPUs; a VM has 1 to 64"
+        "--set vcpus=0: expected a number from 1 to 64"
     );
     assert!(
         parse(DEMO, &["vcpu=1"])
@@ -323,11 +344,17 @@ fn wrong_disks_are_named() {
         ("name = '-x'", "\"-x\": expected"),
         ("name = 'a b'", "\"a b\": expected"),
         ("serial = 'twenty-one characters'", "at most 20 ASCII"),
-        ("queues = 17", "17: expected a number from 1 to 16"),
+        (
+            "queues = 17",
+            "disk.queues = 17: expected a number from 1 to 16",
+        ),
         ("cache = 'fast'", "fast"),
         ("on_error = 'ignore'", "ignore"),
         ("io_timeout = '99ms'", "from 100ms to 24h"),
-        ("io_timeout = 'never'", "\"never\" is not a time"),
+        (
+            "io_timeout = 'never'",
+            "disk.io_timeout = 'never': expected a time",
+        ),
         ("on_timeout = 'panic'", "panic"),
     ] {
         let error = with_disks(&format!("[[disk]]\npath = '/a'\n{line}")).unwrap_err();
@@ -412,16 +439,16 @@ fn wrong_nics_are_named() {
         ("network = 'a'\nmtu = 65536", "MTU 65536: expected"),
         (
             "network = 'a'\nqueues = 0",
-            "0: expected a number from 1 to 16",
+            "nic.queues = 0: expected a number from 1 to 16",
         ),
         (
             "network = 'a'\nqueues = 17",
-            "17: expected a number from 1 to 16",
+            "nic.queues = 17: expected a number from 1 to 16",
         ),
         ("network = 'a'\nlink = 'on'", "\"on\""),
         (
             "network = 'a'\naddress = '10.0.0'",
-            "nic.address: invalid IPv4 address",
+            "nic.address = '10.0.0': expected an IPv4 address",
         ),
         (
             "network = 'a'\naddress = '10.0.0.9'\nspoof = true",

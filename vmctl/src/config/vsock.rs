@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::count;
+
 /// The first address that a guest can have: 0 and 1 are reserved, 2 is VM 0 (`vsock(7)`).
 const FIRST_CID: u32 = 3;
 
@@ -51,13 +53,6 @@ pub(super) fn table<'de, D: Deserializer<'de>>(
 }
 
 fn cid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
-    let number = i64::deserialize(deserializer)?;
-    match u32::try_from(number) {
-        // The highest number means any address.
-        Ok(cid) if cid >= FIRST_CID && cid != u32::MAX => Ok(Some(cid)),
-        _ => Err(serde::de::Error::custom(format!(
-            "{number}: expected a number from {FIRST_CID} to {}",
-            u32::MAX - 1
-        ))),
-    }
+    // The highest number means any address.
+    count::between(deserializer, i64::from(FIRST_CID), u32::MAX - 1).map(Some)
 }

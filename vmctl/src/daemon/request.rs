@@ -131,6 +131,13 @@ fn holds(until: Until, status: &VmStatus) -> bool {
 }
 
 pub(super) fn not_found(name: &str) -> Failure {
+    if name == "root" {
+        return Failure {
+            kind: FailureKind::State,
+            message: "root is VM 0, this system itself: \"vmctl list\" and \"vmctl top\" show it"
+                .to_owned(),
+        };
+    }
     Failure {
         kind: FailureKind::NotFound,
         message: format!(

@@ -128,6 +128,13 @@ impl Machine {
         Ran::of(self.command(args).output().unwrap())
     }
 
+    /// Runs `vmctl` with this standard output.
+    pub(crate) fn vmctl_to(&self, args: &[&str], stdout: impl Into<Stdio>) -> Ran {
+        let mut command = self.command(args);
+        command.stdout(stdout).stderr(Stdio::piped());
+        Ran::of(command.spawn().unwrap().wait_with_output().unwrap())
+    }
+
     /// Starts `vmctl`, to be fed and waited for.
     pub(crate) fn spawn(&self, args: &[&str]) -> Session {
         let mut command = self.command(args);

@@ -16,6 +16,7 @@ mod fake_worker;
 mod lifecycle;
 mod logging;
 mod machine;
+mod messages;
 mod nics;
 mod restarts;
 mod vsock;

@@ -94,10 +94,13 @@ fn wrong_addresses_are_named() {
     for (text, what) in [
         (
             "cid = 2",
-            "vsock.cid: 2: expected a number from 3 to 4294967294",
+            "vsock.cid = 2: expected a number from 3 to 4294967294",
         ),
-        ("cid = 4294967295", "4294967295: expected a number from 3"),
-        ("cid = -1", "-1: expected a number from 3"),
+        (
+            "cid = 4294967295",
+            "vsock.cid = 4294967295: expected a number from 3",
+        ),
+        ("cid = -1", "vsock.cid = -1: expected a number from 3"),
         (
             "vhost = true",
             "a guest with \"vhost\" has a \"cid\" of its own",
