@@ -334,6 +334,20 @@ pub enum Request {
         /// Rows.
         rows: u16,
     },
+    /// Gives a VM that is not alive another name → `Status`.
+    Rename {
+        /// Name.
+        name: String,
+        /// New name.
+        to: String,
+    },
+    /// Gives a VM that is not alive another configuration, with the same name → `Status`.
+    Redefine {
+        /// Name.
+        name: String,
+        /// TOML text, paths absolute.
+        config: String,
+    },
 }
 
 /// What `Request::Wait` waits for.

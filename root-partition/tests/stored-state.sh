@@ -18,7 +18,7 @@ kill -KILL "$(daemon)"
 state=/var/lib/microvisor
 : >$state/one/state.toml
 echo '[newer]' >>$state/one/config.toml
-rm /run/microvisor/vms/one/worker.toml
+rm -r /run/microvisor/vms/one/worker.toml /run/microvisor/states
 # Not even its socket is left: it can't be spoken to.
 rm -r $state/two /run/microvisor/vms/two
 vmctl daemon >/dev/console 2>&1 &

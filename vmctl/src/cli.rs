@@ -4,9 +4,12 @@
 //! VM ask the daemon; `doctor`, `top`, `hv-log` and `verify` ask the driver and `net` the kernel, and work
 //! without one; `disk` and `image` ask nobody.
 
+mod complete;
 mod console;
 mod disk;
 mod doctor;
+mod edit;
+mod help;
 mod hv_log;
 mod image;
 mod lifecycle;
@@ -17,12 +20,12 @@ mod show;
 mod ssh;
 mod top;
 mod verify;
+mod version;
 mod vsock;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::client::Client;
@@ -59,9 +62,18 @@ enum Command {
     #[command(after_help = "Example:\n  vmctl run demo.toml --set vcpus=2 --name web")]
     Run(lifecycle::RunArgs),
     /// Define a VM, to be started later
-    #[command(after_help = "Example:\n  vmctl create demo.toml --set memory=512M")]
+    #[command(
+        alias = "define",
+        after_help = "Example:\n  vmctl create demo.toml --set memory=512M"
+    )]
     Create(lifecycle::CreateArgs),
-    /// Start a VM
+    /// Change the configuration of a VM that has ended, in an editor
+    #[command(after_help = "Example:\n  vmctl edit demo")]
+    Edit(edit::EditArgs),
+    /// Give a VM that has ended another name
+    #[command(after_help = "Example:\n  vmctl rename demo web")]
+    Rename(lifecycle::RenameArgs),
+    /// Start VMs
     #[command(after_help = "Example:\n  vmctl start demo --wait --timeout 10s")]
     Start(lifecycle::StartArgs),
     /// Log in to a VM's guest by ssh, at the address that it was given
@@ -70,8 +82,11 @@ enum Command {
     /// Connect standard input and output with a port of a VM's socket device
     #[command(after_help = "Example:\n  vmctl vsock web 52 </etc/hostname")]
     Vsock(vsock::VsockArgs),
-    /// Press a VM's power button, for its guest to shut down
-    #[command(after_help = "Example:\n  vmctl stop demo --timeout 1m --force")]
+    /// Press VMs' power buttons, for their guests to shut down
+    #[command(
+        alias = "shutdown",
+        after_help = "Example:\n  vmctl stop demo --timeout 1m --force"
+    )]
     Stop(lifecycle::StopArgs),
     /// Have a VM's guest power off, and start the VM again when the guest has
     #[command(after_help = "Example:\n  vmctl reboot demo --wait")]
@@ -79,21 +94,26 @@ enum Command {
     /// Stop a VM, or kill it if its guest does not power off in time, and start it again
     #[command(after_help = "Example:\n  vmctl restart demo --timeout 30s")]
     Restart(lifecycle::RestartArgs),
-    /// End a VM at once; one that has ended stays as it is
-    #[command(after_help = "Example:\n  vmctl kill demo")]
-    Kill(NameArgs),
+    /// End VMs at once; one that has ended stays as it is
+    #[command(alias = "destroy", after_help = "Example:\n  vmctl kill demo")]
+    Kill(lifecycle::NamesArgs),
     /// Hold a VM's virtual CPUs
-    #[command(after_help = "Example:\n  vmctl pause demo")]
+    #[command(alias = "suspend", after_help = "Example:\n  vmctl pause demo")]
     Pause(NameArgs),
     /// Let a paused or stalled VM go on
     #[command(after_help = "Example:\n  vmctl resume demo")]
     Resume(NameArgs),
-    /// Remove a VM that has ended, with its logs
-    #[command(after_help = "Example:\n  vmctl kill demo && vmctl delete demo")]
-    Delete(NameArgs),
+    /// Remove VMs that have ended, with their logs
+    #[command(
+        visible_alias = "rm",
+        alias = "undefine",
+        after_help = "Example:\n  vmctl delete demo web"
+    )]
+    Delete(lifecycle::NamesArgs),
     /// List the VMs; root is ID 0
     #[command(
         visible_alias = "ls",
+        alias = "ps",
         after_help = "Example:\n  vmctl list --addresses"
     )]
     List(show::ListArgs),
@@ -142,6 +162,21 @@ enum Command {
     /// Print each change of any VM's state as a line of JSON
     #[command(after_help = "Example:\n  vmctl events | jq .name")]
     Events,
+    /// Print the versions of vmctl, of the daemon and of the driver
+    #[command(after_help = "Example:\n  vmctl version")]
+    Version(version::VersionArgs),
+    /// Print the script by which a shell completes what is typed
+    #[command(
+        hide = true,
+        after_help = "Example:\n  vmctl completions bash >/etc/bash_completion.d/vmctl"
+    )]
+    Completions(complete::CompletionsArgs),
+    /// Write the man pages
+    #[command(
+        hide = true,
+        after_help = "Example:\n  vmctl man /usr/local/share/man/man1"
+    )]
+    Man(complete::ManArgs),
     /// Supervise the VMs, in the foreground; they outlive it
     #[command(after_help = "Example:\n  vmctl daemon 2>/var/log/vmctl.log &")]
     Daemon(DaemonArgs),
@@ -153,6 +188,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct NameArgs {
     /// Name of the VM
+    #[arg(add = complete::vms())]
     name: String,
 }
 
@@ -178,12 +214,27 @@ impl From<DriverError> for Failed {
 
 /// Runs `vmctl`.
 pub fn main() -> ExitCode {
+    complete::answer_shell();
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    match args.as_slice() {
+        [] => {
+            output::note(help::overview().trim_end());
+            return Exit::Usage.into();
+        }
+        [only] if only == "help" || only == "-h" => {
+            let printed = output::text(&help::overview());
+            return printed
+                .map_or_else(|failed| failed.exit, |()| Exit::Done)
+                .into();
+        }
+        _ => {}
+    }
     let parsed = command()
         .try_get_matches()
         .and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(e) => match usage_error(&e) {
+        Err(e) => match help::usage_error(&e) {
             Some(line) => {
                 output::note(&format!("vmctl: {}", output::printable(&line)));
                 return Exit::Usage.into();
@@ -202,30 +253,6 @@ pub fn main() -> ExitCode {
             failed.exit.into()
         }
     }
-}
-
-/// A mistake in the arguments in one line: what is wrong, a tip if there is one, and how the command is used.
-fn usage_error(error: &clap::Error) -> Option<String> {
-    if matches!(
-        error.kind(),
-        ErrorKind::DisplayHelp
-            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-            | ErrorKind::DisplayVersion
-    ) {
-        return None;
-    }
-    let text = error.to_string();
-    let paragraphs = text.split("\n\n").map(|paragraph| {
-        let lines = paragraph.lines().map(str::trim);
-        lines.collect::<Vec<_>>().join(" ")
-    });
-    let parts = paragraphs.filter_map(|paragraph| {
-        let is_no_use = paragraph.starts_with("For more") || paragraph.contains("as a value, use");
-        let part = paragraph.trim_start_matches("error: ");
-        let part = part.trim_start_matches("tip: ");
-        (!is_no_use && !part.is_empty()).then(|| part.replacen("Usage: ", "usage: ", 1))
-    });
-    Some(parts.collect::<Vec<_>>().join("; "))
 }
 
 /// The commands, with the exit codes in the help.
@@ -248,10 +275,15 @@ impl Cli {
             Command::Stop(args) => lifecycle::stop(&args, connect()?)?,
             Command::Reboot(args) => lifecycle::reboot(&args, connect()?)?,
             Command::Restart(args) => lifecycle::restart(&args, connect()?)?,
-            Command::Kill(args) => lifecycle::kill(&args.name, connect()?)?,
+            Command::Kill(args) => lifecycle::kill(&args, connect()?)?,
+            Command::Edit(args) => edit::run(&args, connect()?)?,
+            Command::Rename(args) => lifecycle::rename(&args, connect()?)?,
+            Command::Completions(args) => complete::completions(&args)?,
+            Command::Man(args) => complete::man(&args)?,
+            Command::Version(args) => version::run(&args, connect().ok())?,
             Command::Pause(args) => lifecycle::pause(args.name, connect()?)?,
             Command::Resume(args) => lifecycle::resume(args.name, connect()?)?,
-            Command::Delete(args) => lifecycle::delete(args.name, connect()?)?,
+            Command::Delete(args) => lifecycle::delete(&args, connect()?)?,
             Command::List(args) => show::list(&args, connect()?)?,
             Command::Info(args) => show::info(&args, connect()?)?,
             Command::Console(args) => console::open(&args.name, connect()?)?,
@@ -289,16 +321,92 @@ mod tests {
             let help = sub.get_after_help().map(ToString::to_string);
             let help = help.unwrap_or_default();
             let call = format!("Example:\n  vmctl {}", sub.get_name());
-            let chained = sub.get_name() == "delete";
-            assert!(
-                help.starts_with(&call) || chained && help.contains("vmctl delete"),
-                "{}: {help}",
-                sub.get_name()
-            );
+            assert!(help.starts_with(&call), "{}: {help}", sub.get_name());
             assert!(sub.get_about().is_some());
         }
         let help = command.get_after_help().map(ToString::to_string);
         assert!(help.unwrap_or_default().contains(" 8  the daemon"));
+    }
+
+    /// Every option that a user sees, of a command and those below it.
+    fn options(command: &clap::Command) -> Vec<String> {
+        let own = command.get_arguments().filter(|arg| !arg.is_hide_set());
+        let mut all: Vec<_> = own
+            .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
+            .collect();
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+            all.extend(options(sub));
+        }
+        all
+    }
+
+    #[test]
+    fn the_manual_and_the_commands_have_the_same_options() {
+        let manual = [
+            include_str!("../../docs/vmctl.md"),
+            include_str!("../../docs/networking.md"),
+        ]
+        .concat();
+        let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        // Lines of other programs' commands have other options.
+        let others = [
+            "qemu-img",
+            "cargo xtask",
+            "iptables",
+            "docker",
+            "ssh -o",
+            "nft ",
+            "firewall-cmd",
+        ];
+        let own_lines = manual
+            .lines()
+            .filter(|line| !others.iter().any(|other| line.contains(other)));
+        let words = own_lines.flat_map(|line| line.split(|c| !is_part(c)));
+        let named: Vec<_> = words
+            .filter(|word| word.starts_with("--") && word.len() > 3)
+            .collect();
+        let options = options(&command());
+        for word in &named {
+            assert!(
+                options.iter().any(|option| option == word),
+                "{word}: no such option"
+            );
+        }
+        let missing: Vec<_> = options
+            .iter()
+            .filter(|option| !named.contains(&&***option))
+            .collect();
+        assert!(missing.is_empty(), "not in the manual: {missing:?}");
+    }
+
+    #[test]
+    fn the_manual_has_every_key_of_a_configuration() {
+        use crate::config::{DiskConfig, NicConfig, VmConfig};
+        let manual = include_str!("../../docs/vmctl.md");
+        let unknown = ["unknown=1".to_owned()];
+        let base = "name = 'a'\nmemory = '64M'\nkernel = '/k'\n";
+        let errors = [
+            DiskConfig::new(std::path::Path::new("/d"), &unknown).unwrap_err(),
+            NicConfig::new(&unknown).unwrap_err(),
+            VmConfig::parse("a", &format!("{base}unknown = 1")).unwrap_err(),
+            VmConfig::parse("a", &format!("{base}[console]\nunknown = 1")).unwrap_err(),
+            VmConfig::parse("a", &format!("{base}[vsock]\nunknown = 1")).unwrap_err(),
+        ];
+        let prefixes = ["", "", "", "console.", "vsock."];
+        for (error, prefix) in errors.iter().zip(prefixes) {
+            let text = error.to_string();
+            let (_, expected) = text.split_once("expected").unwrap();
+            let keys: Vec<_> = expected.split('"').skip(1).step_by(2).collect();
+            assert!(keys.len() > 1, "{text}");
+            // These are tables, described in sections of their own.
+            for key in keys
+                .iter()
+                .filter(|key| !["console", "disk", "nic"].contains(key))
+            {
+                let row = format!("| `{prefix}{key}` |");
+                assert!(manual.contains(&row), "{row}");
+            }
+        }
     }
 
     #[test]

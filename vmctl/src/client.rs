@@ -11,6 +11,7 @@ use guest_proto::control::{Request, Response, Role, Until, VmInfo, VmStatus};
 
 use crate::daemon::socket_path;
 use crate::exit::{Exit, Failed};
+use crate::progress::{self, Progress};
 use crate::wire::{Link, LinkError};
 
 /// How long the daemon may take for what it answers at once.
@@ -21,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Client {
     link: Link,
     runtime_dir: PathBuf,
+    /// What a user at a terminal is told of a wait.
+    doing: Option<String>,
 }
 
 impl Client {
@@ -46,6 +49,7 @@ impl Client {
         Ok(Self {
             link,
             runtime_dir: runtime_dir.to_owned(),
+            doing: None,
         })
     }
 
@@ -76,6 +80,7 @@ impl Client {
     ///
     /// As [`Self::ask`].
     pub fn begin(&mut self, request: &Request, name: &str, until: Until) -> Result<(), Failed> {
+        self.doing = Some(doing(request, name));
         self.link.queue(request)?;
         self.link.queue(&wait_for(name, until))?;
         self.receive(deadline(PATIENCE)).map(drop)
@@ -145,7 +150,9 @@ impl Client {
         until: Until,
         timeout: Option<Duration>,
     ) -> Result<VmStatus, Failed> {
-        self.send(&wait_for(name, until))?;
+        let request = wait_for(name, until);
+        self.doing = Some(doing(&request, name));
+        self.send(&request)?;
         self.finish(name, timeout)
     }
 
@@ -198,6 +205,7 @@ impl Client {
         timeout: Duration,
         late: impl FnOnce() -> String,
     ) -> Result<String, Failed> {
+        self.doing = Some("the guest's driver has to answer".to_owned());
         self.send(request)?;
         match self.receive(deadline(timeout)) {
             Ok(Response::Device(name)) => Ok(name),
@@ -241,12 +249,42 @@ impl Client {
         Ok(self.link.send(request)?)
     }
 
+    /// Waits for the next message, and shows a user at a terminal that it does.
+    fn await_response(&mut self, until: Option<Instant>) -> Result<Response, LinkError> {
+        let Some(mut progress) = self.doing.clone().and_then(Progress::begin) else {
+            return self.link.receive(until);
+        };
+        loop {
+            let soon = Instant::now() + progress::INTERVAL;
+            let next = until.map_or(soon, |until| until.min(soon));
+            match self.link.receive(Some(next)) {
+                Err(LinkError::TimedOut) if until.is_none_or(|until| Instant::now() < until) => {
+                    progress.show();
+                }
+                other => return other,
+            }
+        }
+    }
+
     fn receive(&mut self, until: Option<Instant>) -> Result<Response, Failed> {
-        match self.link.receive(until)? {
+        match self.await_response(until)? {
             Response::Error(failure) => Err(failure.into()),
             response => Ok(response),
         }
     }
+}
+
+/// Says what a request waits for.
+fn doing(request: &Request, name: &str) -> String {
+    let doing = match request {
+        Request::Start { .. } => "starting",
+        Request::Stop { .. } => "the guest was asked to power off",
+        Request::Kill { .. } => "being killed",
+        Request::Pause { .. } => "pausing",
+        Request::Resume { .. } => "resuming",
+        _ => "waiting",
+    };
+    format!("{name}: {doing}")
 }
 
 /// The moment after a time; `None` for one beyond what a clock can say.

@@ -200,7 +200,7 @@ impl Loaded {
     ///
     /// What `text` and `overrides` say makes no VM.
     pub fn parse(origin: &str, text: String, overrides: &[String]) -> Result<Self, ConfigError> {
-        let source = Source::new(origin, text, overrides)?;
+        let mut source = Source::new(origin, text, overrides)?;
         let mut config: VmConfig = source.deserialize()?;
         let is_virtio = config.console.device == ConsoleDevice::Virtio;
         let (disks, nics) = (config.disks.len(), config.nics.len());

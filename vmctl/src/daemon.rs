@@ -86,6 +86,11 @@ pub struct DaemonArgs {
     pub without_driver: bool,
 }
 
+/// A VM's definition in a state directory.
+pub(crate) fn definition_of(state_dir: &Path, name: &str) -> PathBuf {
+    state_dir.join(name).join(store::CONFIG)
+}
+
 /// A VM's directory in a state directory, and in it the log of its console and that of its worker.
 pub(crate) fn logs_of(state_dir: &Path, name: &str) -> (PathBuf, PathBuf, PathBuf) {
     let dir = state_dir.join(name);

@@ -25,5 +25,6 @@ pub mod net;
 pub mod nic;
 pub mod platform;
 mod proc;
+mod progress;
 pub mod wire;
 pub mod worker;

@@ -1,14 +1,16 @@
 //! Commands that change a VM.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use guest_proto::control::{Request, Until, VmState, VmStatus};
+use guest_proto::control::{Request, Until, VmInfo, VmState, VmStatus};
+use guest_proto::limits::ROOT_PARTITION;
 
-use super::{console, output};
+use super::{complete, console, output};
 use crate::client::Client;
-use crate::config::{Loaded, parse_duration};
+use crate::config::{Loaded, VmConfig, parse_duration};
 use crate::disk::Chain;
 use crate::exit::{Exit, Failed};
 use crate::worker::loader::{Initrd, Kernel};
@@ -55,18 +57,73 @@ impl WaitOptions {
     }
 }
 
+/// The VMs of a command that takes several.
+#[derive(Debug, clap::Args)]
+pub(super) struct NamesArgs {
+    /// Names of VMs
+    #[arg(value_name = "NAME", required_unless_present = "all", add = complete::vms())]
+    names: Vec<String>,
+    /// All VMs to which this applies
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+}
+
+impl NamesArgs {
+    /// Does something with each VM, or with `all` with each that `applies`. One that fails does not keep others from it.
+    fn each(
+        &self,
+        client: &mut Client,
+        applies: impl Fn(VmState) -> bool,
+        mut deed: impl FnMut(&str, Client) -> Result<(), Failed>,
+    ) -> Result<(), Failed> {
+        if let [name] = &*self.names {
+            return deed(name, client.again()?);
+        }
+        let names = match self.all {
+            false => self.names.clone(),
+            true => {
+                let vms = client.list()?.into_iter();
+                let own = vms.filter(|vm| vm.id != Some(ROOT_PARTITION) && applies(vm.state));
+                own.map(|vm| vm.name).collect()
+            }
+        };
+        let mut first = None;
+        for name in names {
+            if let Err(failed) = client.again().and_then(|client| deed(&name, client)) {
+                if let Some(message) = &failed.message {
+                    output::note(&format!("vmctl: {}", output::printable(message)));
+                }
+                first.get_or_insert(failed.exit);
+            }
+        }
+        first.map_or(Ok(()), |exit| {
+            let message = None;
+            Err(Failed { exit, message })
+        })
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RenameArgs {
+    /// Name of the VM
+    #[arg(add = complete::vms())]
+    name: String,
+    /// Its new name
+    to: String,
+}
+
 #[derive(Debug, clap::Args)]
 pub(super) struct StartArgs {
-    /// Name of the VM
-    name: String,
+    #[command(flatten)]
+    names: NamesArgs,
     #[command(flatten)]
     wait: WaitOptions,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StopArgs {
-    /// Name of the VM
-    name: String,
+    #[command(flatten)]
+    names: NamesArgs,
     #[command(flatten)]
     wait: WaitOptions,
     /// Kill the VM if the guest has not powered off in time: within --timeout, or a minute
@@ -80,6 +137,7 @@ pub(super) struct StopArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct RebootArgs {
     /// Name of the VM
+    #[arg(add = complete::vms())]
     name: String,
     #[command(flatten)]
     wait: WaitOptions,
@@ -88,6 +146,7 @@ pub(super) struct RebootArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct RestartArgs {
     /// Name of the VM
+    #[arg(add = complete::vms())]
     name: String,
     /// Kill the VM if the guest has not powered off after this time: 30s, 500ms, 2m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
@@ -97,6 +156,7 @@ pub(super) struct RestartArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct WaitArgs {
     /// Name of the VM
+    #[arg(add = complete::vms())]
     name: String,
     /// The state to wait for, instead of the VM's end
     #[arg(long = "for", value_name = "STATE", value_parser = parse_state)]
@@ -116,19 +176,26 @@ fn parse_state(text: &str) -> Result<VmState, String> {
         })
 }
 
-/// Defines a VM; answers its name.
-fn define(args: &CreateArgs, client: &mut Client) -> Result<VmStatus, Failed> {
-    let wrong = |e: String| Failed::new(Exit::Config, e);
+/// Reads a VM's configuration.
+fn load(args: &CreateArgs) -> Result<Loaded, Failed> {
     let mut set = args.set.clone();
     // Quoted, or a name of digits would be a number.
     let quoted = |name: &String| format!("name={}", toml::Value::from(name.as_str()));
     set.extend(args.name.iter().map(quoted));
-    let loaded = Loaded::read(&args.config, &set).map_err(|e| wrong(e.to_string()))?;
-    loaded.check_files().map_err(|e| wrong(e.to_string()))?;
+    Loaded::read(&args.config, &set).map_err(|e| wrong(&e))
+}
+
+fn wrong(what: &dyn Display) -> Failed {
+    Failed::new(Exit::Config, what.to_string())
+}
+
+/// Defines a VM.
+fn define(loaded: &Loaded, client: &mut Client) -> Result<VmStatus, Failed> {
+    loaded.check_files().map_err(|e| wrong(&e))?;
     // The worker checks these contents again; here the user learns of an error before the VM exists.
     let config = &loaded.config;
     let wrong_at =
-        |key: &str, e: &dyn Display| wrong(format!("{}: {key}: {e}", loaded.locate(key)));
+        |key: &str, e: &dyn Display| wrong(&format!("{}: {key}: {e}", loaded.locate(key)));
     Kernel::open(&config.kernel).map_err(|e| wrong_at("kernel", &e))?;
     if let Some(initrd) = &config.initrd {
         Initrd::open(initrd).map_err(|e| wrong_at("initrd", &e))?;
@@ -136,17 +203,31 @@ fn define(args: &CreateArgs, client: &mut Client) -> Result<VmStatus, Failed> {
     for disk in &config.disks {
         Chain::check_disk(disk).map_err(|e| wrong_at("disk", &e))?;
     }
-    let config = config.to_toml().map_err(|e| wrong(e.to_string()))?;
+    let config = config.to_toml().map_err(|e| wrong(&e))?;
     client.status(&Request::Define { config })
 }
 
 pub(super) fn create(args: &CreateArgs, mut client: Client) -> Result<(), Failed> {
-    say(&define(args, &mut client)?)
+    say(&define(&load(args)?, &mut client)?)
 }
 
 pub(super) fn run(args: &RunArgs, mut client: Client) -> Result<(), Failed> {
-    let name = define(&args.create, &mut client)?.name;
-    let started = start_attached(&name, &mut client);
+    let loaded = load(&args.create)?;
+    let name = &loaded.config.name;
+    match client.again()?.info(name) {
+        Ok(info) => {
+            check_same(&info, &loaded.config)?;
+            if info.status.state.is_alive() {
+                return console::open(name, client);
+            }
+            let started = start_attached(name, &mut client)?;
+            return follow(started, &client);
+        }
+        Err(e) if e.exit == Exit::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    define(&loaded, &mut client)?;
+    let started = start_attached(name, &mut client);
     if started.is_err() {
         // It never ran, so nothing of it is worth keeping; why it did not is in the error.
         let name = name.clone();
@@ -154,19 +235,56 @@ pub(super) fn run(args: &RunArgs, mut client: Client) -> Result<(), Failed> {
             .again()
             .and_then(|mut client| client.ask(&Request::Delete { name }));
     }
-    match started? {
-        (_, Ok(session)) => console::follow(session, &client),
+    follow(started?, &client)
+}
+
+/// Checks that the VM that is there is the one that is wanted.
+fn check_same(info: &VmInfo, wanted: &VmConfig) -> Result<(), Failed> {
+    let name = &info.status.name;
+    let Some(there) = &info.config else {
+        return Err(wrong(&describe(&info.status)));
+    };
+    let table = |text: &str| toml::from_str::<toml::Table>(text).map_err(|e| wrong(&e.message()));
+    let there = table(there)?;
+    let wanted = table(&wanted.to_toml().map_err(|e| wrong(&e))?)?;
+    let keys: BTreeSet<_> = there.keys().chain(wanted.keys()).collect();
+    let differing = keys
+        .into_iter()
+        .filter(|&key| there.get(key) != wanted.get(key));
+    let value = |table: &toml::Table, key: &str| {
+        table
+            .get(key)
+            .map_or_else(|| "nothing".to_owned(), ToString::to_string)
+    };
+    let differing = differing.map(|key| {
+        let (there, wanted) = (value(&there, key), value(&wanted, key));
+        format!("{key} is {there} there, and {wanted} here")
+    });
+    let differing: Vec<_> = differing.collect();
+    if differing.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "{name} is defined already, and otherwise: {}; choose another --name, or \"vmctl edit {name}\", or \"vmctl delete {name}\"",
+        differing.join("; ")
+    );
+    Err(Failed::new(Exit::State, message))
+}
+
+fn follow(started: Started, client: &Client) -> Result<(), Failed> {
+    match started {
+        (_, Ok(session)) => console::follow(session, client),
         (status, Err(_)) if !status.state.is_alive() => say(&status),
         (_, Err(e)) => Err(e),
     }
 }
 
+/// A VM that was started, and the connection to its console.
+type Started = (VmStatus, Result<console::Session, Failed>);
+
 /// Starts a VM and connects to its console before it writes anything. That it never ran is a
 /// failure; it may be over by now.
-fn start_attached(
-    name: &str,
-    client: &mut Client,
-) -> Result<(VmStatus, Result<console::Session, Failed>), Failed> {
+fn start_attached(name: &str, client: &mut Client) -> Result<Started, Failed> {
     let request = Request::Start {
         name: name.to_owned(),
     };
@@ -178,11 +296,14 @@ fn start_attached(
 }
 
 pub(super) fn start(args: &StartArgs, mut client: Client) -> Result<(), Failed> {
-    if !args.wait.wanted() {
-        let name = args.name.clone();
-        return say(&client.status(&Request::Start { name })?);
-    }
-    say(&start_and_wait(&args.name, args.wait.timeout, client)?)
+    let applies = |state: VmState| !state.is_alive();
+    args.names.each(&mut client, applies, |name, mut client| {
+        if !args.wait.wanted() {
+            let name = name.to_owned();
+            return say(&client.status(&Request::Start { name })?);
+        }
+        say(&start_and_wait(name, args.wait.timeout, client)?)
+    })
 }
 
 fn start_and_wait(
@@ -199,21 +320,26 @@ fn start_and_wait(
 }
 
 pub(super) fn stop(args: &StopArgs, mut client: Client) -> Result<(), Failed> {
-    let name = args.name.clone();
+    let stop = |name: &str, client| stop_one(name, args, client);
+    args.names.each(&mut client, VmState::is_alive, stop)
+}
+
+fn stop_one(name: &str, args: &StopArgs, mut client: Client) -> Result<(), Failed> {
     if args.cancel {
+        let name = name.to_owned();
         return say(&client.status(&Request::Withdraw { name })?);
     }
     if args.force {
         let timeout = args.wait.timeout.unwrap_or(FORCE_AFTER);
-        return say(&stop_or_kill(&args.name, timeout, client)?);
+        return say(&stop_or_kill(name, timeout, client)?);
     }
-    let request = stop_request(&args.name, false);
+    let request = stop_request(name, false);
     if !args.wait.wanted() {
         return say(&client.status(&request)?);
     }
     say(&press_until(
         &request,
-        &args.name,
+        name,
         Until::Ended,
         args.wait.timeout,
         client,
@@ -293,8 +419,10 @@ pub(super) fn restart(args: &RestartArgs, client: Client) -> Result<(), Failed> 
     say(&status)
 }
 
-pub(super) fn kill(name: &str, client: Client) -> Result<(), Failed> {
-    say(&end_now(name, client)?)
+pub(super) fn kill(args: &NamesArgs, mut client: Client) -> Result<(), Failed> {
+    args.each(&mut client, VmState::is_alive, |name, client| {
+        say(&end_now(name, client)?)
+    })
 }
 
 fn end_now(name: &str, mut client: Client) -> Result<VmStatus, Failed> {
@@ -321,9 +449,24 @@ fn hold(request: &Request, name: &str, wanted: VmState, mut client: Client) -> R
     say(&status)
 }
 
-pub(super) fn delete(name: String, mut client: Client) -> Result<(), Failed> {
-    client.ask(&Request::Delete { name: name.clone() })?;
-    output::done(&format!("{name}: deleted"))
+pub(super) fn delete(args: &NamesArgs, mut client: Client) -> Result<(), Failed> {
+    let applies = |state: VmState| !state.is_alive();
+    args.each(&mut client, applies, |name, mut client| {
+        let request = Request::Delete {
+            name: name.to_owned(),
+        };
+        client.ask(&request)?;
+        output::done(&format!("{name}: deleted"))
+    })
+}
+
+pub(super) fn rename(args: &RenameArgs, mut client: Client) -> Result<(), Failed> {
+    let request = Request::Rename {
+        name: args.name.clone(),
+        to: args.to.clone(),
+    };
+    client.status(&request)?;
+    output::done(&format!("{}: renamed to {}", args.name, args.to))
 }
 
 pub(super) fn wait(args: &WaitArgs, mut client: Client) -> Result<(), Failed> {

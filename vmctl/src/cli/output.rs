@@ -244,10 +244,13 @@ impl Table {
 
     fn cut(&self, widths: &mut [usize], terminal: usize) {
         let gaps = 2 * widths.len().saturating_sub(1);
-        let excess = (widths.iter().sum::<usize>() + gaps).saturating_sub(terminal);
-        for (column, width) in self.columns.iter().zip(widths) {
+        let mut excess = (widths.iter().sum::<usize>() + gaps).saturating_sub(terminal);
+        // The last such column first.
+        for (column, width) in self.columns.iter().zip(widths).rev() {
             if let Column::Cut(heading) = column {
-                *width = width.saturating_sub(excess).max(heading.len() + 4);
+                let cut = width.saturating_sub(excess).max(heading.len() + 4);
+                excess = excess.saturating_sub(width.saturating_sub(cut));
+                *width = cut.min(*width);
             }
         }
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use guest_proto::control::Request;
 
+use super::complete;
 use super::output;
 use crate::client::Client;
 use crate::config::{ConfigError, DeviceConfig, DiskConfig, NicConfig, parse_duration};
@@ -17,6 +18,7 @@ const PATIENCE: &str = "30s";
 #[derive(Debug, clap::Args)]
 pub(super) struct AttachArgs {
     /// Name of the VM
+    #[arg(add = complete::vms())]
     vm: String,
     #[command(subcommand)]
     device: Device,
@@ -63,6 +65,7 @@ struct DiskArgs {
 #[derive(Debug, clap::Args)]
 pub(super) struct DetachArgs {
     /// Name of the VM
+    #[arg(add = complete::vms())]
     vm: String,
     /// Name of the disk or network card, as "vmctl info" shows it
     device: String,
@@ -80,6 +83,7 @@ struct Timeout {
 #[derive(Debug, clap::Args)]
 pub(super) struct SetArgs {
     /// Name of the VM
+    #[arg(add = complete::vms())]
     vm: String,
     /// nic.NIC.link=up or nic.NIC.link=down: NIC is a number from 0 on, or a name
     #[arg(value_name = "KEY=VALUE")]

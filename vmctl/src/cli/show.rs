@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table, plain};
 use super::top::Exits;
-use super::{DeviceArgs, lifecycle, top};
+use super::{DeviceArgs, complete, lifecycle, top};
 use crate::client::Client;
 use crate::config::{NicConfig, VmConfig, check_name, format_size};
 use crate::console::log::Reader;
@@ -63,7 +63,7 @@ fn addresses(vm: &str, stations: &[Station]) -> Vec<IpAddr> {
 fn table(vms: &[Listed]) -> Table {
     let mut columns = vec![
         Column::Right("ID"),
-        Column::Left("NAME"),
+        Column::Cut("NAME"),
         Column::Left("STATE"),
         Column::Cut("REASON"),
         Column::Right("VCPUS"),
@@ -132,6 +132,7 @@ fn memory(bytes: u64) -> Option<String> {
 #[derive(Debug, clap::Args)]
 pub(super) struct InfoArgs {
     /// Name of the VM
+    #[arg(add = complete::vms())]
     name: String,
     #[command(flatten)]
     format: FormatArgs,
@@ -319,6 +320,7 @@ fn describe_disk(disk: &DiskStatus) -> String {
 #[derive(Debug, clap::Args)]
 pub(super) struct LogsArgs {
     /// Name of the VM
+    #[arg(add = complete::vms())]
     name: String,
     /// Go on as more is written
     #[arg(short, long)]
@@ -448,6 +450,34 @@ mod tests {
              -  demo  defined  never started      2  256M     -       -  10.77.0.9,fd00::9\n \
              -  demo  defined  never started      2  256M     -       -  -\n"
         );
+    }
+
+    #[test]
+    fn a_list_fits_a_terminal_of_80_columns() {
+        let status = VmStatus {
+            id: Some(254),
+            name: "a-name-of-a-machine-in-a-rack".to_owned(),
+            state: VmState::IoStalled,
+            reason: "disk0: no space left on device, and more words".to_owned(),
+            vcpus: 64,
+            memory: 512 << 30,
+            cpu_percent: Some(6400.0),
+            uptime_ms: Some(26 * 3_600_000),
+            stop_asked_ms: Some(12_000),
+            reboot_asked_ms: None,
+            pause_asked: false,
+        };
+        let addresses = None;
+        let style = Style {
+            width: Some(80),
+            colour: false,
+        };
+        let text = table(&[Listed { status, addresses }]).render(style);
+        assert!(
+            text.lines().all(|line| line.chars().count() <= 80),
+            "{text}"
+        );
+        assert!(text.contains("stop as"), "{text}");
     }
 
     #[test]

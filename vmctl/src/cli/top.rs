@@ -26,6 +26,9 @@ pub(super) struct TopArgs {
     /// Print once, after one interval, as plain text
     #[arg(short, long)]
     batch: bool,
+    /// Print so many times, as plain text, and end
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    count: Option<u32>,
     /// The time that is measured: 2s, 500ms
     #[arg(short, long, value_name = "TIME", default_value = "2s", value_parser = interval)]
     interval: Duration,
@@ -55,20 +58,28 @@ pub(super) fn run(args: &TopArgs) -> Result<(), Failed> {
     let take = || Sample::take(&device).map_err(|e| Failed::new(Exit::Platform, e));
     let json = args.format.format == Format::Json;
     let stdout = io::IsTerminal::is_terminal(&io::stdout());
-    if !args.batch && !json && stdout {
+    if !args.batch && !json && stdout && args.count.is_none() {
         return live(&device, args.interval);
     }
-    let before = take()?;
-    thread::sleep(args.interval);
-    let after = take()?;
-    let rows = compare(&before, &after);
-    if json {
-        return output::json(&Report {
-            interval_seconds: after.seconds_since(&before),
-            rows: &rows,
-        });
+    let mut before = take()?;
+    let mut seen = [false; KINDS.len()];
+    for round in 0..args.count.unwrap_or(1) {
+        thread::sleep(args.interval);
+        let after = take()?;
+        let rows = compare(&before, &after);
+        if json {
+            output::json(&Report {
+                interval_seconds: after.seconds_since(&before),
+                rows: &rows,
+            })?;
+        } else {
+            let gap = if round > 0 { "\n" } else { "" };
+            let table = table(&rows, &mut seen).render(Style::default());
+            output::text(&format!("{gap}{table}"))?;
+        }
+        before = after;
     }
-    output::text(&table(&rows, &mut [false; KINDS.len()]).render(Style::default()))
+    Ok(())
 }
 
 /// How often a VM has exited for one reason.

@@ -13,6 +13,8 @@ use super::ConfigError;
 
 /// What stands before an override in messages.
 const OVERRIDE: &str = "--set ";
+/// What is said of a value that is not text where text is wanted.
+const WANTS_TEXT: &str = "expected text in quotes";
 /// Longest value that a message repeats.
 const LONGEST_VALUE: usize = 60;
 
@@ -32,6 +34,15 @@ struct Override {
     toml: String,
     /// What is added to its spans.
     start: usize,
+    /// The value was written as text because its key wants that.
+    is_text: bool,
+}
+
+/// A value that does not fit.
+struct Misfit {
+    error: ConfigError,
+    place: String,
+    wants_text: bool,
 }
 
 impl Source {
@@ -55,6 +66,7 @@ impl Source {
                 setting: setting.clone(),
                 toml,
                 start,
+                is_text: false,
             });
             start = next;
         }
@@ -78,8 +90,45 @@ impl Source {
         Ok(tree)
     }
 
-    pub(super) fn deserialize<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
-        T::deserialize(Deserializer::from(self.tree()?)).map_err(|mut e| {
+    /// Returns what the text and the overrides say. An override whose key wants text has its value as text, also if that looks like
+    /// a number, say: `cmdline=1`.
+    pub(super) fn deserialize<T: DeserializeOwned>(&mut self) -> Result<T, ConfigError> {
+        loop {
+            let error = match self.try_deserialize() {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            if !error.wants_text || !self.quote_override(&error.place) {
+                return Err(error.error);
+            }
+        }
+    }
+
+    /// Writes the value of the override at `place` as text, and returns whether it was not.
+    fn quote_override(&mut self, place: &str) -> bool {
+        let is_at = |o: &&mut Override| !o.is_text && place == format!("{OVERRIDE}{}", o.setting);
+        let Some(found) = self.overrides.iter_mut().find(is_at) else {
+            return false;
+        };
+        found.is_text = true;
+        if let Some(text) = as_text(&found.setting) {
+            found.toml = text;
+        }
+        let mut start = self.text.len() + 1;
+        for o in &mut self.overrides {
+            o.start = start;
+            start += o.toml.len() + 1;
+        }
+        true
+    }
+
+    fn try_deserialize<T: DeserializeOwned>(&self) -> Result<T, Misfit> {
+        let tree = self.tree().map_err(|error| Misfit {
+            error,
+            place: String::new(),
+            wants_text: false,
+        })?;
+        T::deserialize(Deserializer::from(tree)).map_err(|mut e| {
             // Without a text, the error's rendering is "message\nin `key`\n".
             e.set_input(None);
             let rendered = e.to_string();
@@ -98,7 +147,7 @@ impl Source {
                 Some(span) => (self.place(&span), self.value(&span)),
                 None => (self.origin.clone(), None),
             };
-            ConfigError(match value.filter(|_| !is_about_key) {
+            let error = ConfigError(match value.filter(|_| !is_about_key) {
                 // The place of an override is the override, with its key and value.
                 Some(_) if place.starts_with(OVERRIDE) => format!("{place}: {message}"),
                 Some(value) if !key.is_empty() => {
@@ -106,7 +155,12 @@ impl Source {
                     format!("{place}: {key} = {value}: {message}")
                 }
                 _ => format!("{place}: {key}{message}"),
-            })
+            });
+            Misfit {
+                error,
+                place,
+                wants_text: message == WANTS_TEXT,
+            }
         })
     }
 
@@ -163,7 +217,7 @@ fn plain(message: &str) -> String {
         "i64" | "u64" | "u32" | "u16" => "a whole number",
         "a boolean" => "true or false",
         "path string" => "a path in quotes",
-        "a string" => "text in quotes",
+        "a string" => return WANTS_TEXT.to_owned(),
         "a sequence" => "a list in brackets",
         other => other,
     };
@@ -184,11 +238,17 @@ fn override_toml(setting: &str) -> Result<String, ConfigError> {
     if DeTable::parse(&bare).is_ok_and(|t| t.get_ref().len() == 1) && !value.contains('\n') {
         return Ok(bare);
     }
-    let quoted = format!("{key} = {}", toml::Value::String(value.to_owned()));
+    let quoted = as_text(setting).unwrap_or_default();
     match DeTable::parse(&quoted) {
         Ok(_) => Ok(quoted),
         Err(e) => Err(wrong(&e.message().replace('\n', ", "))),
     }
+}
+
+/// `key=value` as TOML, where the value is text.
+fn as_text(setting: &str) -> Option<String> {
+    let (key, value) = setting.split_once('=')?;
+    Some(format!("{key} = {}", toml::Value::String(value.to_owned())))
 }
 
 fn merge<'i>(into: &mut DeTable<'i>, from: DeTable<'i>) {

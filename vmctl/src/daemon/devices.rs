@@ -239,6 +239,18 @@ impl Vms {
         }
     }
 
+    /// Replaces the configuration of a VM that is not alive.
+    pub(super) fn replace(&mut self, name: &str, toml: &str) -> Result<VmStatus, Failure> {
+        self.check_idle(name)?;
+        let config = VmConfig::parse(name, toml).map_err(|e| wrong(name, &e))?;
+        if config.name != name {
+            return Err(wrong(name, &"the configuration has another name"));
+        }
+        self.redefine(name, config)?;
+        self.changed(name);
+        self.status(name)
+    }
+
     /// Changes the configuration of a VM, for good once this returns.
     fn redefine(&mut self, name: &str, config: VmConfig) -> Result<(), Failure> {
         let toml = config.to_toml().map_err(|e| wrong(name, &e))?;

@@ -17,6 +17,13 @@ pub(super) enum Work {
     Save(Box<Saved>),
     /// Make it exist, with this definition.
     Define(String),
+    /// Give it another name.
+    Rename {
+        /// The name.
+        to: String,
+        /// Its definition with that name.
+        toml: String,
+    },
     /// End its existence.
     Remove,
 }
@@ -63,6 +70,7 @@ impl Keeper {
                     let result = match &work {
                         Work::Save(saved) => store.save(&name, saved),
                         Work::Define(toml) => store.define(&name, toml),
+                        Work::Rename { to, toml } => store.rename(&name, to, toml),
                         Work::Remove => store.remove(&name),
                     };
                     if !outbox.send(Done { name, work, result }) {

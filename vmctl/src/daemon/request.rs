@@ -76,6 +76,11 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
             let resized = vms.resize(&name, columns, rows);
             resized.map(|()| Response::Done)
         }
+        Request::Rename { name, to } => match vms.rename(&name, &to) {
+            Ok(ticket) => return Answer::Later(ticket),
+            Err(e) => Err(e),
+        },
+        Request::Redefine { name, config } => vms.replace(&name, &config).map(Response::Status),
         Request::Set { name, setting } => vms.set(&name, &setting).map(Response::Status),
         Request::Detach { name, device } => match vms.detach(&name, &device) {
             Ok(true) => Ok(Response::Device(device)),

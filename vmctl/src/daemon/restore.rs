@@ -62,7 +62,7 @@ impl Vms {
         if let Err(e) = &definition {
             journal::say(format_args!("{name}: its definition can't be read: {e}"));
         }
-        let saved = self.store.load(name);
+        let saved = self.store.load(name, &self.boot_id);
         let was_alive = |saved: &Saved| saved.state.is_some_and(VmState::is_alive);
         let is_same_boot = |saved: &Saved| saved.boot_id == self.boot_id;
         let state_and_reason = match &saved {

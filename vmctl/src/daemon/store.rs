@@ -1,7 +1,8 @@
 //! What survives the daemon: each VM's definition and last state, in a directory of its own.
 //!
 //! `STATE_DIR/NAME/config.toml` is a VM's definition, and `state.toml` its last state. Both are replaced by renaming a file that is
-//! on the disk for good. A directory appears and goes as a whole. A file that can't be read is never taken for one that is
+//! on the disk for good. A directory appears and goes as a whole. A copy of the last state is in memory, in `RUNTIME_DIR/states`: it is
+//! written at once, also while the disk is slow or full, and ends with the boot of the root partition. A file that can't be read is never taken for one that is
 //! not there: its VM is still shown, and nothing of it is removed but by `delete`.
 
 use std::fs::{self, File};
@@ -20,7 +21,8 @@ use super::record::brake::Brake;
 use crate::config::{VmConfig, check_name};
 use crate::file::describe;
 
-const CONFIG: &str = "config.toml";
+/// Name of the file that holds a VM's definition.
+pub(super) const CONFIG: &str = "config.toml";
 const STATE: &str = "state.toml";
 /// Prefixes of directories that are being made and removed; no VM's name begins with a dot.
 const NEW: &str = ".new-";
@@ -32,6 +34,8 @@ pub(super) const VERSION: u32 = 1;
 #[derive(Clone, Debug)]
 pub(super) struct Store {
     root: PathBuf,
+    /// Directory of the copies in memory.
+    copies: PathBuf,
 }
 
 /// `state.toml`. A value that is missing or unknown, because another version of this program wrote it, leaves the others.
@@ -85,7 +89,7 @@ impl Store {
     /// # Errors
     ///
     /// It can't be read.
-    pub(super) fn open(root: &Path) -> io::Result<Self> {
+    pub(super) fn open(root: &Path, runtime_dir: &Path) -> io::Result<Self> {
         for entry in fs::read_dir(root)? {
             let entry = entry?;
             let name = entry.file_name();
@@ -94,8 +98,12 @@ impl Store {
                 fs::remove_dir_all(entry.path())?;
             }
         }
+        let copies = runtime_dir.join("states");
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(&copies)?;
         Ok(Self {
             root: root.to_owned(),
+            copies,
         })
     }
 
@@ -177,25 +185,39 @@ impl Store {
         replace(&self.dir(name), CONFIG, toml)
     }
 
-    /// A VM's last state; `None` if it was never started.
+    /// A VM's last state; `None` if it was never started. `boot_id` is this boot of the root partition.
     ///
     /// # Errors
     ///
     /// One line: why it can't be read.
-    pub(super) fn load(&self, name: &str) -> Result<Option<Saved>, String> {
-        let path = self.dir(name).join(STATE);
-        let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(wrong(&describe(&e))),
-        };
-        let table: toml::Table = toml::from_str(&text).map_err(|e| wrong(&e.message()))?;
-        if !table.contains_key("state") {
-            return Err(wrong(&"it has no state"));
+    pub(super) fn load(&self, name: &str, boot_id: &str) -> Result<Option<Saved>, String> {
+        let copy = read_state(&self.copy(name)).ok().flatten();
+        match copy.filter(|copy| copy.boot_id == boot_id) {
+            Some(copy) => Ok(Some(copy)),
+            None => read_state(&self.dir(name).join(STATE)),
         }
-        let saved = table.try_into().map_err(|e| wrong(&e))?;
-        Ok(Some(saved))
+    }
+
+    fn copy(&self, name: &str) -> PathBuf {
+        self.copies.join(format!("{name}.toml"))
+    }
+
+    /// Notes a VM's last state in memory.
+    ///
+    /// # Errors
+    ///
+    /// The file system refuses; the former note stands.
+    pub(super) fn note(&self, name: &str, saved: &Saved) -> io::Result<()> {
+        let text = toml::to_string(saved).map_err(io::Error::other)?;
+        let temporary = self.copies.join(format!(".{name}.new"));
+        fs::write(&temporary, text)?;
+        fs::rename(&temporary, self.copy(name))
+    }
+
+    /// Forgets the note.
+    pub(super) fn forget(&self, name: &str) {
+        // There may be none.
+        let _ = fs::remove_file(self.copy(name));
     }
 
     /// Replaces a VM's last state.
@@ -206,6 +228,21 @@ impl Store {
     pub(super) fn save(&self, name: &str, saved: &Saved) -> io::Result<()> {
         let text = toml::to_string(saved).map_err(io::Error::other)?;
         replace(&self.dir(name), STATE, &text)
+    }
+
+    /// Gives a VM another name, for good once this returns; `toml` is its definition with that name.
+    ///
+    /// # Errors
+    ///
+    /// There is a directory of that name, or the file system refuses; the VM then keeps its name.
+    pub(super) fn rename(&self, name: &str, to: &str, toml: &str) -> io::Result<()> {
+        let (old, new) = (self.dir(name), self.dir(to));
+        renameat_with(CWD, &old, CWD, &new, RenameFlags::NOREPLACE)?;
+        if let Err(e) = replace(&new, CONFIG, toml) {
+            fs::rename(&new, &old)?;
+            return Err(e);
+        }
+        sync(&self.root)
     }
 
     /// Ends a VM's existence. It need not have a directory.
@@ -221,6 +258,21 @@ impl Store {
             Err(e) => Err(e),
         }
     }
+}
+
+fn read_state(path: &Path) -> Result<Option<Saved>, String> {
+    let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(wrong(&describe(&e))),
+    };
+    let table: toml::Table = toml::from_str(&text).map_err(|e| wrong(&e.message()))?;
+    if !table.contains_key("state") {
+        return Err(wrong(&"it has no state"));
+    }
+    let saved = table.try_into().map_err(|e| wrong(&e))?;
+    Ok(Some(saved))
 }
 
 fn replace(dir: &Path, name: &str, text: &str) -> io::Result<()> {
@@ -242,12 +294,17 @@ mod tests {
 
     const TOML: &str = "name='a'\nmemory='64M'\nkernel='/k'";
 
+    /// Opens a state directory whose copies are in a directory that is no VM's.
+    fn open(root: &Path) -> io::Result<Store> {
+        Store::open(root, &root.join(".run"))
+    }
+
     #[test]
     fn definitions_and_states_survive_and_go() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let store = open(dir.path()).unwrap();
         store.define("a", TOML).unwrap();
-        assert_eq!(store.load("a"), Ok(None));
+        assert_eq!(store.load("a", "b"), Ok(None));
         let saved = Saved {
             state: Some(VmState::IoStalled),
             reason: "disk \"full\"".to_owned(),
@@ -265,29 +322,54 @@ mod tests {
             },
         };
         store.save("a", &saved).unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        assert_eq!(store.load("a"), Ok(Some(saved)));
+        let store = open(dir.path()).unwrap();
+        assert_eq!(store.load("a", "b"), Ok(Some(saved)));
         assert_eq!(store.names().unwrap(), ["a"]);
         assert_eq!(store.definition("a").unwrap().memory, 64 << 20);
         store.remove("a").unwrap();
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(!dir.path().join("a").exists());
         store.remove("a").unwrap();
+    }
+
+    #[test]
+    fn the_copy_in_memory_counts_in_its_own_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path()).unwrap();
+        store.define("a", TOML).unwrap();
+        let saved = |reason: &str, boot_id: &str| Saved {
+            state: Some(VmState::Stopped),
+            reason: reason.to_owned(),
+            boot_id: boot_id.to_owned(),
+            version: VERSION,
+            ..Saved::default()
+        };
+        let reason = |store: &Store| store.load("a", "now").unwrap().unwrap().reason;
+        store.save("a", &saved("on disk", "now")).unwrap();
+        assert_eq!(reason(&store), "on disk");
+        store.note("a", &saved("in memory", "now")).unwrap();
+        assert_eq!(reason(&store), "in memory");
+        store.note("a", &saved("in memory", "before")).unwrap();
+        assert_eq!(reason(&store), "on disk");
+        store.note("a", &saved("in memory", "now")).unwrap();
+        store.forget("a");
+        store.forget("a");
+        assert_eq!(reason(&store), "on disk");
     }
 
     #[test]
     fn what_another_version_wrote_is_read_as_far_as_it_is_known() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let store = open(dir.path()).unwrap();
         store.define("a", TOML).unwrap();
         let state = dir.path().join("a/state.toml");
         let text = "version = 2\nstate = 'migrating'\nreason = 'r'\nreboots = 'many'\nnew = 1\nboot_id = 'b'";
         fs::write(&state, text).unwrap();
-        let saved = store.load("a").unwrap().unwrap();
+        let saved = store.load("a", "b").unwrap().unwrap();
         assert_eq!((saved.state, saved.reboots), (None, 0));
         assert_eq!((&*saved.reason, &*saved.boot_id), ("r", "b"));
         for text in ["", "nonsense", "version = 1"] {
             fs::write(&state, text).unwrap();
-            let error = store.load("a").unwrap_err();
+            let error = store.load("a", "b").unwrap_err();
             assert!(error.contains("a/state.toml: "), "{error}");
         }
     }
@@ -301,7 +383,7 @@ mod tests {
         fs::create_dir(dir.path().join("wrong")).unwrap();
         fs::write(dir.path().join("file"), TOML).unwrap();
         fs::write(dir.path().join("wrong/config.toml"), TOML).unwrap();
-        let store = Store::open(dir.path()).unwrap();
+        let store = open(dir.path()).unwrap();
         assert!(!dir.path().join(".deleted-b").exists());
         assert!(!dir.path().join(".new-c").exists());
         let mut names = store.names().unwrap();

@@ -24,7 +24,7 @@ use super::start::Start;
 use super::store::{Saved, Store, VERSION};
 use super::supervise::Worker;
 use super::usage::Usage;
-use crate::config::{DeviceConfig, VmConfig};
+use crate::config::{DeviceConfig, VmConfig, check_name};
 use crate::proc;
 
 /// Time after which a state that could not be saved is saved again.
@@ -66,6 +66,7 @@ pub(super) struct Ticket(u64);
 #[derive(Debug)]
 enum Pending {
     Define(Ticket, Box<VmConfig>),
+    Rename(Ticket, Box<VmConfig>, Box<Vm>),
     Delete(Ticket, Box<Vm>),
 }
 
@@ -127,7 +128,7 @@ impl Vms {
     /// Reads the definitions and finds the workers that an earlier daemon left.
     pub(super) fn load(args: &DaemonArgs, runtime_dir: &Path) -> Result<Self, String> {
         let in_state_dir = |e: std::io::Error| format!("{}: {e}", args.state_dir.display());
-        let store = Store::open(&args.state_dir).map_err(in_state_dir)?;
+        let store = Store::open(&args.state_dir, runtime_dir).map_err(in_state_dir)?;
         let device = (!args.without_driver).then_some(args.device.as_path());
         let partitions = Partitions::new(device);
         let cleaner =
@@ -202,19 +203,60 @@ impl Vms {
         let config = VmConfig::parse("configuration", toml)
             .map_err(|e| failure(FailureKind::Config, e.to_string()))?;
         let name = config.name.clone();
-        if self.vms.contains_key(&name) || self.pending.contains_key(&name) {
-            return Err(failure(
-                FailureKind::State,
-                format!(
-                    "{name} is defined already: choose another name, or \"vmctl delete {name}\""
-                ),
-            ));
-        }
+        self.check_free(&name)?;
         let ticket = self.new_ticket();
         self.keeper.begin(&name, Work::Define(toml.to_owned()));
         let pending = Pending::Define(ticket, Box::new(config));
         self.pending.insert(name, pending);
         Ok(ticket)
+    }
+
+    /// Checks that no VM has this name, or will have it soon.
+    fn check_free(&self, name: &str) -> Result<(), Failure> {
+        let is_new_name = |pending: &Pending| matches!(pending, Pending::Rename(_, config, _) if config.name == name);
+        let is_taken = self.vms.contains_key(name)
+            || self.pending.contains_key(name)
+            || self.pending.values().any(is_new_name);
+        match is_taken {
+            false => Ok(()),
+            true => Err(failure(
+                FailureKind::State,
+                format!(
+                    "{name} is defined already: choose another name, or \"vmctl delete {name}\""
+                ),
+            )),
+        }
+    }
+
+    /// Begins to give a VM another name. The ticket's answer says whether it has it.
+    pub(super) fn rename(&mut self, name: &str, to: &str) -> Result<Ticket, Failure> {
+        check_name(to).map_err(|e| failure(FailureKind::Config, e))?;
+        self.check_idle(name)?;
+        self.check_free(to)?;
+        let mut config = self.vm(name)?.record.config()?.clone();
+        to.clone_into(&mut config.name);
+        let toml = config
+            .to_toml()
+            .map_err(|e| failure(FailureKind::Config, e.to_string()))?;
+        let vm = self.vms.remove(name).ok_or_else(|| not_found(name))?;
+        let ticket = self.new_ticket();
+        let to = to.to_owned();
+        self.keeper.begin(name, Work::Rename { to, toml });
+        let pending = Pending::Rename(ticket, Box::new(config), Box::new(vm));
+        self.pending.insert(name.to_owned(), pending);
+        Ok(ticket)
+    }
+
+    /// Checks that nothing of a VM is alive, and that it is not about to be.
+    pub(super) fn check_idle(&self, name: &str) -> Result<(), Failure> {
+        self.vm(name)?.record.may_delete()?;
+        match self.starts.contains_key(name) {
+            true => Err(failure(
+                FailureKind::State,
+                format!("{name} is being started"),
+            )),
+            false => Ok(()),
+        }
     }
 
     /// Goes on with what was written to the state directory.
@@ -240,9 +282,28 @@ impl Vms {
                 });
                 self.answer(ticket, answer);
             }
+            Some(Pending::Rename(ticket, config, mut vm)) => {
+                let new = match result {
+                    Ok(()) => config.name.clone(),
+                    Err(_) => name.clone(),
+                };
+                if result.is_ok() {
+                    self.store.forget(&name);
+                    vm.saved = None;
+                    vm.record.name.clone_from(&new);
+                    vm.record.config = Ok(*config);
+                }
+                self.vms.insert(new.clone(), *vm);
+                self.changed(&new);
+                let answer = result.and_then(|()| self.status(&new).map(Response::Status));
+                self.answer(ticket, answer);
+            }
             Some(Pending::Delete(ticket, vm)) => {
                 if result.is_err() {
                     self.vms.insert(name.clone(), *vm);
+                }
+                if result.is_ok() {
+                    self.store.forget(&name);
                 }
                 self.tell_change(&name, None);
                 self.answer(ticket, result.map(|()| Response::Done));
@@ -267,14 +328,7 @@ impl Vms {
 
     /// Begins to delete a VM. The ticket's answer says whether it is gone.
     pub(super) fn delete(&mut self, name: &str) -> Result<Ticket, Failure> {
-        let record = &self.vm(name)?.record;
-        record.may_delete()?;
-        if self.starts.contains_key(name) {
-            return Err(failure(
-                FailureKind::State,
-                format!("{name} is being started"),
-            ));
-        }
+        self.check_idle(name)?;
         let vm = self.vms.remove(name).ok_or_else(|| not_found(name))?;
         let ticket = self.new_ticket();
         self.keeper.begin(name, Work::Remove);
@@ -322,6 +376,8 @@ impl Vms {
         };
         // A worker that says something else writes no file.
         if vm.saved.as_ref() != Some(&saved) {
+            // At once, so that the next daemon knows it. That it can't be written shows when it is written for good.
+            let _ = self.store.note(name, &saved);
             self.keeper.begin(name, Work::Save(Box::new(saved.clone())));
             vm.saved = Some(saved);
         }

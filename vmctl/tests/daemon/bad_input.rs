@@ -100,10 +100,13 @@ fn a_name_is_taken_once() {
     let machine = Machine::on();
     let config = machine.config("demo", "");
     machine.vmctl(&["create", &config]).ok();
-    for command in ["create", "run"] {
-        let error = machine.vmctl(&[command, &config]).fails(5);
-        assert!(error.contains("demo is defined already"), "{error}");
-    }
+    let error = machine.vmctl(&["create", &config]).fails(5);
+    assert!(error.contains("demo is defined already"), "{error}");
+    let other = ["run", &config, "--set", "vcpus=2", "--set", "cmdline=x"];
+    let error = machine.vmctl(&other).fails(5);
+    let differs = "demo is defined already, and otherwise: cmdline is nothing there, and \"x\" here; \
+                   vcpus is 1 there, and 2 here; choose another --name, or \"vmctl edit demo\"";
+    assert!(error.contains(differs), "{error}");
     machine.vmctl(&["create", &config, "--name", "other"]).ok();
     assert_eq!(machine.state("other").0, "defined");
 }

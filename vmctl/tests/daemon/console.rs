@@ -188,6 +188,20 @@ fn read_until(terminal: &mut File, text: &str) {
 }
 
 #[test]
+fn a_user_at_a_terminal_sees_that_a_command_takes_long() {
+    let machine = Machine::on();
+    machine.running("demo", "cmdline = 'deaf'");
+    let (mut ours, theirs) = terminal();
+    let stop = ["stop", "demo", "--timeout", "60s", "--force"];
+    let session = machine.spawn_with_stderr(&stop, &theirs);
+    read_until(&mut ours, "demo: the guest was asked to power off (1s)");
+    machine.vmctl(&["kill", "demo"]).ok();
+    assert_eq!(session.end().ok(), "demo: stopped (killed)\n");
+    // The line is taken back.
+    read_until(&mut ours, "\r\x1b[K");
+}
+
+#[test]
 fn the_guest_learns_the_size_of_the_terminal() {
     let machine = Machine::on();
     machine.running("demo", "");

@@ -128,6 +128,12 @@ impl Machine {
         Ran::of(self.command(args).output().unwrap())
     }
 
+    /// Runs `vmctl` with more environment variables.
+    pub(crate) fn vmctl_with(&self, args: &[&str], variables: &[(&str, &str)]) -> Ran {
+        let mut command = self.command(args);
+        Ran::of(command.envs(variables.iter().copied()).output().unwrap())
+    }
+
     /// Runs `vmctl` with this standard output.
     pub(crate) fn vmctl_to(&self, args: &[&str], stdout: impl Into<Stdio>) -> Ran {
         let mut command = self.command(args);
@@ -152,6 +158,16 @@ impl Machine {
             .stdin(terminal.try_clone().unwrap())
             .stdout(terminal.try_clone().unwrap())
             .stderr(Stdio::piped());
+        Session(command.spawn().unwrap())
+    }
+
+    /// Starts `vmctl` with a terminal for its standard error.
+    pub(crate) fn spawn_with_stderr(&self, args: &[&str], terminal: &fs::File) -> Session {
+        let mut command = self.command(args);
+        command
+            .env("TERM", "linux")
+            .stdout(Stdio::piped())
+            .stderr(terminal.try_clone().unwrap());
         Session(command.spawn().unwrap())
     }
 

@@ -11,6 +11,7 @@
 
 mod bad_input;
 mod console;
+mod daily;
 mod disks;
 mod fake_worker;
 mod lifecycle;

@@ -9,6 +9,15 @@ type Case = (&'static str, i32, &'static [&'static str]);
 
 /// `DIR` stands for the machine's directory.
 const CASES: &[Case] = &[
+    ("exec demo ls", 2, &["'exec'", "vmctl ssh VM COMMAND"]),
+    ("edit nobody", 4, &["nobody: no such VM"]),
+    ("edit root", 5, &["root is VM 0"]),
+    ("rename nobody web", 4, &["nobody: no such VM"]),
+    ("rename demo De-mo", 3, &["\"De-mo\" is not a VM name"]),
+    ("rename demo demo", 5, &["demo is defined already"]),
+    ("version --nope", 2, &["'--nope'"]),
+    ("start demo --all", 2, &["--all"]),
+    ("top -n 0", 2, &["'0'", "--count"]),
     ("strat demo", 2, &["'strat'", "'start'"]),
     ("--nope", 2, &["'--nope'", "usage: vmctl"]),
     ("run", 2, &["<CONFIG>", "usage: vmctl run"]),
@@ -327,7 +336,7 @@ fn every_mistake_has_one_line_that_names_it() {
 #[test]
 fn every_command_has_its_mistakes_here() {
     let machine = Machine::off();
-    let help = machine.vmctl(&["help"]).ok();
+    let help = machine.vmctl(&["--help"]).ok();
     let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
     let commands = lines
         .take_while(|line| line.starts_with("  "))

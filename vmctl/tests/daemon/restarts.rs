@@ -71,7 +71,11 @@ fn another_boot_has_no_workers() {
     machine.running("demo", "");
     let worker = machine.worker("demo");
     machine.kill_daemon();
-    for file in ["state/demo/state.toml", "run/vms/demo/worker.toml"] {
+    for file in [
+        "state/demo/state.toml",
+        "run/states/demo.toml",
+        "run/vms/demo/worker.toml",
+    ] {
         let path = machine.path(file);
         let text = fs::read_to_string(&path).unwrap();
         let mut lines = text.lines();
@@ -177,6 +181,7 @@ fn a_running_vm_whose_files_can_not_be_read_is_not_lost() {
             saved.is_ok_and(|text| text.contains("\"running\""))
         });
         machine.kill_daemon();
+        fs::remove_file(machine.path("run/states/demo.toml")).unwrap();
         spoil(&machine);
         machine.start_daemon(&["--without-driver"]);
         eventually(what, || machine.state("demo").0 == "running");
