@@ -26,6 +26,14 @@ cat /tmp/lines >/tmp/demo.typing
 eventually 60 printed demo '^read.$'
 printed demo "^$(md5sum </tmp/lines | cut -d' ' -f1)" || fail "typing is lost"
 
+# An interrupt ends what runs in the foreground, and nothing else.
+tell demo 'sleep 1000'
+sleep 1
+printf '\003' >/tmp/demo.typing
+answer demo 43 'echo $((6 * 7 + 1))'
+printf '\003' >/tmp/demo.typing
+answer demo 44 'echo $((6 * 7 + 2))'
+
 # The size of the user's terminal.
 stty -F /dev/tty2 rows 33 columns 101
 timeout 3 vmctl console demo </dev/null >/dev/tty2 2>/dev/null

@@ -42,6 +42,8 @@ pub(crate) fn add(
     guest.file(busybox, "bin/busybox", 0o755);
     guest.file(&sources.join("init"), "init", 0o755);
     guest.file(&sources.join("udhcpc"), "lib/udhcpc", 0o755);
+    let console = root().join("root-partition/initramfs/console");
+    guest.file(&console, "lib/console", 0o755);
     modules::add(&mut guest, kernel, MODULES)?;
     let initramfs = folder()?.join("demo.cpio");
     guest.write_cached(&initramfs)?;

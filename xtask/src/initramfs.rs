@@ -10,6 +10,7 @@ use crate::packages::{self, Need};
 use crate::{Result, demo, driver, modules, root};
 
 const BUSYBOX: &str = "/bin/busybox";
+const BASH: &str = "/bin/bash-static";
 const NFT: &str = "/usr/sbin/nft";
 const DNSMASQ: &str = "/usr/sbin/dnsmasq";
 const WG: &str = "/usr/bin/wg";
@@ -19,6 +20,11 @@ const TOOLS: &[Need] = &[
         file: BUSYBOX,
         packages: &["busybox-static"],
         why: "the programs of VM 0's initramfs",
+    },
+    Need {
+        file: BASH,
+        packages: &["bash-static"],
+        why: "the shell of VM 0, which completes what is typed",
     },
     Need {
         file: NFT,
@@ -79,12 +85,14 @@ pub(crate) fn build(kernel: &Kernel, guest: &Kernel, vmctl: &Path) -> Result<Pat
     let mut archive = Archive::default();
     archive.file(busybox, "bin/busybox", 0o755);
     archive.file(vmctl, "bin/vmctl", 0o755);
+    archive.file(Path::new(BASH), "bin/bash", 0o755);
     add_program(&mut archive, Path::new(NFT), "sbin/nft")?;
     add_program(&mut archive, Path::new(DNSMASQ), "sbin/dnsmasq")?;
     add_program(&mut archive, Path::new(WG), "bin/wg")?;
     let sources = root().join("root-partition/initramfs");
     archive.file(&sources.join("init"), "init", 0o755);
-    for library in ["testing.sh", "debian.sh"] {
+    archive.file(&sources.join("console"), "lib/console", 0o755);
+    for library in ["testing.sh", "debian.sh", "bashrc"] {
         archive.file(&sources.join(library), &format!("lib/{library}"), 0o644);
     }
     modules::add(&mut archive, kernel, MODULES)?;
