@@ -155,8 +155,6 @@ impl Record {
 
     /// A worker was started for it.
     pub(super) fn starting(&mut self) {
-        self.partition = None;
-        self.started_ms = None;
         self.reboots = 0;
         self.asked = Asked::default();
         self.brake = Brake::default();
@@ -367,6 +365,14 @@ impl Record {
         last_words: Option<&str>,
         now_ms: u64,
     ) -> Next {
+        let next = self.end_of_worker(exit, last_words, now_ms);
+        if next == Next::Over {
+            self.asked = Asked::default();
+        }
+        next
+    }
+
+    fn end_of_worker(&mut self, exit: &WorkerExit, last_words: Option<&str>, now_ms: u64) -> Next {
         let lived_ms = self
             .started_ms
             .map_or(0, |start| now_ms.saturating_sub(start));
@@ -426,6 +432,8 @@ impl Record {
 
     /// A new worker could not be started after a reboot.
     pub(super) fn restart_failed(&mut self, why: &str) {
+        self.boots_at_ms = None;
+        self.asked = Asked::default();
         self.enter(VmState::Crashed, &format!("guest rebooted, but {why}"));
     }
 

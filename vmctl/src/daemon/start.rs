@@ -72,6 +72,7 @@ impl Vms {
         // One that could not be read may have been mended.
         let known = self.vm(name)?.record.config.clone().ok();
         let looking_at = LookingAt::default();
+        looking_at.set("its files".to_owned());
         let store = self.store.clone();
         let partitions = self.partitions.clone();
         let workers: Vec<_> = self

@@ -220,6 +220,31 @@ fn what_is_asked_while_a_guest_reboots_is_not_forgotten() {
 }
 
 #[test]
+fn what_was_asked_of_a_vm_that_has_ended_is_forgotten() {
+    for (end, killed) in [
+        (EndCause::Crashed, false),
+        (EndCause::PoweredOff, false),
+        (EndCause::PoweredOff, true),
+    ] {
+        let mut r = running();
+        r.stop_asked(false, true, 10);
+        r.asked.pause = true;
+        if killed {
+            r.killing();
+        }
+        r.ended(end, "it is over");
+        assert_eq!(r.exited(&CLEAN, None, 20), Next::Over);
+        assert_eq!(r.asked, Asked::default());
+    }
+    let mut r = running();
+    r.asked.pause = true;
+    r.ended(EndCause::Rebooted, "guest rebooted");
+    assert_eq!(r.exited(&CLEAN, None, 20), Next::Reboot);
+    r.restart_failed("there is no worker");
+    assert_eq!((r.state(), r.asked), (VmState::Crashed, Asked::default()));
+}
+
+#[test]
 fn a_request_that_is_not_heeded_expires_and_changes_nothing() {
     let mut r = running();
     r.stop_asked(false, true, 1000);
