@@ -18,7 +18,7 @@ done </lib/modules/order
 if ! mount -t ext4 /dev/vda /new 2>/dev/null; then
     mke2fs -L root /dev/vda >/dev/null && mount -t ext4 /dev/vda /new
     mkdir -p /new/bin /new/lib/modules
-    cp /bin/busybox /new/bin && cp /demo-init /new/init
+    cp /bin/busybox /new/bin && cp /lib/console /new/lib && cp /demo-init /new/init
     # The modules are loaded already.
     : >/new/lib/modules/order
 fi
