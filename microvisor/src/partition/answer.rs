@@ -12,6 +12,8 @@ use crate::vcpu::Pending;
 use crate::vcpu::cpuid::{self, Facts, Leaf};
 use crate::vcpu::vlapic::{Effect, Mode};
 
+/// CR4: the guest's kernel uses XSAVE and XSETBV.
+const OSXSAVE: u64 = 1 << 18;
 /// KVM's answer to a hypercall that it does not have (Linux `include/uapi/linux/kvm_para.h`).
 const KVM_ENOSYS: u64 = 1000_u64.wrapping_neg();
 
@@ -97,7 +99,6 @@ impl Turn<'_> {
     fn cpuid(&mut self) {
         let properties = &self.partition.properties;
         let hw = &mut self.local.hw;
-        const OSXSAVE: u64 = 1 << 18;
         const PKE: u64 = 1 << 22;
         let facts = Facts {
             partition: self.partition.id().0,
@@ -125,7 +126,10 @@ impl Turn<'_> {
         let value = hw.gpr(Gpr::Rdx) << 32 | hw.gpr(Gpr::Rax) & 0xffff_ffff;
         let allowed = cpuid::xcr0_allowed(host_cpuid);
         let register = hw.gpr(Gpr::Rcx) as u32;
-        if hw.cpl() == 0 && register == 0 && cpuid::xcr0_is_valid(value, allowed) {
+        // The intercept comes before the instruction's own checks (APM vol. 4, XSETBV).
+        if hw.cr4() & OSXSAVE == 0 {
+            hw.inject(Event::INVALID_OPCODE);
+        } else if hw.cpl() == 0 && register == 0 && cpuid::xcr0_is_valid(value, allowed) {
             hw.set_xcr0(value);
             hw.skip();
         } else {

@@ -13,6 +13,7 @@ cases![
     guests_have_their_own_memory_and_registers,
     vector_registers_are_kept_apart,
     a_bad_xcr0_faults,
+    xsetbv_is_undefined_without_osxsave,
     debug_registers_are_kept_apart,
     breakpoints_and_single_steps_are_the_guests,
     roots_registers_are_its_own,
@@ -141,6 +142,23 @@ fn vector_registers_are_kept_apart() -> Outcome {
     }
     equal("the guest's XCR0", guests[0].state(0)?.xcr0, 7)?;
     guests.into_iter().try_for_each(Guest::end)
+}
+
+fn xsetbv_is_undefined_without_osxsave() -> Outcome {
+    let guest = Guest::new(code![
+        "xor ecx, ecx",
+        "xor edx, edx",
+        "mov eax, 1",
+        "lea rdi, [rip + 2f]",
+        "mov [{notes} + 24], rdi",
+        "xsetbv",
+        "2: hlt",
+        ; notes = const layout::NOTES,
+    ])?;
+    guest.halt(0)?;
+    equal("exceptions", guest.exceptions().count(), 1)?;
+    equal("vector", guest.exceptions().last()[0], probe::INVALID_OPCODE)?;
+    guest.end()
 }
 
 fn a_bad_xcr0_faults() -> Outcome {
