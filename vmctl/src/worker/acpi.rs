@@ -37,16 +37,19 @@ const VGA_NOT_PRESENT: u16 = 1 << 2;
 /// `SLP_TYP` of S5; what the sleep control register takes for power-off.
 pub const S5: u8 = 5;
 
-/// Writes all tables for `vcpus` virtual CPUs; answers where the RSDP is.
+/// Bytes of the RSDP, with which the tables begin.
+pub const RSDP_SIZE: usize = 36;
+
+/// Writes all tables for `vcpus` virtual CPUs. Returns them, and where the RSDP is.
 ///
 /// # Errors
 ///
 /// The memory is not there.
-pub fn write(ram: &Ram, vcpus: u32) -> Result<u64, GuestMemoryError> {
+pub fn write(ram: &Ram, vcpus: u32) -> Result<(Vec<u8>, u64), GuestMemoryError> {
     let (bytes, rsdp) = tables(layout::ACPI, vcpus);
     ram.mapping()
         .write_slice(&bytes, GuestAddress(layout::ACPI))?;
-    Ok(rsdp)
+    Ok((bytes, rsdp))
 }
 
 /// All tables as they lie from `base` on, and where the RSDP is: first.
@@ -70,7 +73,7 @@ fn tables(base: u64, vcpus: u32) -> (Vec<u8>, u64) {
     let xsdt = append(&xsdt);
     let mut rsdp = Vec::new();
     Rsdp::new(OEM, xsdt).to_aml_bytes(&mut rsdp);
-    bytes[..rsdp.len()].copy_from_slice(&rsdp);
+    bytes[..RSDP_SIZE].copy_from_slice(&rsdp);
     (bytes, base)
 }
 
@@ -213,7 +216,8 @@ fn dsdt() -> Sdt {
 fn event_device() -> Vec<u8> {
     let hid = Name::new("_HID".into(), &"ACPI0013");
     let uid = Name::new("_UID".into(), &ZERO);
-    let interrupt = isa_irq(irq::EVENTS);
+    // Level-triggered: the line is up while there are events, also those from before the guest had its driver.
+    let interrupt = Interrupt::new(true, false, false, false, irq::EVENTS);
     let template = ResourceTemplate::new(vec![&interrupt]);
     let crs = Name::new("_CRS".into(), &template);
     let region = OpRegion::new("EVIO".into(), OpRegionSpace::SystemIO, &port::EVENTS, &ONE);

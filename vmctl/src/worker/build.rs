@@ -13,7 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use guest_proto::ABI_VERSION;
 use guest_proto::hypercall::{DoorbellSpace, Property};
 
-use super::devices::Devices;
+use super::devices::{Devices, Facts};
 use super::end::End;
 use super::event::Event;
 use super::loader::{Boot, Entry, Initrd, Kernel};
@@ -87,6 +87,7 @@ struct Parts {
     wake: Arc<Event>,
     vcpus: Vec<Vcpu>,
     rings: Vec<Ring>,
+    facts: Facts,
 }
 
 impl Partition {
@@ -131,6 +132,7 @@ impl Partition {
             }
         };
         let machine = Machine::new(self.vm, parts.ram, parts.rings, parts.wake);
+        machine.bench().devices.set_facts(parts.facts);
         if let Err(end) = plug(&machine, config, disks, nics, vsock) {
             drop(parts.vcpus);
             machine.destroy();
@@ -149,7 +151,7 @@ impl Partition {
         let ram = Ram::new(config.memory)
             .map_err(|e| End::start_failed(format_args!("guest memory: {e}")))?;
         ram.register(&self.vm).map_err(End::start_failed)?;
-        let entry = load(config, images, &ram)?;
+        let (entry, facts) = load(config, images, &ram)?;
         let wake = Event::new().map(Arc::new);
         let wake = wake.map_err(|e| End::start_failed(format_args!("event descriptor: {e}")))?;
         self.bind(&wake).map_err(End::start_failed)?;
@@ -161,6 +163,7 @@ impl Partition {
             wake,
             vcpus,
             rings,
+            facts,
         })
     }
 
@@ -326,17 +329,32 @@ fn put(
     Ok(())
 }
 
-fn load(config: &VmConfig, images: Images, ram: &Ram) -> Result<Entry, End> {
-    let rsdp = firmware::write(ram)
+/// Loads the kernel. Returns how it is entered, and what it is told of itself.
+fn load(config: &VmConfig, images: Images, ram: &Ram) -> Result<(Entry, Facts), End> {
+    let (tables, rsdp) = firmware::write(ram)
         .and_then(|()| acpi::write(ram, config.vcpus))
         .map_err(|e| End::start_failed(format_args!("firmware tables: {e}")))?;
-    let kind = images.kernel.describe();
-    let boot = Boot {
+    let mut kernel = images.kernel;
+    let mut boot = Boot {
         cmdline: config.cmdline(),
         initrd: images.initrd,
         rsdp,
     };
-    let entry = images.kernel.load(ram, boot).map_err(End::start_failed)?;
+    let entry = kernel.load(ram, &mut boot).map_err(End::start_failed)?;
+    let kind = kernel.describe();
     journal::say(format_args!("{}: {kind} kernel loaded", config.name));
-    Ok(entry)
+    let failed = |e| End::start_failed(format_args!("kernel: {e}"));
+    let facts = Facts {
+        cpus: config.vcpus,
+        memory: config.memory,
+        cmdline: config.cmdline().to_owned(),
+        kernel: Some(kernel.into_parts().map_err(failed)?),
+        initrd: boot
+            .initrd
+            .map(Initrd::into_part)
+            .transpose()
+            .map_err(failed)?,
+        acpi: Some((tables.clone(), tables[..acpi::RSDP_SIZE].to_vec())),
+    };
+    Ok((entry, facts))
 }

@@ -6,6 +6,7 @@
 //! (power-off, reset, a panic) is kept until [`Devices::take_request`]. No device waits, and none
 //! knows of the driver or of another device.
 
+mod fw_cfg;
 mod ioapic;
 mod panic_text;
 mod rtc;
@@ -22,6 +23,8 @@ use super::memory::layout;
 use super::pci::{Bus, Effect, PINS};
 use super::virtio::Kind;
 use super::virtio::transport::Transport;
+use fw_cfg::FwCfg;
+pub use fw_cfg::{Facts, Part};
 use ioapic::Ioapic;
 pub use panic_text::PanicText;
 use rtc::Rtc;
@@ -53,6 +56,8 @@ pub mod port {
     pub const I8042: u16 = 0x64;
     /// Reset control of PC chip sets.
     pub const RESET_CONTROL: u16 = 0xcf9;
+    /// System control port A of PCs: the gate of address line 20, and a fast reset.
+    pub const SYSTEM_CONTROL: u16 = 0x92;
 }
 
 /// Bits of [`port::EVENTS`].
@@ -67,7 +72,7 @@ pub mod event {
 pub mod irq {
     /// COM1.
     pub const SERIAL: u32 = 4;
-    /// Generic Event Device.
+    /// Generic Event Device, level-triggered.
     pub const EVENTS: u32 = 5;
 }
 
@@ -77,6 +82,9 @@ pub const SERIAL_TAG: u16 = 1;
 const SLEEP_ENABLE: u8 = 1 << 5;
 /// Pulses the CPU's reset line.
 const I8042_RESET: u8 = 0xfe;
+/// System control port A: starts a reset, and opens the gate of address line 20, which is always open here.
+const FAST_RESET: u8 = 1 << 0;
+const A20_OPEN: u8 = 1 << 1;
 /// pvpanic: the guest has panicked; its kernel has loaded a crash kernel.
 const PANICKED: u8 = 1 << 0;
 const CRASH_LOADED: u8 = 1 << 1;
@@ -98,6 +106,7 @@ pub struct Devices {
     serial: Uart,
     ioapic: Ioapic,
     rtc: Rtc,
+    fw_cfg: FwCfg,
     pci: Bus,
     events: u8,
     request: Option<Request>,
@@ -117,6 +126,7 @@ impl Devices {
             serial: Uart::new(),
             ioapic: Ioapic::new(),
             rtc: Rtc::new(),
+            fw_cfg: FwCfg::default(),
             pci: Bus::default(),
             events: 0,
             request: None,
@@ -139,6 +149,9 @@ impl Devices {
         if self.pci.write_port(port, size, value) {
             return;
         }
+        if (port, size) == (fw_cfg::SELECTOR, 2) {
+            return self.fw_cfg.select(value as u16);
+        }
         for (i, byte) in (0..u16::from(size)).zip(value.to_le_bytes()) {
             self.write_byte(port.wrapping_add(i), byte);
         }
@@ -154,7 +167,12 @@ impl Devices {
             self::port::RTC_DATA => self.rtc.read(),
             self::port::PVPANIC => PANICKED | CRASH_LOADED,
             self::port::SLEEP_STATUS => 0,
-            self::port::EVENTS => std::mem::take(&mut self.events),
+            self::port::SYSTEM_CONTROL => A20_OPEN,
+            fw_cfg::DATA => self.fw_cfg.read(),
+            self::port::EVENTS => {
+                self.ioapic.set_line(irq::EVENTS, false);
+                std::mem::take(&mut self.events)
+            }
             _ => {
                 self.stray(true, port.into(), false);
                 0xff
@@ -178,7 +196,9 @@ impl Devices {
             self::port::I8042 if value == I8042_RESET => self.ask(Request::Reset),
             // Bit 2 starts the reset; the kind (bits 1 and 3) makes no difference here.
             self::port::RESET_CONTROL if value & 1 << 2 != 0 => self.ask(Request::Reset),
+            self::port::SYSTEM_CONTROL if value & FAST_RESET != 0 => self.ask(Request::Reset),
             self::port::PVPANIC
+            | self::port::SYSTEM_CONTROL
             | self::port::SLEEP_CONTROL
             | self::port::SLEEP_STATUS
             | self::port::RESET
@@ -205,6 +225,11 @@ impl Devices {
             _ if self.pci.write_memory(gpa, size, value) => {}
             _ => self.stray(false, gpa, true),
         }
+    }
+
+    /// Sets what firmware and test kernels are told.
+    pub fn set_facts(&mut self, facts: Facts) {
+        self.fw_cfg = FwCfg::new(facts);
     }
 
     /// Returns the PCI bus.
@@ -253,7 +278,7 @@ impl Devices {
 
     fn raise(&mut self, event: u8) {
         self.events |= event;
-        self.ioapic.pulse(irq::EVENTS);
+        self.ioapic.set_line(irq::EVENTS, true);
     }
 
     /// Bytes that the serial port can take as typed.

@@ -15,11 +15,12 @@ pub(super) mod tests;
 
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, ReadVolatile};
 
+use super::devices::Part;
 use super::memory::{Ram, layout};
 use crate::file;
 pub use entry::Entry;
@@ -60,6 +61,11 @@ impl Source {
             file,
             size: meta.len(),
         })
+    }
+
+    fn part(&self, start: u64, len: u64) -> io::Result<Part> {
+        let file = self.file.try_clone()?;
+        Ok(Part { file, start, len })
     }
 
     fn error(&self, why: impl fmt::Display) -> LoadError {
@@ -122,7 +128,11 @@ pub struct Boot<'a> {
 
 /// An initial RAM disk that was found and can be read.
 #[derive(Debug)]
-pub struct Initrd(Source);
+pub struct Initrd {
+    source: Source,
+    /// Where it was loaded.
+    at: Option<u64>,
+}
 
 impl Initrd {
     /// Opens it.
@@ -131,33 +141,46 @@ impl Initrd {
     ///
     /// One line that names the file.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
-        Source::open(path).map(Self)
+        let source = Source::open(path)?;
+        Ok(Self { source, at: None })
+    }
+
+    /// Returns its file, and where it was loaded below 4 GiB.
+    ///
+    /// # Errors
+    ///
+    /// The process has no file descriptors left.
+    pub fn into_part(self) -> io::Result<(Part, u32)> {
+        let part = self.source.part(0, self.source.size)?;
+        let at = self.at.and_then(|at| u32::try_from(at).ok());
+        Ok((part, at.unwrap_or(0)))
     }
 
     /// Copies it to the highest page at or above `floor` and below `ceiling`; answers where.
     fn load_high(&mut self, ram: &Ram, floor: u64, ceiling: u64) -> Result<u64, LoadError> {
         let ceiling = ceiling.min(ram.low_end());
         let gpa = ceiling
-            .checked_sub(self.0.size)
+            .checked_sub(self.source.size)
             .map(|gpa| gpa & !0xfff)
             .filter(|&gpa| gpa >= floor)
             .ok_or_else(|| {
-                self.0.error(format_args!(
+                self.source.error(format_args!(
                     "{} bytes do not fit beside the kernel: give the VM more memory",
-                    self.0.size
+                    self.source.size
                 ))
             })?;
         self.load_at(ram, gpa)
     }
 
     fn load_at(&mut self, ram: &Ram, gpa: u64) -> Result<u64, LoadError> {
-        let size = self.0.size;
+        let size = self.source.size;
         if gpa.checked_add(size).is_none_or(|end| end > ram.low_end()) {
-            return Err(self.0.error(format_args!(
+            return Err(self.source.error(format_args!(
                 "{size} bytes do not fit behind the kernel: give the VM more memory"
             )));
         }
-        self.0.copy(0, size, ram, gpa)?;
+        self.source.copy(0, size, ram, gpa)?;
+        self.at = Some(gpa);
         Ok(gpa)
     }
 }
@@ -221,6 +244,20 @@ impl Kernel {
         !matches!(self.kind, Kind::Multiboot(_))
     }
 
+    /// Returns the parts of its file: what of it runs in real mode, and the rest.
+    ///
+    /// # Errors
+    ///
+    /// The process has no file descriptors left.
+    pub fn into_parts(self) -> io::Result<(Part, Part)> {
+        let setup = match &self.kind {
+            Kind::BzImage(image) => image.setup_size(),
+            Kind::Pvh(_) | Kind::Multiboot(_) => 0,
+        };
+        let rest = self.source.size.saturating_sub(setup);
+        Ok((self.source.part(0, setup)?, self.source.part(setup, rest)?))
+    }
+
     /// Its kind, for logs.
     pub fn describe(&self) -> &'static str {
         match self.kind {
@@ -235,15 +272,15 @@ impl Kernel {
     /// # Errors
     ///
     /// One line that names the file: the memory is too small for it, or it can no longer be read.
-    pub fn load(mut self, ram: &Ram, mut boot: Boot<'_>) -> Result<Entry, LoadError> {
+    pub fn load(&mut self, ram: &Ram, boot: &mut Boot<'_>) -> Result<Entry, LoadError> {
         let mut line = Vec::with_capacity(boot.cmdline.len() + 1);
         line.extend_from_slice(boot.cmdline.as_bytes());
         line.push(0);
         self.write(ram, layout::CMDLINE, &line)?;
         let entry = match &self.kind {
-            Kind::BzImage(image) => image.load(&mut self.source, ram, &mut boot)?,
-            Kind::Pvh(kernel) => kernel.load(&mut self.source, ram, &mut boot)?,
-            Kind::Multiboot(kernel) => kernel.load(&mut self.source, ram, &mut boot)?,
+            Kind::BzImage(image) => image.load(&mut self.source, ram, boot)?,
+            Kind::Pvh(kernel) => kernel.load(&mut self.source, ram, boot)?,
+            Kind::Multiboot(kernel) => kernel.load(&mut self.source, ram, boot)?,
         };
         entry.write_tables(ram).map_err(|e| self.source.error(e))?;
         Ok(entry)

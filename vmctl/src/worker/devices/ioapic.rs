@@ -44,8 +44,6 @@ pub(super) struct Ioapic {
     entries: [u64; PINS],
     /// Lines that are asserted (level-triggered devices).
     asserted: u32,
-    /// Edges that came while their pin was masked.
-    latched: u32,
     outgoing: Vec<Msi>,
 }
 
@@ -56,7 +54,6 @@ impl Ioapic {
             id: 0,
             entries: [entry::MASKED; PINS],
             asserted: 0,
-            latched: 0,
             outgoing: Vec::new(),
         }
     }
@@ -105,7 +102,7 @@ impl Ioapic {
                     new &= !entry::REMOTE_IRR;
                 }
                 self.entries[pin] = new;
-                self.evaluate(pin);
+                self.deliver(pin, false);
             }
             (_, Some((pin, true))) => {
                 self.entries[pin] = (self.entries[pin] & 0xffff_ffff) | value << 32;
@@ -121,14 +118,9 @@ impl Ioapic {
         (pin < PINS).then_some((pin, index % 2 == 1))
     }
 
-    /// An edge on a pin.
+    /// An edge on a pin: the line goes up and down again. A masked pin ignores it (82093AA §3.2.4, interrupt mask).
     pub(super) fn pulse(&mut self, pin: u32) {
-        self.latched |= 1 << pin;
-        self.evaluate(pin as usize);
-        if self.entries[pin as usize] & entry::LEVEL != 0 {
-            // A level-triggered pin saw the line up and down again.
-            self.latched &= !(1 << pin);
-        }
+        self.deliver(pin as usize, true);
     }
 
     /// Sets the line of a level-triggered device.
@@ -138,13 +130,7 @@ impl Ioapic {
             return;
         }
         self.asserted ^= bit;
-        if high {
-            self.latched |= bit;
-        } else if self.entries[pin as usize] & entry::LEVEL != 0 {
-            // Nothing is left of a level that nobody has seen.
-            self.latched &= !bit;
-        }
-        self.evaluate(pin as usize);
+        self.deliver(pin as usize, high);
     }
 
     /// The CPUs have finished this level-triggered vector; pins whose line is still up deliver
@@ -154,28 +140,22 @@ impl Ioapic {
             let value = self.entries[pin];
             if value & entry::REMOTE_IRR != 0 && value & entry::VECTOR == u64::from(vector) {
                 self.entries[pin] &= !entry::REMOTE_IRR;
-                self.evaluate(pin);
+                self.deliver(pin, false);
             }
         }
     }
 
-    /// Delivers what a pin has to deliver.
-    fn evaluate(&mut self, pin: usize) {
+    /// Delivers what a pin has to deliver, `is_up` if its line has just gone up.
+    fn deliver(&mut self, pin: usize, is_up: bool) {
         let value = self.entries[pin];
-        if value & entry::MASKED != 0 {
-            return;
-        }
-        let bit = 1 << pin;
         let level = value & entry::LEVEL != 0;
-        let due = if level {
-            value & entry::REMOTE_IRR == 0 && (self.asserted | self.latched) & bit != 0
-        } else {
-            self.latched & bit != 0
+        let is_due = match level {
+            true => value & entry::REMOTE_IRR == 0 && (is_up || self.asserted & 1 << pin != 0),
+            false => is_up,
         };
-        if !due {
+        if !is_due || value & entry::MASKED != 0 {
             return;
         }
-        self.latched &= !bit;
         if level {
             self.entries[pin] |= entry::REMOTE_IRR;
         }
@@ -232,11 +212,18 @@ mod tests {
     }
 
     #[test]
-    fn a_masked_edge_waits_for_its_unmasking() {
+    fn a_masked_edge_is_ignored_and_a_masked_level_waits() {
         let mut ioapic = Ioapic::new();
         ioapic.pulse(4);
-        assert!(ioapic.take_msis().is_empty());
+        ioapic.set_line(5, true);
         redirect(&mut ioapic, 4, 0x31);
+        redirect(&mut ioapic, 5, 0x32);
+        assert!(ioapic.take_msis().is_empty());
+        ioapic.pulse(4);
+        assert_eq!(ioapic.take_msis().len(), 1);
+        // A line that is still up when its level-triggered pin is unmasked has an interrupt to deliver.
+        ioapic.set_line(9, true);
+        redirect(&mut ioapic, 9, entry::LEVEL | 0x41);
         assert_eq!(ioapic.take_msis().len(), 1);
     }
 

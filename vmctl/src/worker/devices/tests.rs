@@ -56,6 +56,8 @@ fn what_ends_a_machine() {
     assert_eq!(wish(port::SLEEP_CONTROL, 0x34), Some(Request::PowerOff));
     assert_eq!(wish(port::SLEEP_CONTROL, 0x14), None);
     assert_eq!(wish(port::RESET, 1), Some(Request::Reset));
+    assert_eq!(wish(port::SYSTEM_CONTROL, 3), Some(Request::Reset));
+    assert_eq!(wish(port::SYSTEM_CONTROL, 2), None);
     assert_eq!(wish(port::I8042, 0xfe), Some(Request::Reset));
     assert_eq!(wish(port::RESET_CONTROL, 6), Some(Request::Reset));
     assert_eq!(wish(port::RESET_CONTROL, 2), None);
@@ -72,13 +74,25 @@ fn what_ends_a_machine() {
 
 #[test]
 fn the_power_button_is_an_event_that_is_read_once() {
+    const LEVEL: u64 = 1 << 15;
+    let unmask = |devices: &mut Devices| {
+        devices.write_memory(layout::IOAPIC, 4, 0x10 + 2 * u64::from(irq::EVENTS));
+        devices.write_memory(layout::IOAPIC + 0x10, 4, LEVEL | 0x25);
+    };
     let mut devices = Devices::new();
-    devices.write_memory(layout::IOAPIC, 4, 0x10 + 2 * u64::from(irq::EVENTS));
-    devices.write_memory(layout::IOAPIC + 0x10, 4, 0x25);
+    unmask(&mut devices);
     devices.press_power_button();
     assert_eq!(devices.take_msis().len(), 1);
     assert_eq!(devices.read_port(port::EVENTS, 1), 1);
     assert_eq!(devices.read_port(port::EVENTS, 1), 0);
+    // It is not lost before the guest has its driver.
+    let mut devices = Devices::new();
+    devices.press_power_button();
+    assert!(devices.take_msis().is_empty());
+    unmask(&mut devices);
+    assert_eq!(devices.take_msis().len(), 1);
+    assert_eq!(devices.read_port(port::EVENTS, 1), 1);
+    assert!(devices.take_msis().is_empty());
 }
 
 #[test]

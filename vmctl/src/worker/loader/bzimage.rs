@@ -49,13 +49,19 @@ impl BzImage {
         {
             return Err(source.error("a bzImage without a 64-bit entry point"));
         }
-        let sectors = match header.setup_sects {
+        let image = Self { header };
+        let syssize = image.header.syssize;
+        source.check_extent(image.setup_size(), u64::from(syssize) * 16)?;
+        Ok(Some(image))
+    }
+
+    /// Bytes that run in real mode, with which the file begins.
+    pub(super) fn setup_size(&self) -> u64 {
+        let sectors = match self.header.setup_sects {
             0 => 4,
             n => u64::from(n),
         };
-        let setup_size = (sectors + 1) * 512;
-        source.check_extent(setup_size, u64::from(header.syssize) * 16)?;
-        Ok(Some(Self { header }))
+        (sectors + 1) * 512
     }
 
     pub(super) fn load(
@@ -93,7 +99,7 @@ impl BzImage {
             let at = initrd.load_high(ram, end, ceiling)?;
             // Below 4 GiB, as the ceiling is.
             header.ramdisk_image = at as u32;
-            header.ramdisk_size = initrd.0.size as u32;
+            header.ramdisk_size = initrd.source.size as u32;
         }
         let mut params = boot_params {
             hdr: header,

@@ -177,7 +177,7 @@ impl Multiboot {
         if let Some(initrd) = &mut boot.initrd {
             let at = initrd.load_at(ram, end.next_multiple_of(0x1000))?;
             // Below 4 GiB: `load_at` stays in low memory.
-            let module = [at as u32, (at + initrd.0.size) as u32, 0, 0];
+            let module = [at as u32, (at + initrd.source.size) as u32, 0, 0];
             write(&module, MODULES).map_err(|e| source.error(e))?;
             info[0] |= info_flags::MODULES;
             info[5] = 1;

@@ -44,7 +44,7 @@ impl Pvh {
             let paddr = initrd.load_high(ram, end, u64::MAX)?;
             let module = hvm_modlist_entry {
                 paddr,
-                size: initrd.0.size,
+                size: initrd.source.size,
                 ..hvm_modlist_entry::default()
             };
             info.nr_modules = 1;

@@ -93,15 +93,15 @@ impl Files {
 /// Loads a kernel with a RAM disk of 3 bytes; where it is entered, and the memory.
 fn load(image: &[u8], size: u64) -> Result<(VcpuState, Ram), LoadError> {
     let files = Files::new();
-    let kernel = Kernel::open(&files.add("kernel", image))?;
+    let mut kernel = Kernel::open(&files.add("kernel", image))?;
     let initrd = Initrd::open(&files.add("initrd", b"ram"))?;
     let ram = Ram::new(size).unwrap();
-    let boot = Boot {
+    let mut boot = Boot {
         cmdline: "quiet x=1",
         initrd: Some(initrd),
         rsdp: layout::ACPI,
     };
-    let entry = kernel.load(&ram, boot)?;
+    let entry = kernel.load(&ram, &mut boot)?;
     let mut state = VcpuState::default();
     entry.apply(&mut state);
     Ok((state, ram))
