@@ -157,7 +157,11 @@ fn xsetbv_is_undefined_without_osxsave() -> Outcome {
     ])?;
     guest.halt(0)?;
     equal("exceptions", guest.exceptions().count(), 1)?;
-    equal("vector", guest.exceptions().last()[0], probe::INVALID_OPCODE)?;
+    equal(
+        "vector",
+        guest.exceptions().last()[0],
+        probe::INVALID_OPCODE,
+    )?;
     guest.end()
 }
 
