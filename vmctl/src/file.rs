@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
@@ -28,13 +28,37 @@ pub(crate) fn check(path: &Path, allows_device: bool) -> io::Result<()> {
 /// There is no file, it is of another type, or it can't be opened.
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     check(path, false)?;
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    let file = open_at_once(path, false)?;
     // Another file may have the name by now.
     match file.metadata()?.is_file() {
         true => Ok(file),
         false => Err(io::Error::other("not a regular file")),
     }
+}
+
+/// Opens a file to read it, and perhaps to write it. A FIFO does not wait for its other end.
+///
+/// # Errors
+///
+/// It can't be opened.
+pub(crate) fn open_at_once(path: &Path, write: bool) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let mut options = File::options();
+    options
+        .read(true)
+        .write(write)
+        .custom_flags(flags)
+        .open(path)
+}
+
+/// Makes a directory, and those above it, that only root can enter. One that is there stays as it is.
+///
+/// # Errors
+///
+/// The file system's.
+pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(path)
 }
 
 /// Says in plain words what is wrong with a file.

@@ -6,7 +6,6 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -24,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::journal;
 use super::record::WorkerExit;
 use crate::config::check_name;
+use crate::file::make_private_dir;
 use crate::proc;
 
 /// Name of a worker's own log in its VM's state directory.
@@ -169,8 +169,7 @@ struct Listeners {
 /// The file system's, and `AddrInUse` if there is one.
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(dir) = path.parent() {
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(dir)?;
+        make_private_dir(dir)?;
     }
     UnixListener::bind(path)
 }
@@ -291,12 +290,7 @@ impl Launch<'_> {
 impl Process {
     /// Finds the worker that an earlier daemon started; `None` if it is gone.
     pub(super) fn find(identity: Identity) -> Option<Self> {
-        let (found, pidfd) = watch(identity.pid).ok()?;
-        (found == identity).then_some(Self {
-            identity,
-            pidfd,
-            child: None,
-        })
+        Self::of_pid(identity.pid).filter(|found| found.identity == identity)
     }
 
     /// Finds a process by its number alone, which the driver vouches for.
@@ -357,10 +351,7 @@ pub(super) const LOG_DIR: &str = "log";
 ///
 /// The file system's.
 pub(super) fn make_log_dir(state_dir: &Path) -> io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(state_dir.join(LOG_DIR))
+    make_private_dir(&state_dir.join(LOG_DIR))
 }
 
 fn open_log_dir(state_dir: &Path) -> io::Result<OwnedFd> {

@@ -173,8 +173,12 @@ impl Record {
     /// A worker was started because the guest rebooted.
     pub(super) fn rebooting(&mut self) {
         self.reboots = self.reboots.saturating_add(1);
+        self.begin(&self.why_rebooted());
+    }
+
+    fn why_rebooted(&self) -> String {
         let often = self.brake.describe();
-        self.begin(often.as_deref().unwrap_or("guest rebooted"));
+        often.unwrap_or_else(|| "guest rebooted".to_owned())
     }
 
     /// Whether the guest may be asked to power off.
@@ -408,8 +412,7 @@ impl Record {
             }
             (EndCause::Rebooted, None) if restarts => {
                 let wait_ms = self.brake.rebooted(lived_ms);
-                let often = self.brake.describe();
-                let mut why = often.unwrap_or_else(|| "guest rebooted".to_owned());
+                let mut why = self.why_rebooted();
                 if wait_ms > 0 {
                     self.boots_at_ms = Some(now_ms + wait_ms);
                     why.push_str(&format!("; it boots again after {} s", wait_ms / 1000));

@@ -31,23 +31,14 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
             state_dir: vms.store.root().display().to_string(),
             runtime_dir: vms.runtime_dir().display().to_string(),
         })),
-        Request::Define { config } => match vms.define(&config) {
-            Ok(ticket) => return Answer::Later(ticket),
-            Err(e) => Err(e),
-        },
-        Request::Start { name } => match vms.start(&name) {
-            Ok(ticket) => return Answer::Later(ticket),
-            Err(e) => Err(e),
-        },
+        Request::Define { config } => return later(vms.define(&config)),
+        Request::Start { name } => return later(vms.start(&name)),
         Request::Stop { name, starts_again } => vms.stop(&name, starts_again).map(Response::Status),
         Request::Withdraw { name } => vms.withdraw(&name).map(Response::Status),
         Request::Kill { name } => vms.kill(&name).map(Response::Status),
         Request::Pause { name } => vms.pause(&name).map(Response::Status),
         Request::Resume { name } => vms.resume(&name).map(Response::Status),
-        Request::Delete { name } => match vms.delete(&name) {
-            Ok(ticket) => return Answer::Later(ticket),
-            Err(e) => Err(e),
-        },
+        Request::Delete { name } => return later(vms.delete(&name)),
         Request::List => Ok(Response::List(vms.list())),
         Request::Info { name } if vms.ask_devices(&name) => return Answer::Info(name),
         Request::Info { name } => Ok(info(vms, &name)),
@@ -76,10 +67,7 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
             let resized = vms.resize(&name, columns, rows);
             resized.map(|()| Response::Done)
         }
-        Request::Rename { name, to } => match vms.rename(&name, &to) {
-            Ok(ticket) => return Answer::Later(ticket),
-            Err(e) => Err(e),
-        },
+        Request::Rename { name, to } => return later(vms.rename(&name, &to)),
         Request::Redefine { name, config } => vms.replace(&name, &config).map(Response::Status),
         Request::Set { name, setting } => vms.set(&name, &setting).map(Response::Status),
         Request::Detach { name, device } => match vms.detach(&name, &device) {
@@ -89,6 +77,14 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
         },
     };
     Answer::Now(Box::new(result.unwrap_or_else(Response::Error)))
+}
+
+/// What becomes of a request whose answer comes later, if it could be begun.
+fn later(begun: Result<Ticket, Failure>) -> Answer {
+    match begun {
+        Ok(ticket) => Answer::Later(ticket),
+        Err(e) => Answer::Now(Box::new(Response::Error(e))),
+    }
 }
 
 /// The answer to a request for all about a VM.

@@ -19,7 +19,7 @@ use super::process::make_log_dir;
 use super::record::asked::Asked;
 use super::record::brake::Brake;
 use crate::config::{VmConfig, check_name};
-use crate::file::describe;
+use crate::file::{describe, make_private_dir};
 
 /// Name of the file that holds a VM's definition.
 pub(super) const CONFIG: &str = "config.toml";
@@ -40,39 +40,40 @@ pub(super) struct Store {
 
 /// `state.toml`. A value that is missing or unknown, because another version of this program wrote it, leaves the others.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Saved {
     /// Version of the file.
-    #[serde(default, deserialize_with = "if_known")]
+    #[serde(deserialize_with = "if_known")]
     pub(super) version: u32,
     /// State.
-    #[serde(default, deserialize_with = "if_known")]
+    #[serde(deserialize_with = "if_known")]
     pub(super) state: Option<VmState>,
     /// Why.
-    #[serde(default, deserialize_with = "if_known")]
+    #[serde(deserialize_with = "if_known")]
     pub(super) reason: String,
     /// Boot of the root partition in which this was written; a partition and a time mean nothing in another.
-    #[serde(default, deserialize_with = "if_known")]
+    #[serde(deserialize_with = "if_known")]
     pub(super) boot_id: String,
     /// See `Record`.
-    #[serde(default, deserialize_with = "if_known")]
+    #[serde(deserialize_with = "if_known")]
     pub(super) partition: Option<u64>,
     /// See `Record`.
-    #[serde(default, deserialize_with = "if_known")]
+    #[serde(deserialize_with = "if_known")]
     pub(super) started_ms: Option<u64>,
     /// See `Record`.
-    #[serde(default, deserialize_with = "if_known")]
+    #[serde(deserialize_with = "if_known")]
     pub(super) reboots: u32,
     /// See `Record`.
-    #[serde(default, deserialize_with = "if_known")]
+    #[serde(deserialize_with = "if_known")]
     pub(super) boots_at_ms: Option<u64>,
     /// See `Record`.
-    #[serde(default, deserialize_with = "if_known")]
+    #[serde(deserialize_with = "if_known")]
     pub(super) brake: Brake,
     /// See `Record`.
-    #[serde(default, deserialize_with = "if_known")]
+    #[serde(deserialize_with = "if_known")]
     pub(super) asked: Asked,
     /// How the VM ended, if its worker has said so.
-    #[serde(default, deserialize_with = "if_known")]
+    #[serde(deserialize_with = "if_known")]
     pub(super) end: Option<(EndCause, String)>,
 }
 
@@ -99,8 +100,7 @@ impl Store {
             }
         }
         let copies = runtime_dir.join("states");
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(&copies)?;
+        make_private_dir(&copies)?;
         Ok(Self {
             root: root.to_owned(),
             copies,

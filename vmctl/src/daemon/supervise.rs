@@ -219,22 +219,17 @@ impl Vms {
 
     /// Boots guests that have waited for it, and forgets requests that are too old.
     fn keep_times(&mut self, now_ms: u64) {
-        let names = |vms: &Vms, is_due: fn(&Record, u64) -> bool| -> Vec<String> {
-            let due = vms.vms.iter().filter(|(_, vm)| is_due(&vm.record, now_ms));
-            due.map(|(name, _)| name.clone()).collect()
-        };
-        for name in names(self, |record, now| {
-            record.boots_at_ms.is_some_and(|at| at <= now)
-        }) {
+        let is_due = |vm: &Vm| vm.record.boots_at_ms.is_some_and(|at| at <= now_ms);
+        let due = self.vms.iter().filter(|(_, vm)| is_due(vm));
+        let due: Vec<_> = due.map(|(name, _)| name.clone()).collect();
+        for name in due {
             self.reboot(&name);
             self.changed(&name);
         }
-        for name in names(self, |record, now| {
-            record.asked.expires_ms().is_some_and(|at| at <= now)
-        }) {
-            if let Some(vm) = self.vms.get_mut(&name) {
-                vm.record.asked.expire(now_ms);
-            }
+        let vms = self.vms.iter_mut();
+        let expired = vms.filter_map(|(name, vm)| vm.record.asked.expire(now_ms).then_some(name));
+        let expired: Vec<_> = expired.cloned().collect();
+        for name in expired {
             self.changed(&name);
         }
     }

@@ -1,18 +1,17 @@
 //! An image and its backing files, opened and locked.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::OFlags;
-
 use super::header::{self, Header};
 use super::{Access, BackingDirs, DiskError, Format, Problem, SECTOR, length, lock};
 use crate::config::DiskConfig;
+use crate::file::open_at_once;
 
 /// Files that an image consists of at most.
 const MAX_DEPTH: usize = 16;
@@ -349,15 +348,7 @@ pub(super) fn check_size(path: &Path, size: u64) -> Result<(), DiskError> {
 /// Opens a regular file or block device.
 pub(super) fn open_file(path: &Path, write: bool) -> Result<File, DiskError> {
     let io = |e| DiskError::io(path, &e);
-    // A pipe would wait for its other end.
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let mut options = OpenOptions::new();
-    let file = options
-        .read(true)
-        .write(write)
-        .custom_flags(flags)
-        .open(path);
-    let file = file.map_err(io)?;
+    let file = open_at_once(path, write).map_err(io)?;
     let kind = file.metadata().map_err(io)?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         let what = "not a regular file or block device";
