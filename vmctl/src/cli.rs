@@ -236,7 +236,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(e) => match help::usage_error(&e) {
             Some(line) => {
-                output::note(&format!("vmctl: {}", output::printable(&line)));
+                output::complain(&line);
                 return Exit::Usage.into();
             }
             // Help is no error.
@@ -248,7 +248,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(failed) => {
             if let Some(message) = &failed.message {
-                output::note(&format!("vmctl: {}", output::printable(message)));
+                output::complain(message);
             }
             failed.exit.into()
         }

@@ -165,9 +165,9 @@ fn info(args: &InfoArgs) -> Result<(), Failed> {
     if format.is_doubtful {
         let file = args.file.display();
         let line = format!(
-            "vmctl: {file}: it begins like a qcow2 image, which a guest can have written, and is not called *.qcow2: shown as raw, or see --image-format"
+            "{file}: it begins like a qcow2 image, which a guest can have written, and is not called *.qcow2: shown as raw, or see --image-format"
         );
-        output::note(&output::printable(&line));
+        output::complain(&line);
     }
     let layers = disk::info(&args.file, format.format)?;
     match args.format.format {

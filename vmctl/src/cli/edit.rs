@@ -79,7 +79,7 @@ fn asks_again(error: &Failed) -> Result<bool, Failed> {
     if !io::stdin().is_terminal() {
         return Ok(false);
     }
-    output::note(&format!("vmctl: {error}"));
+    output::complain(&error.to_string());
     let mut stderr = io::stderr();
     let _ = stderr.write_all(b"Edit again? [Y/n] ");
     let mut answer = String::new();

@@ -91,7 +91,7 @@ impl NamesArgs {
         for name in names {
             if let Err(failed) = client.again().and_then(|client| deed(&name, client)) {
                 if let Some(message) = &failed.message {
-                    output::note(&format!("vmctl: {}", output::printable(message)));
+                    output::complain(message);
                 }
                 first.get_or_insert(failed.exit);
             }

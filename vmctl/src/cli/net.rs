@@ -131,7 +131,7 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
         overlay,
     };
     for line in net::create(&spec)? {
-        output::note(&format!("vmctl: {}", output::printable(&line)));
+        output::complain(&line);
     }
     output::text(&format!("{}: created ({})\n", spec.name, mode.name()))
 }

@@ -101,6 +101,11 @@ pub(super) fn printable(message: &str) -> String {
         .collect()
 }
 
+/// Writes a message of this program to standard error, without what a terminal would obey.
+pub(super) fn complain(message: &str) {
+    note(&format!("vmctl: {}", printable(message)));
+}
+
 /// A number of things: `1 partition`, `2 partitions`.
 pub(super) fn count(number: u64, thing: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };

@@ -95,9 +95,8 @@ pub(super) struct Exits {
 
 /// Returns the exits of a partition since it was made, by kind; nothing if it is gone.
 pub(super) fn exits(device: &Device, id: u64) -> Vec<Exits> {
-    let vcpus = device.vm_info(id).map_or(0, |info| u64::from(info.vcpus));
-    let counters = (0..vcpus).filter_map(|vcpu| device.counters(id, vcpu).ok());
-    let counters: Vec<_> = counters.collect();
+    let vcpus = device.vm_info(id).map_or(0, |info| info.vcpus);
+    let counters = sample::counters(device, id, vcpus);
     let kinds = KINDS.iter().map(|kind| Exits {
         name: kind.name(),
         heading: kind.heading,

@@ -57,24 +57,22 @@ impl Source {
             let message = e.message().replace('\n', ", ");
             ConfigError(format!("{origin}:{}: {message}", line(&text, at)))
         })?;
-        let mut start = text.len() + 1;
         let mut overrides = Vec::new();
         for setting in settings {
-            let toml = override_toml(setting)?;
-            let next = start + toml.len() + 1;
             overrides.push(Override {
                 setting: setting.clone(),
-                toml,
-                start,
+                toml: override_toml(setting)?,
+                start: 0,
                 is_text: false,
             });
-            start = next;
         }
-        Ok(Self {
+        let mut source = Self {
             origin: origin.to_owned(),
             text,
             overrides,
-        })
+        };
+        source.set_starts();
+        Ok(source)
     }
 
     /// The file's tree with the overrides in it.
@@ -114,12 +112,17 @@ impl Source {
         if let Some(text) = as_text(&found.setting) {
             found.toml = text;
         }
+        self.set_starts();
+        true
+    }
+
+    /// Puts each override behind the end of what comes before it.
+    fn set_starts(&mut self) {
         let mut start = self.text.len() + 1;
         for o in &mut self.overrides {
             o.start = start;
             start += o.toml.len() + 1;
         }
-        true
     }
 
     fn try_deserialize<T: DeserializeOwned>(&self) -> Result<T, Misfit> {
@@ -166,8 +169,7 @@ impl Source {
 
     /// A value as it was written, if it is short.
     fn value(&self, span: &Range<usize>) -> Option<&str> {
-        let at_override = self.overrides.iter().rfind(|o| o.start <= span.start);
-        let (text, start) = match at_override {
+        let (text, start) = match self.override_at(span) {
             Some(o) => (&*o.toml, o.start),
             None => (&*self.text, 0),
         };
@@ -184,8 +186,13 @@ impl Source {
             .unwrap_or_else(|| self.origin.clone())
     }
 
+    /// Returns the override that a span lies in; none if it lies in the text.
+    fn override_at(&self, span: &Range<usize>) -> Option<&Override> {
+        self.overrides.iter().rfind(|o| o.start <= span.start)
+    }
+
     fn place(&self, span: &Range<usize>) -> String {
-        match self.overrides.iter().rfind(|o| o.start <= span.start) {
+        match self.override_at(span) {
             Some(o) => format!("{OVERRIDE}{}", o.setting),
             None => format!("{}:{}", self.origin, line(&self.text, span.start)),
         }

@@ -40,6 +40,13 @@ pub(super) struct Vm {
     pub(super) vcpus: Vec<Counters>,
 }
 
+/// Reads the counters of a partition's virtual CPUs; of one that goes meanwhile there are fewer.
+pub(super) fn counters(device: &Device, id: u64, vcpus: u32) -> Vec<Counters> {
+    (0..u64::from(vcpus))
+        .filter_map(|vcpu| device.counters(id, vcpu).ok())
+        .collect()
+}
+
 impl Sample {
     /// Reads everything.
     ///
@@ -76,9 +83,7 @@ impl Sample {
                 Vm {
                     name: String::from_utf8_lossy(&name).into_owned(),
                     worker: worker.and_then(ticks),
-                    vcpus: (0..u64::from(info.vcpus))
-                        .filter_map(|vcpu| device.counters(id, vcpu).ok())
-                        .collect(),
+                    vcpus: counters(device, id, info.vcpus),
                 },
             );
         }
