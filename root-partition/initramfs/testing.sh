@@ -120,14 +120,19 @@ start() {
     eventually 240 boots "$1" $((before + 1))
 }
 
-# hold NAME: attaches to a guest's console for `tell`, until the guest ends.
+# hold NAME: attaches to a guest's console for `tell`, until the guest ends. A console that was held before is let go: of two
+# that read the same typing, one takes the lines and may have no guest to give them to.
 hold() {
+    if [ -f "/tmp/$1.held" ]; then
+        kill "$(cat "/tmp/$1.held")" 2>/dev/null
+    fi
     if [ ! -p "/tmp/$1.typing" ]; then
         mkfifo "/tmp/$1.typing"
         # Keeps it open between one line and the next.
         sleep 100000 <>"/tmp/$1.typing" &
     fi
     vmctl console "$1" <"/tmp/$1.typing" >/dev/null 2>&1 &
+    echo $! >"/tmp/$1.held"
 }
 
 # boots NAME COUNT: a guest's shell has come up that often.
@@ -169,4 +174,9 @@ kernel_of() {
 # daemon: the daemon's process ID.
 daemon() {
     vmctl doctor | grep -o 'process [0-9]*' | cut -d' ' -f2
+}
+
+# kill_daemon: the daemon ends without time for anything.
+kill_daemon() {
+    kill -KILL "$(daemon)" || fail "there is no daemon to kill"
 }

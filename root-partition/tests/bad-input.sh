@@ -21,6 +21,6 @@ refuse "100G is more than root has" vmctl start big --wait --timeout 60s
 expect deleted vmctl delete big
 expect defined vmctl create demo.toml
 refuse "demo" vmctl create demo.toml
-kill -KILL "$(daemon)"
+kill_daemon
 refuse "daemon" vmctl list
 refuse "daemon" vmctl create demo.toml

@@ -2,7 +2,7 @@
 # timeout: 600
 . /lib/testing.sh
 up demo
-kill -KILL "$(daemon)"
+kill_daemon
 refuse "daemon" vmctl list
 vmctl daemon >/dev/console 2>&1 &
 eventually 30 vmctl list

@@ -76,7 +76,7 @@ for round in 1 2 3; do
     eventually 60 ping -c 1 -W 2 db.lan1
     expect "db: lan1 detached" vmctl detach db lan1
 done
-kill -KILL "$(daemon)"
+kill_daemon
 vmctl daemon >/dev/console 2>&1 &
 eventually 30 vmctl list
 wait $flow || fail "the flow ended: $(tail -n 20 /tmp/flow)"

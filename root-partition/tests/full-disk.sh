@@ -12,7 +12,7 @@ saved() {
 rebooted() {
     ! vmctl info "$1" | grep -q '^reboots *0$'
 }
-kill -KILL "$(daemon)"
+kill_daemon
 mkdir /small
 mount -t tmpfs -o size=256k none /small
 vmctl daemon --state-dir /small 2>/small/daemon.log &

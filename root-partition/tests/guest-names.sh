@@ -73,13 +73,13 @@ refuse "nobody: no such VM" vmctl ssh nobody
 kill -KILL "$(dnsmasq)"
 eventually 10 dnsmasq
 answer web "again 0% lost" 'until ping -4 -c 1 -W 5 db >/dev/null; do :; done; echo again 0% lost'
-kill -KILL "$(daemon)"
+kill_daemon
 kill -KILL "$(dnsmasq)"
 vmctl daemon >/dev/console 2>&1 &
 eventually 30 vmctl list
 eventually 10 dnsmasq
 old=$(dnsmasq)
-kill -KILL "$(daemon)"
+kill_daemon
 vmctl daemon >/dev/console 2>&1 &
 eventually 30 vmctl list
 # The next daemon does not go on with the old program.

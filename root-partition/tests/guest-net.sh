@@ -85,7 +85,7 @@ eventually 30 ping -c 1 -W 1 10.79.0.10
 refuse "a: nic.9.link=up: a has no such NIC" vmctl set a nic.9.link=up
 refuse "expected nic.NIC.link=up or nic.NIC.link=down" vmctl set a memory=1G
 # The daemon may end in between.
-kill -KILL "$(daemon)"
+kill_daemon
 vmctl daemon >/dev/console 2>&1 &
 eventually 30 vmctl list
 expect "a: extra detached" vmctl detach a extra

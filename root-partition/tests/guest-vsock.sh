@@ -50,7 +50,7 @@ connects() {
 }
 eventually 30 connects
 head -c 8000000 data >&5
-kill -KILL "$(daemon)"
+kill_daemon
 vmctl daemon >/dev/console 2>&1 5>&- &
 eventually 30 vmctl list
 tail -c +8000001 data >&5
@@ -69,7 +69,6 @@ listener=$!
 tell web reboot
 eventually 240 boots web 2
 [ -S ${sock}_82 ] || fail "the reboot took ${sock}_82 away"
-hold web
 tell web 'echo again | vmctl vsock cid:2 82'
 wait $listener
 [ "$(cat heard)" = again ] || fail "VM 0 heard: $(cat heard)"

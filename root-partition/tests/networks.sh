@@ -15,7 +15,7 @@ ip address show lan1 | grep -q 'inet 10.77.0.1/24' || fail "$(ip address show la
 [ "$(cat /sys/class/net/lan2/bridge/vlan_filtering)" = 1 ] || fail "lan2 does not filter"
 
 # The kernel keeps them, whoever else dies.
-kill -KILL "$(daemon)"
+kill_daemon
 vmctl daemon >/dev/console 2>&1 &
 expect lan2 vmctl net list
 eventually 30 vmctl list

@@ -12,7 +12,7 @@ kernel_of other '\364\353\375'
 expect defined vmctl create halts.toml
 expect defined vmctl create other.toml
 expect "other: running" vmctl start other --wait --timeout 60s
-kill -KILL "$(daemon)"
+kill_daemon
 sed -i 's|^kernel = .*|kernel = "/slow/kernel"|' /var/lib/microvisor/halts/config.toml
 vmctl daemon >/dev/console 2>&1 5>&- &
 eventually 30 vmctl list
@@ -34,7 +34,7 @@ wait "$starting" && fail "it was started: $(cat answer)"
 is halts "defined never started"
 refuse "halts is being started: kernel: /slow/kernel" vmctl start halts
 # Another daemon waits for nothing.
-kill -KILL "$(daemon)"
+kill_daemon
 sed -i 's|^kernel = .*|kernel = "/root/halts"|' /var/lib/microvisor/halts/config.toml
 vmctl daemon >/dev/console 2>&1 5>&- &
 eventually 30 vmctl list

@@ -14,7 +14,7 @@ for name in one two three; do
 done
 one=$(worker one)
 before=$(partitions)
-kill -KILL "$(daemon)"
+kill_daemon
 state=/var/lib/microvisor
 : >$state/one/state.toml
 echo '[newer]' >>$state/one/config.toml
