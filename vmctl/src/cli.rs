@@ -100,7 +100,7 @@ enum Command {
     /// Hold a VM's virtual CPUs
     #[command(alias = "suspend", after_help = "Example:\n  vmctl pause demo")]
     Pause(NameArgs),
-    /// Let a paused or stalled VM go on
+    /// Let a paused or stalled VM go on, or wake a guest that sleeps
     #[command(after_help = "Example:\n  vmctl resume demo")]
     Resume(NameArgs),
     /// Remove VMs that have ended, with their logs

@@ -63,8 +63,10 @@ impl Vms {
     }
 
     pub(super) fn resume(&mut self, name: &str) -> Result<VmStatus, Failure> {
-        let how = self.vm(name)?.record.may_resume()?;
-        if how == How::Now {
+        let vm = self.vm(name)?;
+        let how = vm.record.may_resume()?;
+        // A worker that is gone holds nothing.
+        if how == How::Now && vm.worker.is_some() {
             self.command(name, &WorkerCommand::Resume)?;
         }
         self.vm_mut(name)?.record.asked.pause = false;

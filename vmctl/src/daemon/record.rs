@@ -262,20 +262,21 @@ impl Record {
         }
     }
 
-    /// Whether it may be resumed.
+    /// Whether it may be resumed. One that runs may be asleep, which its worker knows.
     ///
     /// # Errors
     ///
-    /// It is not paused.
+    /// It does not run, and is not paused.
     pub(super) fn may_resume(&self) -> Result<How, Failure> {
         match self.state {
             VmState::IoStalled if !self.is_held => {
                 Err(self.wrong_state("its virtual CPUs are not held, and go on"))
             }
-            VmState::Paused | VmState::IoStalled => Ok(How::Now),
-            VmState::Running => Ok(How::Done),
+            VmState::Paused | VmState::IoStalled | VmState::Running => Ok(How::Now),
             VmState::Starting if self.asked.pause => Ok(How::Done),
-            _ => Err(self.wrong_state("only a paused or stalled VM can be resumed")),
+            _ => Err(self.wrong_state(
+                "only a paused or stalled VM, or a guest that sleeps, can be resumed",
+            )),
         }
     }
 

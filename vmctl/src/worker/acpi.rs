@@ -1,17 +1,19 @@
-//! ACPI tables: a hardware-reduced machine.
+//! ACPI tables of a machine without an 8259, an 8254 and a PM timer.
 //!
-//! RSDP → XSDT → FADT (→ DSDT), MADT and MCFG, built by the acpi_tables crate. Hardware-reduced means no
-//! PM timer, no 8259, no SCI: power-off and reboot go through the sleep and reset registers, and
-//! the power button and PCI hot plug are events of a Generic Event Device (ACPI 6.5 §5.6.9), as in
-//! Cloud Hypervisor.
+//! RSDP → XSDT → FADT (→ FACS, DSDT), MADT and MCFG, built by the acpi_tables crate. The power button is fixed hardware
+//! with an SCI, and not an event of a hardware-reduced machine: Linux lets nothing else of ACPI end suspend-to-idle
+//! (`acpi_s2idle_wake` in `drivers/acpi/sleep.c`). PCI hot plug is an event of a Generic Event Device (ACPI 6.5 §5.6.9), as
+//! in Cloud Hypervisor.
 
 mod pci;
+mod sleep;
 
 use acpi_tables::aml::{
     self, And, Device as AmlDevice, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule,
-    FieldUpdateRule, If, Interrupt, Local, Method, MethodCall, Name, Notify, ONE, OpRegion,
-    OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store, ZERO,
+    FieldUpdateRule, If, Interrupt, Local, Method, MethodCall, Name, ONE, OpRegion, OpRegionSpace,
+    Package, Path, ResourceTemplate, Scope, Store, ZERO,
 };
+use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{
@@ -34,7 +36,10 @@ const REVISION: u32 = 1;
 
 /// Flags of the FADT's `IAPC_BOOT_ARCH`: there is no VGA, and (by a clear bit) no 8042.
 const VGA_NOT_PRESENT: u16 = 1 << 2;
-/// `SLP_TYP` of S5; what the sleep control register takes for power-off.
+/// Latencies of C2 and C3, in microseconds, that mean that there is no such state.
+const NO_C2: u16 = 101;
+const NO_C3: u16 = 1001;
+/// `SLP_TYP` of S5: the PM1 control register takes it for power-off.
 pub const S5: u8 = 5;
 
 /// Bytes of the RSDP, with which the tables begin.
@@ -62,8 +67,10 @@ fn tables(base: u64, vcpus: u32) -> (Vec<u8>, u64) {
         bytes.resize(bytes.len().next_multiple_of(16), 0);
         at
     };
+    // First, because it lies on a 64-byte border.
+    let facs = append(&FACS::new());
     let dsdt = append(&dsdt());
-    let fadt = append(&fadt(dsdt));
+    let fadt = append(&fadt(facs, dsdt));
     let madt = append(&madt(vcpus));
     let mcfg = append(&mcfg());
     let mut xsdt = XSDT::new(OEM, TABLE, REVISION);
@@ -77,31 +84,43 @@ fn tables(base: u64, vcpus: u32) -> (Vec<u8>, u64) {
     (bytes, base)
 }
 
-fn register(port: u16) -> GAS {
+/// A register, or a block of them, of `bytes` bytes that are accessed `access` at a time.
+fn register(port: u16, bytes: u8, access: AccessSize) -> GAS {
     GAS::new(
         AddressSpace::SystemIo,
-        8,
+        8 * bytes,
         0,
-        AccessSize::ByteAccess,
+        access,
         u64::from(port),
     )
 }
 
-fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
+fn fadt(facs: u64, dsdt: u64) -> acpi_tables::fadt::FADT {
     let mut fadt = FADTBuilder::new(OEM, TABLE, REVISION)
+        .firmware_ctrl_64(facs)
         .dsdt_64(dsdt)
         .flag(Flags::Wbinvd)
-        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ProcC1)
         .flag(Flags::ResetRegSup)
         .flag(Flags::Headless)
-        // The button is a device of its own (clear would mean a fixed one).
-        .flag(Flags::PwrButton)
-        .flag(Flags::SlpButton);
+        .flag(Flags::LowPowerS0IdleCapable)
+        // Of fixed hardware there is the power button (a clear bit), but no sleep button and no alarm.
+        .flag(Flags::SlpButton)
+        .flag(Flags::FixRtc);
     fadt.iapc_boot_arch = VGA_NOT_PRESENT.into();
-    fadt.reset_reg = register(port::RESET);
+    // Without an SMI command port, ACPI mode is always on.
+    fadt.sci_int = (irq::SCI as u16).into();
+    let (event, control) = (port::PM1_EVENT, port::PM1_CONTROL);
+    fadt.pm1a_evt_blk = u32::from(event).into();
+    fadt.pm1_evt_len = 4;
+    fadt.x_pm1a_evt_blk = register(event, 4, AccessSize::WordAccess);
+    fadt.pm1a_cnt_blk = u32::from(control).into();
+    fadt.pm1_cnt_len = 2;
+    fadt.x_pm1a_cnt_blk = register(control, 2, AccessSize::WordAccess);
+    fadt.p_lvl2_lat = NO_C2.into();
+    fadt.p_lvl3_lat = NO_C3.into();
+    fadt.reset_reg = register(port::RESET, 1, AccessSize::ByteAccess);
     fadt.reset_value = port::RESET_VALUE;
-    fadt.sleep_control_reg = register(port::SLEEP_CONTROL);
-    fadt.sleep_status_reg = register(port::SLEEP_STATUS);
     fadt.hypervisor_vendor_identity = u64::from_le_bytes(*b"Microvsr").into();
     fadt.finalize()
 }
@@ -183,23 +202,12 @@ fn dsdt() -> Sdt {
         &IO::new(port::PVPANIC, port::PVPANIC, 1, 1),
         None,
     );
-    let button_id = EISAName::new("PNP0C0C");
-    let button_hid = Name::new("_HID".into(), &button_id);
-    let button_uid = Name::new("_UID".into(), &ZERO);
-    let button = AmlDevice::new("PWRB".into(), vec![&button_hid, &button_uid]);
+    let sleep = Raw(sleep::device());
     let events = Raw(event_device());
     let (pci, motherboard) = (pci::host_bridge(), pci::motherboard());
     Scope::new(
         "\\_SB_".into(),
-        vec![
-            &pci,
-            &motherboard,
-            &serial,
-            &rtc,
-            &pvpanic,
-            &button,
-            &events,
-        ],
+        vec![&pci, &motherboard, &serial, &rtc, &pvpanic, &sleep, &events],
     )
     .to_aml_bytes(&mut aml);
 
@@ -231,14 +239,10 @@ fn event_device() -> Vec<u8> {
     // Reading takes all events.
     let (events, register) = (Local(0), Path::new("EVNT"));
     let take = Store::new(&events, &register);
-    let is_pressed = And::new(&ZERO, &events, &event::POWER_BUTTON);
-    let button = Path::new("\\_SB_.PWRB");
-    let press = Notify::new(&button, &0x80u8);
-    let if_pressed = If::new(&is_pressed, vec![&press]);
     let are_slots = And::new(&ZERO, &events, &event::SLOTS);
     let scan = MethodCall::new(pci::SCAN.into(), vec![]);
     let if_slots = If::new(&are_slots, vec![&scan]);
-    let handler = Method::new("_EVT".into(), 1, true, vec![&take, &if_pressed, &if_slots]);
+    let handler = Method::new("_EVT".into(), 1, true, vec![&take, &if_slots]);
     let mut bytes = Vec::new();
     aml::Device::new(
         "GED_".into(),
@@ -276,6 +280,15 @@ mod tests {
         let (fadt, madt) = (word(xsdt, 36), word(xsdt, 44));
         let fadt = table(&bytes, base, fadt);
         assert_eq!(&fadt[..4], b"FACP");
+        let facs = word(fadt, 132);
+        assert_eq!(facs % 64, 0);
+        assert_eq!(&bytes[(facs - base) as usize..][..4], b"FACS");
+        let flags = u32::from_le_bytes(fadt[112..116].try_into().unwrap());
+        assert_eq!(
+            flags & (1 << 4 | 1 << 20 | 1 << 21),
+            1 << 21,
+            "fixed button, not hardware-reduced, sleep"
+        );
         assert_eq!(&table(&bytes, base, word(fadt, 140))[..4], b"DSDT");
         let madt = table(&bytes, base, madt);
         assert_eq!(madt.len(), 44 + 2 * 8 + 12);
@@ -304,7 +317,8 @@ mod tests {
             "PNP0501",
             "PNP0A08",
             "ACPI0013",
-            "Notify (\\_SB.PWRB, 0x80)",
+            "ToUUID (\"11e00d56-ce64-47ce-837b-1f898f9aa461\")",
+            "SLPS = One",
             "PSCN ()",
             "0x001FFFFF, \n                    Zero, \n                    Zero, \n                    0x17",
             "Notify (S01F, 0x03)",

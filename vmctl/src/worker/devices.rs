@@ -9,6 +9,7 @@
 mod fw_cfg;
 mod ioapic;
 mod panic_text;
+mod power;
 mod rtc;
 mod serial;
 mod strays;
@@ -27,6 +28,7 @@ use fw_cfg::FwCfg;
 pub use fw_cfg::{Facts, Part};
 use ioapic::Ioapic;
 pub use panic_text::PanicText;
+use power::Power;
 use rtc::Rtc;
 use serial::Uart;
 pub use strays::Stray;
@@ -42,16 +44,22 @@ pub mod port {
     pub const RTC_DATA: u16 = 0x71;
     /// pvpanic (QEMU's `docs/specs/pvpanic.rst`).
     pub const PVPANIC: u16 = 0x505;
-    /// ACPI sleep control.
-    pub const SLEEP_CONTROL: u16 = 0x600;
-    /// ACPI sleep status.
-    pub const SLEEP_STATUS: u16 = 0x601;
+    /// ACPI's PM1 control register, 2 bytes.
+    pub const PM1_CONTROL: u16 = 0x600;
+    /// Its last byte.
+    pub const PM1_CONTROL_LAST: u16 = PM1_CONTROL + 1;
     /// ACPI reset register.
     pub const RESET: u16 = 0x602;
     /// What it wants.
     pub const RESET_VALUE: u8 = 1;
     /// Events of the Generic Event Device; reading takes them.
     pub const EVENTS: u16 = 0x604;
+    /// ACPI's PM1 event registers: 2 bytes of status, 2 of enable.
+    pub const PM1_EVENT: u16 = 0x620;
+    /// Their last byte.
+    pub const PM1_EVENT_LAST: u16 = PM1_EVENT + 3;
+    /// The guest writes 1 when it goes to sleep, and 0 when it is awake.
+    pub const SLEEP: u16 = 0x624;
     /// Keyboard controller's command port, for its reset line alone.
     pub const I8042: u16 = 0x64;
     /// Reset control of PC chip sets.
@@ -62,10 +70,8 @@ pub mod port {
 
 /// Bits of [`port::EVENTS`].
 pub mod event {
-    /// The power button was pressed.
-    pub const POWER_BUTTON: u8 = 1 << 0;
     /// The registers of PCI hot plug have something.
-    pub const SLOTS: u8 = 1 << 1;
+    pub const SLOTS: u8 = 1 << 0;
 }
 
 /// Global system interrupts: pins of the I/O APIC.
@@ -74,12 +80,12 @@ pub mod irq {
     pub const SERIAL: u32 = 4;
     /// Generic Event Device, level-triggered.
     pub const EVENTS: u32 = 5;
+    /// ACPI's system control interrupt (SCI), level-triggered.
+    pub const SCI: u32 = 9;
 }
 
 /// Tag of the serial port's doorbell.
 pub const SERIAL_TAG: u16 = 1;
-/// `SLP_EN` in the sleep control register.
-const SLEEP_ENABLE: u8 = 1 << 5;
 /// Pulses the CPU's reset line.
 const I8042_RESET: u8 = 0xfe;
 /// System control port A: starts a reset, and opens the gate of address line 20, which is always open here.
@@ -108,6 +114,7 @@ pub struct Devices {
     rtc: Rtc,
     fw_cfg: FwCfg,
     pci: Bus,
+    power: Power,
     events: u8,
     request: Option<Request>,
     strays: Strays,
@@ -128,6 +135,7 @@ impl Devices {
             rtc: Rtc::new(),
             fw_cfg: FwCfg::default(),
             pci: Bus::default(),
+            power: Power::default(),
             events: 0,
             request: None,
             strays: Strays::default(),
@@ -166,7 +174,13 @@ impl Devices {
             }
             self::port::RTC_DATA => self.rtc.read(),
             self::port::PVPANIC => PANICKED | CRASH_LOADED,
-            self::port::SLEEP_STATUS => 0,
+            self::port::PM1_CONTROL..=self::port::PM1_CONTROL_LAST => {
+                Power::read_control(port - self::port::PM1_CONTROL)
+            }
+            self::port::PM1_EVENT..=self::port::PM1_EVENT_LAST => {
+                self.power.read_event(port - self::port::PM1_EVENT)
+            }
+            self::port::SLEEP => self.power.is_asleep().into(),
             self::port::SYSTEM_CONTROL => A20_OPEN,
             fw_cfg::DATA => self.fw_cfg.read(),
             self::port::EVENTS => {
@@ -189,9 +203,16 @@ impl Devices {
             self::port::RTC_INDEX => self.rtc.select(value),
             self::port::RTC_DATA => self.rtc.write(value),
             self::port::PVPANIC if value & PANICKED != 0 => self.ask(Request::Panicked),
-            self::port::SLEEP_CONTROL if value & SLEEP_ENABLE != 0 && value >> 2 & 0x7 == S5 => {
-                self.ask(Request::PowerOff);
+            self::port::PM1_CONTROL..=self::port::PM1_CONTROL_LAST => {
+                if Power::sleep_type(port - self::port::PM1_CONTROL, value) == Some(S5) {
+                    self.ask(Request::PowerOff);
+                }
             }
+            self::port::PM1_EVENT..=self::port::PM1_EVENT_LAST => {
+                self.power.write_event(port - self::port::PM1_EVENT, value);
+                self.ioapic.set_line(irq::SCI, self.power.line());
+            }
+            self::port::SLEEP => self.power.set_asleep(value & 1 != 0),
             self::port::RESET if value == self::port::RESET_VALUE => self.ask(Request::Reset),
             self::port::I8042 if value == I8042_RESET => self.ask(Request::Reset),
             // Bit 2 starts the reset; the kind (bits 1 and 3) makes no difference here.
@@ -199,8 +220,6 @@ impl Devices {
             self::port::SYSTEM_CONTROL if value & FAST_RESET != 0 => self.ask(Request::Reset),
             self::port::PVPANIC
             | self::port::SYSTEM_CONTROL
-            | self::port::SLEEP_CONTROL
-            | self::port::SLEEP_STATUS
             | self::port::RESET
             | self::port::RESET_CONTROL => {}
             _ => self.stray(true, port.into(), true),
@@ -273,7 +292,24 @@ impl Devices {
 
     /// Presses the power button.
     pub fn press_power_button(&mut self) {
-        self.raise(event::POWER_BUTTON);
+        self.power.press();
+        self.ioapic.set_line(irq::SCI, self.power.line());
+    }
+
+    /// Wakes a guest that sleeps.
+    pub fn wake_guest(&mut self) {
+        self.power.wake();
+        self.ioapic.set_line(irq::SCI, self.power.line());
+    }
+
+    /// Whether the guest sleeps (suspend-to-idle).
+    pub fn is_asleep(&self) -> bool {
+        self.power.is_asleep()
+    }
+
+    /// Whether the guest has gone to sleep or woken up since the last call.
+    pub fn take_sleep_change(&mut self) -> bool {
+        self.power.take_change()
     }
 
     fn raise(&mut self, event: u8) {

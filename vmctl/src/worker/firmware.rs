@@ -1,7 +1,6 @@
 //! What a guest finds where a PC has its firmware: the reset vector alone.
 //!
-//! A kernel that reboots "by BIOS" goes back to real mode and jumps there. Linux does on a
-//! hardware-reduced machine, where it prefers EFI to the reset register and finds no EFI.
+//! A kernel that reboots "by BIOS" goes back to real mode and jumps there, as Linux does with `reboot=bios`.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 

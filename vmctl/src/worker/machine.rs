@@ -221,7 +221,8 @@ impl Machine {
         let strays = bench.devices.take_strays();
         let has_output = !bench.devices.serial_output().is_empty();
         let is_wanted = has_output || bench.typing_waits && bench.devices.serial_room() > 0;
-        let wakes = is_wanted && std::mem::take(&mut bench.asleep);
+        let wakes =
+            bench.devices.take_sleep_change() || is_wanted && std::mem::take(&mut bench.asleep);
         drop(bench);
         for msi in msis {
             if let Err(e) = self.vm.send_msi(msi) {

@@ -4,6 +4,7 @@
 //! notify posted writes, and looks at their rings once more. While a guest writes, though, it looks
 //! by itself every millisecond, so that a line on a console costs one wakeup and not one per byte.
 
+mod sleep;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ use crate::config::DeviceConfig;
 use crate::console::hub::Hub;
 use crate::nic::Opened;
 use crate::wire::timespec;
+use sleep::Sleep;
 
 /// How long virtual CPUs may take to come to a halt. They come at once, but for a broken driver.
 pub(super) const HOLD_PATIENCE: Duration = Duration::from_secs(5);
@@ -56,6 +58,7 @@ pub(super) struct Service {
     late: Option<String>,
     /// Why the console's log can't be written.
     log_problem: Option<String>,
+    sleep: Sleep,
     panic: PanicText,
     /// When the guest's silence means that its panic was real.
     dead_at: Option<Instant>,
@@ -75,6 +78,7 @@ impl Service {
             hold: None,
             late: None,
             log_problem: None,
+            sleep: Sleep::default(),
             panic: PanicText::default(),
             dead_at: None,
             attentive_until: Instant::now(),
@@ -100,6 +104,7 @@ impl Service {
             }
             self.ask_for_connections(control);
             self.watch_log(control);
+            self.watch_sleep(control);
             if let Err(errno) = self.wait(control) {
                 return End::failed(format_args!("poll: {}", std::io::Error::from(errno)));
             }
@@ -173,7 +178,9 @@ impl Service {
         } else if now < self.attentive_until {
             Some(TICK)
         } else if bench.prepare_sleep() && self.machine.port().is_none_or(Port::prepare_sleep) {
-            self.dead_at.map(|at| at.saturating_duration_since(now))
+            let look = self.sleep.next_look(bench.devices.is_asleep());
+            let next = self.dead_at.into_iter().chain(look).min();
+            next.map(|at| at.saturating_duration_since(now))
         } else {
             Some(Duration::ZERO)
         };
@@ -288,6 +295,19 @@ impl Service {
         if self.hub.log_problem() != self.log_problem.as_deref() {
             self.log_problem = self.hub.log_problem().map(str::to_owned);
             self.show(control);
+        }
+    }
+
+    /// Tells when the guest goes to sleep or wakes up, and presses the power button for a guest that was woken to power off.
+    fn watch_sleep(&mut self, control: &mut Control) {
+        let now = Instant::now();
+        let is_asleep = self.machine.bench().devices.is_asleep();
+        if let Some(news) = self.sleep.look(is_asleep, now) {
+            news.clone_into(&mut self.reason);
+            self.show(control);
+        }
+        if self.sleep.presses(now) {
+            self.push_button();
         }
     }
 
@@ -427,11 +447,17 @@ impl Service {
 
     fn resume(&mut self, control: &mut Control) {
         if self.hold.take().is_none() {
+            if self.machine.bench().devices.is_asleep() {
+                return self.wake_guest(control);
+            }
             return self.tell(control);
         }
         self.machine.stalls.resume();
         self.machine.gate.open();
-        "resumed by user".clone_into(&mut self.reason);
+        // A guest that sleeps sleeps on.
+        if !self.machine.bench().devices.is_asleep() {
+            "resumed by user".clone_into(&mut self.reason);
+        }
         // Those who wait for the resumed VM hear of it also if a request is late.
         if let Some(late) = self.late.take() {
             self.tell(control);
@@ -444,6 +470,22 @@ impl Service {
         if self.hold.is_some() {
             return refuse(control, "the VM is paused: resume it first");
         }
+        if self.machine.bench().devices.is_asleep() {
+            self.sleep.press_when_awake();
+            return self.wake_guest(control);
+        }
+        self.push_button();
+    }
+
+    fn wake_guest(&mut self, control: &mut Control) {
+        let mut bench = self.machine.bench();
+        bench.devices.wake_guest();
+        self.machine.settle(bench);
+        "guest is being woken".clone_into(&mut self.reason);
+        self.show(control);
+    }
+
+    fn push_button(&self) {
         let mut bench = self.machine.bench();
         bench.devices.press_power_button();
         self.machine.settle(bench);

@@ -53,8 +53,14 @@ fn what_ends_a_machine() {
         devices.write_port(at, 1, value);
         devices.take_request()
     };
-    assert_eq!(wish(port::SLEEP_CONTROL, 0x34), Some(Request::PowerOff));
-    assert_eq!(wish(port::SLEEP_CONTROL, 0x14), None);
+    let power_off = |value| {
+        let mut devices = Devices::new();
+        devices.write_port(port::PM1_CONTROL, 2, value);
+        devices.take_request()
+    };
+    assert_eq!(power_off(0x3401), Some(Request::PowerOff));
+    assert_eq!(power_off(0x1401), None);
+    assert_eq!(power_off(0x2001), None, "another sleep type");
     assert_eq!(wish(port::RESET, 1), Some(Request::Reset));
     assert_eq!(wish(port::SYSTEM_CONTROL, 3), Some(Request::Reset));
     assert_eq!(wish(port::SYSTEM_CONTROL, 2), None);
@@ -73,26 +79,37 @@ fn what_ends_a_machine() {
 }
 
 #[test]
-fn the_power_button_is_an_event_that_is_read_once() {
+fn the_power_button_holds_the_sci_until_the_guest_has_seen_it() {
+    const BUTTON: u64 = 1 << 8;
     const LEVEL: u64 = 1 << 15;
-    let unmask = |devices: &mut Devices| {
-        devices.write_memory(layout::IOAPIC, 4, 0x10 + 2 * u64::from(irq::EVENTS));
-        devices.write_memory(layout::IOAPIC + 0x10, 4, LEVEL | 0x25);
-    };
-    let mut devices = Devices::new();
-    unmask(&mut devices);
-    devices.press_power_button();
-    assert_eq!(devices.take_msis().len(), 1);
-    assert_eq!(devices.read_port(port::EVENTS, 1), 1);
-    assert_eq!(devices.read_port(port::EVENTS, 1), 0);
-    // It is not lost before the guest has its driver.
+    const VECTOR: u64 = 0x25;
     let mut devices = Devices::new();
     devices.press_power_button();
-    assert!(devices.take_msis().is_empty());
-    unmask(&mut devices);
+    devices.write_memory(layout::IOAPIC, 4, 0x10 + 2 * u64::from(irq::SCI));
+    devices.write_memory(layout::IOAPIC + 0x10, 4, LEVEL | VECTOR);
+    assert!(devices.take_msis().is_empty(), "the event is not enabled");
+    devices.write_port(port::PM1_EVENT, 2, BUTTON);
+    devices.write_port(port::PM1_EVENT + 2, 2, BUTTON);
     assert_eq!(devices.take_msis().len(), 1);
-    assert_eq!(devices.read_port(port::EVENTS, 1), 1);
+    assert_eq!(devices.read_port(port::PM1_EVENT, 4), BUTTON << 16 | BUTTON);
+    devices.write_port(port::PM1_EVENT, 2, BUTTON);
+    devices.write_memory(layout::IOAPIC + 0x40, 4, VECTOR);
     assert!(devices.take_msis().is_empty());
+    devices.press_power_button();
+    assert_eq!(devices.take_msis().len(), 1);
+}
+
+#[test]
+fn a_guest_tells_that_it_sleeps() {
+    let mut devices = Devices::new();
+    for is_asleep in [true, false] {
+        devices.write_port(port::SLEEP, 1, is_asleep.into());
+        assert_eq!(devices.is_asleep(), is_asleep);
+        assert!(devices.take_sleep_change());
+        devices.write_port(port::SLEEP, 1, is_asleep.into());
+        assert!(!devices.take_sleep_change());
+    }
+    assert_eq!(devices.stray_accesses(), 0);
 }
 
 #[test]

@@ -111,6 +111,31 @@ impl Guest {
         self.machine.settle(bench);
     }
 
+    /// Whether the power button was pressed.
+    fn is_pressed(&self) -> bool {
+        self.takes_event(1, 1)
+    }
+
+    /// Whether it was woken.
+    fn is_woken(&self) -> bool {
+        self.takes_event(0, 1 << 5)
+    }
+
+    /// Takes an event, as a kernel's driver does. Returns whether it was there.
+    fn takes_event(&self, byte: u16, bit: u64) -> bool {
+        let status = port::PM1_EVENT + byte;
+        self.write_port(status + 2, bit);
+        let is_there = self.read_port(status) & bit != 0;
+        if is_there {
+            self.write_port(status, bit);
+        }
+        is_there
+    }
+
+    fn power_off(&self) {
+        self.write_port(port::PM1_CONTROL_LAST, 0x34);
+    }
+
     fn read_port(&self, port: u16) -> u64 {
         let mut bench = self.machine.bench();
         let value = bench.devices.read_port(port, 1);
@@ -170,7 +195,7 @@ fn all_that_is_posted_comes_out_and_the_guest_powers_off() {
     assert_eq!(seen, text.as_bytes());
     // What is in the ring when the guest powers off comes out too.
     vm.print("bye");
-    vm.write_port(port::SLEEP_CONTROL, 0x34);
+    vm.power_off();
     let end = vm.end();
     assert_eq!(end, End::new(EndCause::PoweredOff, "guest powered off"));
     let mut rest = String::new();
@@ -216,7 +241,7 @@ fn a_paused_vm_stands_still_and_goes_on() {
         state(VmState::Running, "resumed by user")
     );
     until(|| turns() > held);
-    vm.write_port(port::SLEEP_CONTROL, 0x34);
+    vm.power_off();
     vm.end();
 }
 
@@ -269,7 +294,7 @@ fn the_power_button_is_pressed_and_changes_no_state() {
     let vm = Guest::start();
     let mut daemon = Daemon::connect(&vm.path("control"));
     daemon.0.send(&WorkerCommand::PowerButton).unwrap();
-    until(|| vm.read_port(port::EVENTS) == 1);
+    until(|| vm.is_pressed());
     drop(daemon);
     let mut daemon = Daemon::connect(&vm.path("control"));
     let ready = WorkerEvent::Ready {
@@ -278,7 +303,47 @@ fn the_power_button_is_pressed_and_changes_no_state() {
     };
     assert_eq!(daemon.ask(&WorkerCommand::Report), ready);
     assert_eq!(daemon.hear().unwrap(), state(VmState::Running, "started"));
-    vm.write_port(port::SLEEP_CONTROL, 0x34);
+    vm.power_off();
+    assert_eq!(vm.end().cause, EndCause::PoweredOff);
+}
+
+#[test]
+fn a_guest_that_sleeps_is_shown_and_woken() {
+    let vm = Guest::start();
+    let mut daemon = Daemon::connect(&vm.path("control"));
+    let [asleep, woken, awake] = ["guest asleep", "guest is being woken", "guest woke up"]
+        .map(|reason| state(VmState::Running, reason));
+    let ready = WorkerEvent::Ready {
+        partition: 7,
+        devices: Vec::new(),
+    };
+    assert_eq!(daemon.ask(&WorkerCommand::Report), ready);
+    let running = state(VmState::Running, "started");
+    assert_eq!(daemon.hear().unwrap(), running);
+    // A guest that is awake does not see a button when it is resumed.
+    assert_eq!(daemon.ask(&WorkerCommand::Resume), running);
+    assert!(!vm.is_pressed());
+    vm.write_port(port::SLEEP, 1);
+    assert_eq!(daemon.hear().unwrap(), asleep);
+    assert_eq!(daemon.ask(&WorkerCommand::Resume), woken);
+    assert!(vm.is_woken() && !vm.is_pressed());
+    vm.write_port(port::SLEEP, 0);
+    assert_eq!(daemon.hear().unwrap(), awake);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!vm.is_pressed(), "it was only woken");
+    // A guest that is to power off sees the button when it is awake.
+    vm.write_port(port::SLEEP, 1);
+    assert_eq!(daemon.hear().unwrap(), asleep);
+    let paused = state(VmState::Paused, "paused by user");
+    assert_eq!(daemon.ask(&WorkerCommand::Pause), paused);
+    assert_eq!(daemon.ask(&WorkerCommand::Resume), asleep);
+    assert!(!vm.is_woken(), "it sleeps on");
+    assert_eq!(daemon.ask(&WorkerCommand::PowerButton), woken);
+    assert!(vm.is_woken() && !vm.is_pressed());
+    vm.write_port(port::SLEEP, 0);
+    assert_eq!(daemon.hear().unwrap(), awake);
+    until(|| vm.is_pressed());
+    vm.power_off();
     assert_eq!(vm.end().cause, EndCause::PoweredOff);
 }
 
