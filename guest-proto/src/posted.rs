@@ -14,8 +14,8 @@ pub struct Posted {
     pub pending: [u64; 4],
     /// Of those, the level-triggered ones.
     pub level: [u64; 4],
-    /// An NMI too.
-    pub nmi: bool,
+    /// NMIs.
+    pub nmis: u32,
 }
 
 impl PostedLines {
@@ -44,8 +44,9 @@ impl PostedLines {
                 posted.level[n] = self.level[n].fetch_and(!pending, Ordering::AcqRel) & pending;
             }
         }
-        posted.nmi =
-            self.nmi.load(Ordering::Relaxed) != 0 && self.nmi.swap(0, Ordering::AcqRel) != 0;
+        if self.nmi.load(Ordering::Relaxed) != 0 {
+            posted.nmis = self.nmi.swap(0, Ordering::AcqRel);
+        }
         Some(posted)
     }
 
@@ -62,7 +63,10 @@ impl PostedLines {
 
     /// As [`PostedLines::post`], for an NMI.
     pub fn post_nmi(&self) -> bool {
-        self.nmi.store(1, Ordering::Release);
+        // Two wait at most, so that the count stays small.
+        if self.nmi.load(Ordering::Relaxed) < 2 {
+            self.nmi.fetch_add(1, Ordering::Release);
+        }
         self.outstanding.swap(1, Ordering::AcqRel) == 0
     }
 }

@@ -134,7 +134,7 @@ abi_struct! {
         pub level: [u64; 4],
         /// 1: look at the rest.
         pub outstanding: u32,
-        /// 1: inject an NMI.
+        /// NMIs to inject. Two wait at most: one if another is in service.
         pub nmi: u32,
         /// Reserved.
         pub reserved: [u64; 7],

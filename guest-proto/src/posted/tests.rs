@@ -12,7 +12,7 @@ fn takes_what_was_posted_once() {
     assert!(!lines.post_nmi());
     let posted = lines.take();
     let mut expected = Posted {
-        nmi: true,
+        nmis: 1,
         ..Posted::default()
     };
     expected.pending[0] = 1 << 0x31;

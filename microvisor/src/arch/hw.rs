@@ -20,8 +20,10 @@ pub enum Exit {
     Init,
     /// The guest can take interrupts now ([`Hw::ask_for_window`]).
     InterruptWindow,
-    /// It is about to return from an NMI ([`Hw::watch_nmi_return`]).
-    NmiReturn,
+    /// It is about to execute IRET ([`Hw::watch_return`]).
+    Return,
+    /// It has executed an IRET ([`Hw::step_over_return`]).
+    Returned,
     /// CPUID.
     Cpuid,
     /// HLT.
@@ -67,7 +69,7 @@ impl Exit {
             Self::Interrupt => ExitKind::Interrupt,
             Self::Nmi => ExitKind::Nmi,
             Self::Init => ExitKind::Init,
-            Self::InterruptWindow | Self::NmiReturn => ExitKind::InterruptWindow,
+            Self::InterruptWindow | Self::Return | Self::Returned => ExitKind::InterruptWindow,
             Self::Cpuid => ExitKind::Cpuid,
             Self::Halt => ExitKind::Halt,
             Self::Msr { is_write: true } => ExitKind::MsrWrite,
@@ -350,9 +352,15 @@ impl Hw {
         vendor!(self, guest => guest.vmcb_mut().forget_window());
     }
 
-    /// Whether IRET makes [`Exit::NmiReturn`].
-    pub fn watch_nmi_return(&mut self, on: bool) {
+    /// Whether IRET makes [`Exit::Return`].
+    pub fn watch_return(&mut self, on: bool) {
         vendor!(self, guest => guest.vmcb_mut().intercept_iret(on));
+    }
+
+    /// At the next entry the guest executes one instruction, which is an IRET: [`Exit::Returned`], or another exit and the IRET
+    /// has not been executed. Nothing may be injected with it.
+    pub fn step_over_return(&mut self) {
+        vendor!(self, guest => guest.step_over_return());
     }
 
     /// Puts the guest's debug registers into the CPU, for the rest of the turn.

@@ -30,10 +30,16 @@ impl Turn<'_> {
                 self.local.hw.forget_window();
                 None
             }
-            Exit::NmiReturn => {
-                self.local.nmi_masked = false;
-                self.local.nmi_return = Some(self.local.hw.rip());
-                self.local.hw.watch_nmi_return(false);
+            Exit::Return => {
+                // Without an NMI in service, it ends what one that waits has to wait for.
+                if core::mem::take(&mut self.local.nmi_masked) {
+                    self.local.nmi_return = Some(self.local.hw.rip());
+                }
+                self.local.hw.watch_return(false);
+                None
+            }
+            Exit::Returned => {
+                self.local.nmi_return = None;
                 None
             }
             Exit::Cpuid => {

@@ -211,12 +211,24 @@ impl Turn<'_> {
         if hw.cr8() != lapic.cr8() {
             hw.set_cr8(lapic.cr8());
         }
-        if lapic.has_nmi() && !*nmi_masked && hw.takes_nmis() && *nmi_return != Some(hw.rip()) {
-            lapic.accept_nmi();
-            *nmi_masked = true;
-            *nmi_return = None;
-            hw.watch_nmi_return(true);
-            hw.inject(Event::Nmi);
+        let mut nmi_waits = false;
+        if *nmi_masked {
+            lapic.nmi_is_in_service();
+        } else if lapic.has_nmi() {
+            if !hw.takes_nmis() {
+                // An interrupt shadow ends with a window. So does an exception's delivery, or else its handler has an IRET.
+                nmi_waits = true;
+                hw.watch_return(true);
+            } else if *nmi_return == Some(hw.rip()) {
+                hw.forget_window();
+                return hw.step_over_return();
+            } else {
+                lapic.accept_nmi();
+                *nmi_masked = true;
+                *nmi_return = None;
+                hw.watch_return(true);
+                hw.inject(Event::Nmi);
+            }
         }
         match lapic.next_interrupt() {
             Some(vector) if hw.takes_interrupts() => {
@@ -224,6 +236,7 @@ impl Turn<'_> {
                 hw.inject(Event::Interrupt(vector));
             }
             Some(_) => hw.ask_for_window(None),
+            None if nmi_waits => hw.ask_for_window(None),
             None => match lapic.highest_request() {
                 // The task priority holds it up: CR8 changes without an exit.
                 Some(vector) if vector >> 4 <= lapic.cr8() && tpr_window => {

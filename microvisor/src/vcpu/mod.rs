@@ -247,7 +247,7 @@ impl Local {
         self.pending = Pending::None;
         self.nmi_masked = false;
         self.nmi_return = None;
-        self.hw.watch_nmi_return(false);
+        self.hw.watch_return(false);
         self.hw.forget_window();
     }
 

@@ -7,6 +7,9 @@ const READ_DR: u32 = 0x20;
 const WRITE_DR_LAST: u32 = 0x3f;
 const EXCEPTION: u32 = 0x40;
 const DEBUG: u32 = EXCEPTION + 1;
+/// #TS, #NP, #SS, #GP and #PF, which are intercepted at a step over IRET.
+const INVALID_TSS: u32 = EXCEPTION + 10;
+const PAGE_FAULT: u32 = EXCEPTION + 14;
 const ALIGNMENT_CHECK: u32 = EXCEPTION + 17;
 const MACHINE_CHECK: u32 = EXCEPTION + 18;
 
@@ -17,6 +20,10 @@ pub(super) fn decode(vmcb: &Vmcb, has_next_rip: bool) -> (Exit, u64) {
     let exit = match code.0 {
         READ_DR..=WRITE_DR_LAST => Exit::DebugRegister,
         DEBUG => Exit::Exception(Event::DEBUG),
+        INVALID_TSS..=PAGE_FAULT => {
+            let vector = (code.0 - EXCEPTION) as u8;
+            Exit::Exception(Event::exception(vector, info1 as u32))
+        }
         // Its error code is always 0 (APM vol. 2 §8.2.17).
         ALIGNMENT_CHECK => Exit::Exception(Event::Exception(17, Some(0))),
         MACHINE_CHECK => Exit::MachineCheck,
@@ -26,7 +33,7 @@ pub(super) fn decode(vmcb: &Vmcb, has_next_rip: bool) -> (Exit, u64) {
         0x64 => Exit::InterruptWindow,
         0x6f => Exit::PerformanceCounter,
         0x72 => Exit::Cpuid,
-        0x74 => Exit::NmiReturn,
+        0x74 => Exit::Return,
         0x76 | 0x89 => Exit::CacheFlush,
         0x78 => Exit::Halt,
         0x7b => return (port(info1), info2),

@@ -12,6 +12,17 @@ use crate::memory::physmap::Placed;
 /// CPUID 8000_000A EDX: VMRUN loads SPEC_CTRL from the control block (APM vol. 2 §15.5.3).
 const VIRTUAL_SPEC_CTRL: u32 = 1 << 20;
 
+const TRAP_FLAG: u64 = 1 << 8;
+/// DR6: a single step.
+const SINGLE_STEP: u64 = 1 << 14;
+
+/// A step over an IRET: the guest's own bits of RFLAGS and DR6 that the step uses.
+#[derive(Debug)]
+struct Step {
+    trap_flag: u64,
+    single_step: u64,
+}
+
 /// A virtual CPU.
 #[derive(Debug)]
 pub struct Guest {
@@ -27,6 +38,8 @@ pub struct Guest {
     /// Where the instruction of the last exit ends.
     next_rip: u64,
     has_next_rip: bool,
+    /// The next entry is a step.
+    step: Option<Step>,
 }
 
 impl Guest {
@@ -56,6 +69,7 @@ impl Guest {
             asid: Asid::default(),
             next_rip: 0,
             has_next_rip,
+            step: None,
         };
         guest.init();
         guest
@@ -116,15 +130,51 @@ impl Guest {
         self.vmcb.keep_interrupted_event();
         let (exit, next) = exit::decode(&self.vmcb, self.has_next_rip);
         self.next_rip = next;
+        match self.step.take() {
+            None => exit,
+            Some(step) => self.end_step(&step, exit),
+        }
+    }
+
+    /// By the trap flag, which IRET loads anew. Its faults are intercepted, lest they push it.
+    pub(crate) fn step_over_return(&mut self) {
+        let (flags, dr6, dr7) = (self.vmcb.rflags(), self.vmcb.dr6(), self.vmcb.dr7());
+        self.step = Some(Step {
+            trap_flag: flags & TRAP_FLAG,
+            single_step: dr6 & SINGLE_STEP,
+        });
+        self.vmcb.set_rflags(flags | TRAP_FLAG);
+        self.vmcb.set_debug(dr6 & !SINGLE_STEP, dr7);
+        self.vmcb.intercept_return_faults(true);
+    }
+
+    fn end_step(&mut self, step: &Step, exit: Exit) -> Exit {
+        const PAGE_FAULT: u8 = 14;
+        self.vmcb.intercept_return_faults(false);
+        let (dr6, dr7) = (self.vmcb.dr6(), self.vmcb.dr7());
+        let is_done = exit == Exit::Exception(Event::DEBUG) && dr6 & SINGLE_STEP != 0;
+        if is_done && step.trap_flag != 0 {
+            return exit;
+        }
+        self.vmcb
+            .set_debug(dr6 & !SINGLE_STEP | step.single_step, dr7);
+        if is_done {
+            let is_breakpoint = dr7 & 0xff != 0 && dr6 & 0xf != 0;
+            return if is_breakpoint { exit } else { Exit::Returned };
+        }
+        let flags = self.vmcb.rflags() & !TRAP_FLAG;
+        self.vmcb.set_rflags(flags | step.trap_flag);
+        if matches!(exit, Exit::Exception(Event::Exception(PAGE_FAULT, _))) {
+            let address = self.vmcb.exit_info().1;
+            self.vmcb.set_cr2(address);
+        }
         exit
     }
 
     pub(crate) fn skip(&mut self) {
         self.vmcb.set_rip(self.next_rip);
         self.vmcb.set_interrupt_shadow(false);
-        const TRAP_FLAG: u64 = 1 << 8;
         if self.vmcb.rflags() & TRAP_FLAG != 0 {
-            const SINGLE_STEP: u64 = 1 << 14;
             let (dr6, dr7) = (self.vmcb.dr6(), self.vmcb.dr7());
             self.vmcb.set_debug(dr6 | SINGLE_STEP, dr7);
             self.inject(Event::DEBUG);

@@ -36,6 +36,9 @@ const BASE_ENABLE: u64 = 1 << 11;
 /// SVR: the APIC is enabled by software.
 const SVR_ENABLE: u32 = 1 << 8;
 
+/// NMIs that wait while none is in service: the CPU is about to take one and holds another.
+const MAX_NMIS: u8 = 2;
+
 /// ESR: tried to send a vector below 16.
 const ESR_SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
 /// ESR: received a vector below 16.
@@ -86,7 +89,8 @@ pub struct VLapic {
     tpr: u8,
     id: u8,
     boot_cpu: bool,
-    nmi: bool,
+    /// NMIs that wait for their injection, up to [`MAX_NMIS`].
+    nmis: u8,
     mode: Mode,
     /// As the guest reads it.
     esr: u32,
@@ -111,7 +115,7 @@ impl VLapic {
             tpr: 0,
             id,
             boot_cpu,
-            nmi: false,
+            nmis: 0,
             mode: if x2apic { Mode::X2Apic } else { Mode::XApic },
             esr: 0,
             esr_new: 0,
@@ -238,7 +242,7 @@ impl VLapic {
 
     /// Takes over what others posted.
     pub fn merge(&mut self, posted: &Posted) {
-        self.nmi |= posted.nmi && self.mode != Mode::Disabled;
+        self.add_nmis(posted.nmis);
         let mut pending = VectorSet::from(posted.pending);
         let illegal = pending.take_illegal();
         if !self.is_enabled() {
@@ -253,18 +257,30 @@ impl VLapic {
 
     /// An NMI arrives.
     pub fn post_nmi(&mut self) {
-        self.nmi |= self.mode != Mode::Disabled;
+        self.add_nmis(1);
+    }
+
+    fn add_nmis(&mut self, count: u32) {
+        if self.mode != Mode::Disabled {
+            let all = count.saturating_add(self.nmis.into());
+            self.nmis = all.min(MAX_NMIS.into()) as u8;
+        }
     }
 
     /// Whether an NMI waits for its injection.
     #[inline]
     pub fn has_nmi(&self) -> bool {
-        self.nmi
+        self.nmis != 0
     }
 
-    /// The waiting NMI is injected now.
+    /// An NMI that waits is injected now.
     pub fn accept_nmi(&mut self) {
-        self.nmi = false;
+        self.nmis = self.nmis.saturating_sub(1);
+    }
+
+    /// While an NMI is in service, one waits.
+    pub fn nmi_is_in_service(&mut self) {
+        self.nmis = self.nmis.min(1);
     }
 
     /// The interrupt to inject next, if one outranks the processor priority.

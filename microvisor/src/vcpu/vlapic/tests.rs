@@ -246,7 +246,7 @@ fn only_level_triggered_ends_are_told() {
 fn posted_interrupts_merge() {
     let mut apic = x2apic(0);
     let mut posted = Posted {
-        nmi: true,
+        nmis: 1,
         ..Posted::default()
     };
     posted.pending[0] = 1 << 0x30 | 1 << 3;
@@ -364,4 +364,30 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn two_nmis_wait_and_one_while_another_is_in_service() {
+    let waiting = |apic: &mut VLapic| {
+        let mut count = 0;
+        while apic.has_nmi() {
+            apic.accept_nmi();
+            count += 1;
+        }
+        count
+    };
+    let posted = |nmis| Posted {
+        nmis,
+        ..Posted::default()
+    };
+    let mut apic = x2apic(0);
+    apic.post_nmi();
+    apic.merge(&posted(1));
+    assert_eq!(waiting(&mut apic), 2);
+    apic.post_nmi();
+    apic.merge(&posted(u32::MAX));
+    assert_eq!(waiting(&mut apic), 2);
+    apic.merge(&posted(2));
+    apic.nmi_is_in_service();
+    assert_eq!(waiting(&mut apic), 1);
 }

@@ -18,8 +18,6 @@ cases![
     task_priority_holds_interrupts_back,
     several_at_once_are_all_delivered,
     a_level_interrupts_end_is_posted,
-    an_nmi_is_delivered,
-    an_nmi_waits_for_the_end_of_another,
     an_interrupt_to_itself_is_delivered,
     messages_are_delivered,
     messages_to_nobody_are_not,
@@ -168,49 +166,6 @@ fn a_level_interrupts_end_is_posted() -> Outcome {
     guest.halt(0)?;
     equal("interrupts", guest.interrupts(VECTOR), 2)?;
     equal("the ring", consumer.pop(ring), None)?;
-    guest.end()
-}
-
-fn an_nmi_is_delivered() -> Outcome {
-    const NMI: u64 = 2;
-    let guest = Guest::new(code![
-        "lea rax, [rip + 2f]",
-        "mov [{notes} + 24], rax",
-        "hlt",
-        "ud2",
-        "2: hlt",
-        "ud2",
-        ; notes = const layout::NOTES,
-    ])?;
-    guest.halt(0)?;
-    guest.shared(0).posted.post_nmi();
-    guest.halt(0)?;
-    equal("exceptions", guest.exceptions().count(), 1)?;
-    equal("vector", guest.exceptions().last()[0], NMI)?;
-    // Once.
-    guest.halt(0)?;
-    equal("exceptions", guest.exceptions().count(), 1)?;
-    guest.end()
-}
-
-fn an_nmi_waits_for_the_end_of_another() -> Outcome {
-    /// Offset of IRET in the code, and what the handler has pushed on the CPU's own frame.
-    const IRET: u64 = 4;
-    const PUSHED: u64 = 40;
-    // The handler does not return: it halts.
-    let guest = Guest::new(code!["hlt", "2: hlt", "jmp 2b", "iretq"])?;
-    guest.halt(0)?;
-    for _ in 0..2 {
-        guest.shared(0).posted.post_nmi();
-        guest.halt(0)?;
-        equal("exceptions", guest.exceptions().count(), 1)?;
-    }
-    guest.restart(|state| {
-        state.rip = layout::CODE + IRET;
-        state.gpr[4] += PUSHED;
-    })?;
-    guest.halt(0)?;
-    equal("exceptions", guest.exceptions().count(), 2)?;
     guest.end()
 }
 

@@ -14,6 +14,7 @@ mod guest_exits;
 mod guest_hostile;
 mod guest_interrupt;
 mod guest_memory;
+mod guest_nmi;
 mod guest_port;
 mod guest_posted;
 mod guest_smp;
@@ -47,6 +48,7 @@ pub const GROUPS: &[(&str, &[Case])] = &[
     ("guest_cpu", guest_cpu::CASES),
     ("guest_posted", guest_posted::CASES),
     ("guest_interrupt", guest_interrupt::CASES),
+    ("guest_nmi", guest_nmi::CASES),
     ("guest_timer", guest_timer::CASES),
     ("guest_apic", guest_apic::CASES),
     ("guest_smp", guest_smp::CASES),

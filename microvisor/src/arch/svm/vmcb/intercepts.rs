@@ -30,6 +30,8 @@ const GUEST_INTERCEPTS_4: u32 = 0x7f | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 13 | 1 
 /// #DB and #AC: a guest can make the CPU raise either without end, and without an interrupt getting
 /// through, unless they are intercepted. #MC: it is root's.
 const GUEST_EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+/// Faults of IRET: #TS, #NP, #SS, #GP, #PF.
+const RETURN_FAULTS: u32 = 0x1f << 10;
 
 impl Vmcb {
     /// Intercepts and maps of the root partition.
@@ -63,6 +65,12 @@ impl Vmcb {
     /// Exits at IRET.
     pub(crate) fn intercept_iret(&mut self, on: bool) {
         self.intercept_3(INTERCEPT_IRET, on);
+    }
+
+    /// Exits at the faults that an IRET can make.
+    pub(in crate::arch::svm) fn intercept_return_faults(&mut self, on: bool) {
+        let faults = if on { RETURN_FAULTS } else { 0 };
+        self.set_u32(INTERCEPTS_EXCEPTION, GUEST_EXCEPTIONS | faults);
     }
 
     pub(in crate::arch::svm) fn intercept_3(&mut self, bit: u32, on: bool) {
