@@ -258,7 +258,7 @@ hypercalls! {
         InvalidState: "the partition has no memory"
     ];
 
-    /// Copies a stopped virtual CPU's state into its page's `state`.
+    /// Copies a stopped virtual CPU's state into its page's `state`, and its XMM registers into `vectors`.
     VcpuGetState = 0x0303, "vcpu_get_state"(
         "partition": "id",
         "vcpu": "index"

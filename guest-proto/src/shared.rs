@@ -16,7 +16,7 @@ pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::vcpu_page::{Intercept, Reply, VcpuState};
+use crate::vcpu_page::{Intercept, Reply, VcpuState, Vectors};
 
 /// A plain structure `T` of `N` 64-bit words, copied word by word. No order is implied: the caller
 /// knows by other means that the other side is done with it, or takes what it gets as an
@@ -113,7 +113,9 @@ pub struct SharedPage {
     pub consumer: ConsumerLine,
     /// Both ways, while the virtual CPU is stopped.
     pub state: Words<VcpuState, 80>,
-    reserved: [AtomicU64; 112],
+    /// Both ways, while the virtual CPU is stopped.
+    pub vectors: Words<Vectors, 32>,
+    reserved: [AtomicU64; 80],
     /// Ring entries.
     pub ring: [Slot; crate::limits::RING_ENTRIES as usize],
 }
@@ -141,7 +143,8 @@ mod layout {
                 producer: Default::default(),
                 consumer: Default::default(),
                 state: words(),
-                reserved: [const { AtomicU64::new(0) }; 112],
+                vectors: words(),
+                reserved: [const { AtomicU64::new(0) }; 80],
                 ring: [const {
                     Slot {
                         words: [const { AtomicU64::new(0) }; 2],
@@ -165,7 +168,7 @@ mod layout {
         };
     }
     same_place!(
-        intercept, reply, driver, posted, producer, consumer, state, reserved, ring
+        intercept, reply, driver, posted, producer, consumer, state, vectors, reserved, ring
     );
     const _: () = assert!(size_of::<SharedPage>() == size_of::<VcpuPage>());
 }

@@ -101,6 +101,8 @@ abi_consts! {
         /// Inject the exception `exception` with `error_code` instead of completing; with
         /// REGISTERS after those: a string instruction that faults has made its progress.
         EXCEPTION = 1 << 2,
+        /// XMM0 to XMM15 are to be taken from `vectors`.
+        VECTORS = 1 << 3,
     }
 }
 
@@ -276,6 +278,14 @@ abi_struct! {
     }
 }
 
+abi_struct! {
+    /// Vector registers.
+    pub struct Vectors: 256 {
+        /// XMM0 to XMM15, the low half of each first.
+        pub xmm: [u64; 32],
+    }
+}
+
 abi_enum! {
     /// What a virtual CPU would do if it ran.
     pub enum RunState: u32 {
@@ -305,8 +315,10 @@ abi_struct! {
         pub consumer: RingConsumer,
         /// Both ways, while the virtual CPU is stopped.
         pub state: VcpuState,
+        /// Both ways, as `state`, but only `vcpu_get_state` fills it.
+        pub vectors: Vectors,
         /// Reserved.
-        pub reserved: [u64; 112],
+        pub reserved: [u64; 80],
         /// Ring entries; entry `n` stands at `n % RING_ENTRIES`.
         pub ring: [PostedWrite; 128],
     }

@@ -4,6 +4,9 @@
 //! Each is written only where guest and root differ.
 
 use core::arch::asm;
+use core::ops::Range;
+
+use guest_proto::vcpu_page::Vectors;
 
 use super::{cpuid, read_msr, write_msr};
 
@@ -14,6 +17,11 @@ const SPEC_CTRL: u32 = 0x48;
 const PRED_CMD: u32 = 0x49;
 /// Number of PKRU among the components of XSAVE.
 const PKRU: u32 = 9;
+/// Number of the XMM registers among them, and where they lie.
+const SSE: u32 = 1;
+const XMM: Range<usize> = 160..416;
+/// Where the area says which components are not in their initial configuration.
+const XSTATE_BV: usize = 512;
 
 /// What this CPU has of it.
 #[derive(Clone, Copy, Debug)]
@@ -128,13 +136,36 @@ pub fn predict_anew(command: u64) {
 pub struct Area([u8; 4096]);
 
 impl Area {
-    /// The state after reset: everything in its initial configuration, MXCSR and x87 control word
+    /// The state after reset: everything as in its initial configuration, MXCSR and x87 control word
     /// where FXRSTOR takes them from.
     pub const fn reset() -> Self {
         let mut bytes = [0; 4096];
         [bytes[0], bytes[1]] = 0x037f_u16.to_le_bytes();
         [bytes[24], bytes[25], bytes[26], bytes[27]] = 0x1f80_u32.to_le_bytes();
+        // FXSAVE always writes the XMM registers, and says so nowhere.
+        bytes[XSTATE_BV] = 1 << SSE;
         Self(bytes)
+    }
+
+    /// XMM0 to XMM15.
+    pub(super) fn vectors(&self) -> Vectors {
+        let mut vectors = Vectors::default();
+        if self.has(SSE) {
+            let words = self.0[XMM].chunks_exact(8);
+            for (word, bytes) in vectors.xmm.iter_mut().zip(words) {
+                *word = bytes
+                    .first_chunk()
+                    .map_or(0, |raw| u64::from_le_bytes(*raw));
+            }
+        }
+        vectors
+    }
+
+    pub(super) fn set_vectors(&mut self, vectors: &Vectors) {
+        for (bytes, word) in self.0[XMM].chunks_exact_mut(8).zip(vectors.xmm) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        self.0[XSTATE_BV] |= 1 << SSE;
     }
 
     /// PKRU, which a guest with protection keys has.
@@ -145,13 +176,18 @@ impl Area {
     /// The first word of a component of XSAVE's standard form at `offset`; 0, its initial value, if the area has
     /// none (APM vol. 2 §11.5.2).
     fn component(&self, number: u32, offset: u32) -> u32 {
-        const XSTATE_BV: usize = 512;
-        let word = |at: usize| self.0.get(at..at + 4).and_then(|bytes| bytes.first_chunk());
-        let word = |at| word(at).map_or(0, |bytes| u32::from_le_bytes(*bytes));
-        match word(XSTATE_BV) & 1 << number {
-            0 => 0,
-            _ => word(offset as usize),
+        let at = offset as usize;
+        let word = self.0.get(at..at + 4).and_then(|bytes| bytes.first_chunk());
+        match word {
+            Some(bytes) if self.has(number) => u32::from_le_bytes(*bytes),
+            _ => 0,
         }
+    }
+
+    /// Whether component `number`, below 16, is not in its initial configuration.
+    fn has(&self, number: u32) -> bool {
+        let [low, high] = [self.0[XSTATE_BV], self.0[XSTATE_BV + 1]];
+        u16::from_le_bytes([low, high]) & 1 << number != 0
     }
 }
 

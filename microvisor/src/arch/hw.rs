@@ -4,7 +4,7 @@
 //! nothing in it knows what an exit means to a guest.
 
 use guest_proto::hypercall::ExitKind;
-use guest_proto::vcpu_page::VcpuState;
+use guest_proto::vcpu_page::{VcpuState, Vectors};
 
 use super::svm;
 use crate::memory::Frame;
@@ -395,5 +395,15 @@ impl Hw {
     /// Takes general registers, RIP and RFLAGS over.
     pub fn set_registers(&mut self, state: &VcpuState) {
         vendor!(self, guest => guest.set_registers(state));
+    }
+
+    /// XMM registers, outside of a turn.
+    pub fn vectors(&self) -> Vectors {
+        vendor!(self, guest => guest.vectors())
+    }
+
+    /// Takes XMM registers over, outside of a turn.
+    pub fn set_vectors(&mut self, vectors: &Vectors) {
+        vendor!(self, guest => guest.set_vectors(vectors));
     }
 }

@@ -89,7 +89,9 @@ pub(super) fn get_state(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     let memory = &cx.machine.memory;
     with(cx.machine, partition, vcpu, |partition, vcpu, local| {
         let now = cx.now.wrapping_add(partition.tsc_offset(local));
-        shared(memory, vcpu)?.state.store(&local.state(now));
+        let page = shared(memory, vcpu)?;
+        page.state.store(&local.state(now));
+        page.vectors.store(&local.hw.vectors());
         Ok(0)
     })
 }

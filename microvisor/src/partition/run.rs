@@ -292,7 +292,10 @@ impl Turn<'_> {
         }
         let mut reply = self.page.reply.load();
         let (flags, pending) = (reply.flags, self.local.pending);
-        let known = reply_flags::DATA | reply_flags::REGISTERS | reply_flags::EXCEPTION;
+        let known = reply_flags::DATA
+            | reply_flags::REGISTERS
+            | reply_flags::EXCEPTION
+            | reply_flags::VECTORS;
         let exception = u8::try_from(reply.exception)
             .ok()
             .filter(|n| *n < 32 && *n != 2);
@@ -312,6 +315,9 @@ impl Turn<'_> {
         let hw = &mut self.local.hw;
         if flags & reply_flags::REGISTERS != 0 {
             hw.set_registers(&self.page.state.load());
+        }
+        if flags & reply_flags::VECTORS != 0 {
+            hw.set_vectors(&self.page.vectors.load());
         }
         if flags & reply_flags::EXCEPTION != 0 {
             const PAGE_FAULT: u8 = 14;

@@ -1,5 +1,7 @@
 //! A virtual CPU on SVM: its control block, and everything beside it that a world switch swaps.
 
+use guest_proto::vcpu_page::Vectors;
+
 use super::asid::Asid;
 use super::exit;
 use super::vmcb::Vmcb;
@@ -78,6 +80,16 @@ impl Guest {
     /// Its frames, when it ends.
     pub fn into_frames(self) -> [OwnedFrame; 2] {
         [self.vmcb.into_parts().1, self.area.into_parts().1]
+    }
+
+    /// Outside of a turn.
+    pub(crate) fn vectors(&self) -> Vectors {
+        self.area.vectors()
+    }
+
+    /// Outside of a turn.
+    pub(crate) fn set_vectors(&mut self, vectors: &Vectors) {
+        self.area.set_vectors(vectors);
     }
 
     pub(crate) fn vmcb(&self) -> &Vmcb {

@@ -118,7 +118,7 @@ fn run_answer(guest: &Guest) -> hv::Answer {
 fn a_bad_reply_is_refused() -> Outcome {
     let guest = reading()?;
     let bad = [
-        (1 << 3, 0),
+        (1 << 5, 0),
         (1 << 31, 0),
         (reply_flags::EXCEPTION, 32),
         (reply_flags::EXCEPTION, 2),

@@ -1,7 +1,7 @@
 //! A virtual CPU's state: as root sets and reads it, and kept apart from root's own and from other
 //! guests'.
 
-use guest_proto::vcpu_page::{Segment, VcpuState};
+use guest_proto::vcpu_page::{InterceptKind, Segment, VcpuState, Vectors, reply_flags};
 
 use crate::guest::code::code;
 use crate::guest::{Guest, layout};
@@ -12,6 +12,7 @@ cases![
     a_state_is_read_as_it_was_set,
     guests_have_their_own_memory_and_registers,
     vector_registers_are_kept_apart,
+    a_worker_reads_and_sets_vector_registers,
     a_bad_xcr0_faults,
     xsetbv_is_undefined_without_osxsave,
     debug_registers_are_kept_apart,
@@ -142,6 +143,48 @@ fn vector_registers_are_kept_apart() -> Outcome {
     }
     equal("the guest's XCR0", guests[0].state(0)?.xcr0, 7)?;
     guests.into_iter().try_for_each(Guest::end)
+}
+
+fn a_worker_reads_and_sets_vector_registers() -> Outcome {
+    const LOW: u64 = 0x1111_2222_3333_4444;
+    let guest = Guest::new(code![
+        "mov rax, cr4",
+        "or eax, 0x200",
+        "mov cr4, rax",
+        "mov rax, {low}",
+        "movq xmm15, rax",
+        "lea rbx, [rip + 2f]",
+        "mov al, [{device}]",
+        "2: movups [{data}], xmm0",
+        "movups [{data} + 16], xmm15",
+        "hlt",
+        ; low = const LOW, device = const layout::END, data = const layout::DATA,
+    ])?;
+    guest.intercept(0, InterceptKind::Memory)?;
+    guest.state(0)?;
+    let page = guest.shared(0);
+    let mut vectors = page.vectors.load();
+    let mut expected = [0; 32];
+    expected[30] = LOW;
+    equal("XMM registers", vectors.xmm, expected)?;
+    for (n, word) in (1..).zip(&mut vectors.xmm) {
+        *word = n;
+    }
+    page.vectors.store(&vectors);
+    guest.emulate(0, |state| state.rip = state.gpr[3]);
+    let mut reply = page.reply.load();
+    reply.flags |= reply_flags::VECTORS;
+    page.reply.store(&reply);
+    guest.halt(0)?;
+    let stored: [u64; 4] = guest.ram.load(layout::DATA);
+    equal("XMM0, XMM15", stored, [1, 2, 31, 32])?;
+    // Without the flag they are the guest's own.
+    guest.restart(|state| state.rip = state.gpr[3])?;
+    page.vectors.store(&Vectors::default());
+    guest.halt(0)?;
+    guest.state(0)?;
+    equal("XMM0", page.vectors.load().xmm[0], 1)?;
+    guest.end()
 }
 
 fn xsetbv_is_undefined_without_osxsave() -> Outcome {
