@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use guest_proto::driver::{ApicAccess, ioctl as number};
-use guest_proto::vcpu_page::{Intercept, Reply, VcpuState};
+use guest_proto::vcpu_page::{Intercept, Reply, VcpuState, Vectors};
 use rustix::io::Errno;
 
 use super::page::Mapping;
@@ -125,6 +125,32 @@ impl Vcpu {
     /// Puts registers where a [`Reply`] with `REGISTERS` is answered from.
     pub fn set_state(&mut self, state: &VcpuState) {
         self.page.state.store(state);
+    }
+
+    /// Fetches the XMM registers from the microvisor, and the state beside an intercept once more.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn fetch_vectors(&mut self) -> Result<[u128; 16], DriverError> {
+        self.fetch_state()?;
+        let words = self.page.vectors.load().xmm;
+        let (pairs, _) = words.as_chunks::<2>();
+        let mut vectors = [0; 16];
+        for (vector, [low, high]) in vectors.iter_mut().zip(pairs) {
+            *vector = u128::from(*high) << 64 | u128::from(*low);
+        }
+        Ok(vectors)
+    }
+
+    /// Puts XMM registers where a [`Reply`] with `VECTORS` is answered from.
+    pub fn set_vectors(&mut self, vectors: &[u128; 16]) {
+        let mut xmm = [0; 32];
+        let (pairs, _) = xmm.as_chunks_mut::<2>();
+        for ([low, high], vector) in pairs.iter_mut().zip(vectors) {
+            (*low, *high) = (*vector as u64, (*vector >> 64) as u64);
+        }
+        self.page.vectors.store(&Vectors { xmm });
     }
 
     /// Answers the intercept; taken by the next [`Self::run`].

@@ -3,17 +3,19 @@
 //!
 //! [`emulate`] fetches and decodes (iced-x86) at the guest's instruction pointer, moves the data
 //! through a [`Space`], and changes the registers of a [`VcpuState`]; or it answers with the
-//! [`Fault`] that the guest gets. Only what compilers use on device memory is here: integer moves,
-//! arithmetic and bit instructions, and strings. The guest's page tables are walked in
+//! [`Fault`] that the guest gets. Here are integer instructions, the stack's PUSH and POP, moves of SSE, and strings: what
+//! compilers use, and what test programs do. `docs/guests.md` lists them. The guest's page tables are walked in
 //! `paging` for every access, because a string's other end, or its next page, may be anywhere.
 
 mod alu;
 mod integer;
 mod paging;
 mod registers;
+mod stack;
 mod string;
 #[cfg(test)]
 mod tests;
+mod vector;
 
 use std::fmt;
 
@@ -37,6 +39,10 @@ pub trait Space {
     fn read_port(&mut self, port: u16, size: u8) -> u64;
     /// Writes a port.
     fn write_port(&mut self, port: u16, size: u8, value: u64);
+    /// Returns the XMM registers, which most instructions don't use; `None` if they can't be had.
+    fn vectors(&mut self) -> Option<[u128; 16]>;
+    /// Sets the XMM registers.
+    fn set_vectors(&mut self, vectors: &[u128; 16]);
 }
 
 /// The access that made the CPU stop at the instruction. The guest may have put another instruction there
@@ -71,6 +77,8 @@ pub enum Fault {
         /// Error code.
         code: u32,
     },
+    /// The guest gets a divide error.
+    Divide,
     /// The guest gets an undefined-opcode exception.
     UndefinedOpcode,
     /// The guest gets a general protection fault with error code 0.
@@ -134,7 +142,11 @@ pub fn emulate(
     let done = if instruction.is_string_instruction() {
         cpu.string(&instruction)?
     } else {
-        cpu.integer(&instruction)?.then_some(string::Progress::Done)
+        let is_known = cpu.integer(&instruction)?
+            || cpu.wide_exchange(&instruction)?
+            || cpu.stack(&instruction)?
+            || cpu.vector(&instruction)?;
+        is_known.then_some(string::Progress::Done)
     };
     match done {
         Some(string::Progress::Done) => {
@@ -144,6 +156,11 @@ pub fn emulate(
         Some(string::Progress::Again) => Ok(()),
         None => Err(not_emulated()),
     }
+}
+
+/// Whether a program of the guest runs, in ring 3, and not its kernel.
+pub fn is_user(state: &mut VcpuState) -> bool {
+    Registers::new(state).is_user()
 }
 
 /// The guest's registers and what they reach.
@@ -213,7 +230,17 @@ impl<S: Space> Cpu<'_, S> {
 
     /// Reads 1 to 8 bytes at a linear address, wherever they are.
     fn load(&mut self, at: u64, size: u8) -> Result<u64, Fault> {
-        let mut value = [0; 8];
+        Ok(self.load_wide(at, size)? as u64)
+    }
+
+    /// Writes 1 to 8 bytes at a linear address. Nothing is written if any part of it faults.
+    fn store(&mut self, at: u64, size: u8, value: u64) -> Result<(), Fault> {
+        self.store_wide(at, size, value.into())
+    }
+
+    /// Reads 1 to 16 bytes at a linear address; from a device, 8 at a time.
+    fn load_wide(&mut self, at: u64, size: u8) -> Result<u128, Fault> {
+        let mut value = [0; 16];
         let mut done = 0;
         for (from, part) in parts(at, size) {
             let from = self.registers.truncate(from);
@@ -221,16 +248,18 @@ impl<S: Space> Cpu<'_, S> {
             let into = &mut value[done..done + usize::from(part)];
             if !self.space.read_ram(gpa, into) {
                 self.reach_device(gpa, false)?;
-                let word = self.space.read_device(gpa, part).to_le_bytes();
-                into.copy_from_slice(&word[..usize::from(part)]);
+                for (gpa, bytes) in (gpa..).step_by(8).zip(into.chunks_mut(8)) {
+                    let word = self.space.read_device(gpa, bytes.len() as u8).to_le_bytes();
+                    bytes.copy_from_slice(&word[..bytes.len()]);
+                }
             }
             done += usize::from(part);
         }
-        Ok(u64::from_le_bytes(value))
+        Ok(u128::from_le_bytes(value))
     }
 
-    /// Writes 1 to 8 bytes at a linear address. Nothing is written if any part of it faults.
-    fn store(&mut self, at: u64, size: u8, value: u64) -> Result<(), Fault> {
+    /// Writes 1 to 16 bytes at a linear address, as [`Self::store`]; to a device, 8 at a time.
+    fn store_wide(&mut self, at: u64, size: u8, value: u128) -> Result<(), Fault> {
         let mut places = [(0, 0); 2];
         let mut count = 0;
         for (to, part) in parts(at, size) {
@@ -244,9 +273,12 @@ impl<S: Space> Cpu<'_, S> {
             let (now, rest) = bytes.split_at(usize::from(part));
             if !self.space.write_ram(gpa, now) {
                 self.reach_device(gpa, true)?;
-                let mut word = [0; 8];
-                word[..now.len()].copy_from_slice(now);
-                self.space.write_device(gpa, part, u64::from_le_bytes(word));
+                for (gpa, bytes) in (gpa..).step_by(8).zip(now.chunks(8)) {
+                    let mut word = [0; 8];
+                    word[..bytes.len()].copy_from_slice(bytes);
+                    let word = u64::from_le_bytes(word);
+                    self.space.write_device(gpa, bytes.len() as u8, word);
+                }
             }
             bytes = rest;
         }

@@ -10,12 +10,14 @@ use guest_proto::vcpu_page::{
 use vm_memory::{Bytes, GuestAddress};
 
 use super::devices::Devices;
-use super::emulate::{Cause, Fault, Space, emulate};
+use super::emulate::{Cause, Fault, Space, emulate, is_user};
 use super::end::End;
+use super::journal;
 use super::memory::{Memory, layout};
 
 /// Exception vectors.
 mod vector {
+    pub(super) const DIVIDE: u32 = 0;
     pub(super) const UNDEFINED_OPCODE: u32 = 6;
     pub(super) const PROTECTION: u32 = 13;
     pub(super) const PAGE_FAULT: u32 = 14;
@@ -52,7 +54,7 @@ pub(super) fn port(intercept: &Intercept, devices: &mut Devices) -> Reply {
 pub(super) fn instruction(
     intercept: &Intercept,
     state: &mut VcpuState,
-    bus: &mut Bus<'_, impl Apic>,
+    bus: &mut Bus<'_, impl Registers>,
 ) -> Result<Reply, End> {
     let rip = state.rip;
     let known = usize::from(intercept.instruction_len).min(intercept.instruction.len());
@@ -70,8 +72,12 @@ pub(super) fn instruction(
         }
     };
     let executed = emulate(state, bus, &intercept.instruction[..known], cause);
+    let vectors = match bus.changes_vectors {
+        true => reply_flags::VECTORS,
+        false => 0,
+    };
     let done = Reply {
-        flags: reply_flags::REGISTERS,
+        flags: reply_flags::REGISTERS | vectors,
         ..Reply::default()
     };
     let exception = |vector, error_code: u32, fault_address| Reply {
@@ -85,8 +91,16 @@ pub(super) fn instruction(
     match executed {
         Ok(()) | Err(Fault::Changed) => Ok(done),
         Err(Fault::Page { address, code }) => Ok(exception(vector::PAGE_FAULT, code, address)),
+        Err(Fault::Divide) => Ok(exception(vector::DIVIDE, 0, 0)),
         Err(Fault::UndefinedOpcode) => Ok(exception(vector::UNDEFINED_OPCODE, 0, 0)),
         Err(Fault::Protection) => Ok(exception(vector::PROTECTION, 0, 0)),
+        // The mistake is a program's, which must not end its machine.
+        Err(Fault::NotEmulated(_) | Fault::NotInRam(_)) if is_user(state) => {
+            journal::guest(format_args!(
+                "a program touches {at:#x}, where no memory is, at rip {rip:#x} with an instruction that is not emulated"
+            ));
+            Ok(exception(vector::UNDEFINED_OPCODE, 0, 0))
+        }
         Err(Fault::NotEmulated(bytes)) => Err(End::crashed(format_args!(
             "instruction {bytes} at rip {rip:#x} touches {at:#x}, where no memory is, and can't be \
              emulated"
@@ -113,18 +127,36 @@ pub(super) fn end(intercept: &Intercept) -> End {
     }
 }
 
-/// The virtual CPU's local APIC: reads a register by its offset, or writes it. `None` where it
-/// has no registers in memory, because it is in x2APIC mode or disabled.
-pub(super) trait Apic: FnMut(u32, Option<u32>) -> Option<u32> {}
-
-impl<T: FnMut(u32, Option<u32>) -> Option<u32>> Apic for T {}
+/// Registers of the virtual CPU that do not come with an intercept.
+pub(super) trait Registers {
+    /// Reads a register of the local APIC by its offset, or writes it. `None` where the APIC has no registers in memory, because
+    /// it is in x2APIC mode or disabled.
+    fn apic(&mut self, register: u32, value: Option<u32>) -> Option<u32>;
+    /// Returns the XMM registers; `None` if they can't be had.
+    fn vectors(&mut self) -> Option<[u128; 16]>;
+    /// Puts XMM registers where a reply with `VECTORS` is answered from.
+    fn set_vectors(&mut self, vectors: &[u128; 16]);
+}
 
 /// What a virtual CPU reaches.
 #[derive(Debug)]
-pub(super) struct Bus<'a, A> {
-    pub(super) devices: &'a mut Devices,
-    pub(super) ram: &'a Memory,
-    pub(super) apic: A,
+pub(super) struct Bus<'a, R> {
+    devices: &'a mut Devices,
+    ram: &'a Memory,
+    registers: R,
+    /// The instruction has changed XMM registers.
+    changes_vectors: bool,
+}
+
+impl<'a, R: Registers> Bus<'a, R> {
+    pub(super) fn new(devices: &'a mut Devices, ram: &'a Memory, registers: R) -> Self {
+        Self {
+            devices,
+            ram,
+            registers,
+            changes_vectors: false,
+        }
+    }
 }
 
 /// Offset in the local APIC's page.
@@ -133,7 +165,7 @@ fn lapic_offset(gpa: u64) -> Option<u32> {
     (offset < LAPIC_SIZE).then_some(offset as u32)
 }
 
-impl<A: Apic> Space for Bus<'_, A> {
+impl<R: Registers> Space for Bus<'_, R> {
     fn read_ram(&mut self, gpa: u64, bytes: &mut [u8]) -> bool {
         self.ram.read_slice(bytes, GuestAddress(gpa)).is_ok()
     }
@@ -144,7 +176,7 @@ impl<A: Apic> Space for Bus<'_, A> {
 
     fn read_device(&mut self, gpa: u64, size: u8) -> u64 {
         if let Some(offset) = lapic_offset(gpa)
-            && let Some(register) = (self.apic)(offset & !0xf, None)
+            && let Some(register) = self.registers.apic(offset & !0xf, None)
         {
             // A register is 32 bits wide, and 16 bytes from the next.
             return u64::from(register)
@@ -158,7 +190,7 @@ impl<A: Apic> Space for Bus<'_, A> {
         if let Some(offset) = lapic_offset(gpa)
             && offset & 0xf == 0
             && size >= 4
-            && (self.apic)(offset, Some(value as u32)).is_some()
+            && self.registers.apic(offset, Some(value as u32)).is_some()
         {
             return;
         }
@@ -171,6 +203,15 @@ impl<A: Apic> Space for Bus<'_, A> {
 
     fn write_port(&mut self, port: u16, size: u8, value: u64) {
         self.devices.write_port(port, size, value);
+    }
+
+    fn vectors(&mut self) -> Option<[u128; 16]> {
+        self.registers.vectors()
+    }
+
+    fn set_vectors(&mut self, vectors: &[u128; 16]) {
+        self.registers.set_vectors(vectors);
+        self.changes_vectors = true;
     }
 }
 
@@ -215,6 +256,33 @@ mod tests {
         None
     }
 
+    fn fake(apic: &mut dyn FnMut(u32, Option<u32>) -> Option<u32>) -> Fake<'_> {
+        Fake {
+            apic,
+            vectors: [0; 16],
+        }
+    }
+
+    /// Registers: a local APIC, and XMM registers.
+    struct Fake<'a> {
+        apic: &'a mut dyn FnMut(u32, Option<u32>) -> Option<u32>,
+        vectors: [u128; 16],
+    }
+
+    impl Registers for &mut Fake<'_> {
+        fn apic(&mut self, register: u32, value: Option<u32>) -> Option<u32> {
+            (self.apic)(register, value)
+        }
+
+        fn vectors(&mut self) -> Option<[u128; 16]> {
+            Some(self.vectors)
+        }
+
+        fn set_vectors(&mut self, vectors: &[u128; 16]) {
+            self.vectors = *vectors;
+        }
+    }
+
     #[test]
     fn a_port_read_is_answered_and_a_write_needs_none() {
         let mut devices = Devices::new();
@@ -255,11 +323,9 @@ mod tests {
         };
         assert!(!is_plain_port(&intercept));
         let mut devices = Devices::new();
-        let mut bus = Bus {
-            devices: &mut devices,
-            ram: ram.mapping(),
-            apic: no_apic,
-        };
+        let mut none = no_apic;
+        let mut fake = fake(&mut none);
+        let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
         let reply = instruction(&intercept, &mut state, &mut bus).unwrap();
         assert_eq!(reply.flags, reply_flags::REGISTERS);
         assert_eq!((state.rip, state.gpr[1]), (CODE + 2, 0));
@@ -272,11 +338,8 @@ mod tests {
         let mut devices = Devices::new();
         let mut run = |code: &[u8], gpa, apic: &mut dyn FnMut(u32, Option<u32>) -> Option<u32>| {
             let mut state = guest(&ram, code);
-            let mut bus = Bus {
-                devices: &mut devices,
-                ram: ram.mapping(),
-                apic,
-            };
+            let mut fake = fake(apic);
+            let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
             let reply = instruction(&touch(gpa), &mut state, &mut bus).unwrap();
             assert_eq!(reply.flags, reply_flags::REGISTERS);
             state
@@ -315,11 +378,9 @@ mod tests {
         // ud2, and a move through page tables that hold nothing.
         let mut state = guest(&ram, &[0x0f, 0x0b]);
         let mut devices = Devices::new();
-        let mut bus = Bus {
-            devices: &mut devices,
-            ram: ram.mapping(),
-            apic: no_apic,
-        };
+        let mut none = no_apic;
+        let mut fake = fake(&mut none);
+        let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
         let at = touch(layout::IOAPIC);
         let reply = instruction(&at, &mut state, &mut bus);
         let end = reply.unwrap_err();
@@ -334,6 +395,53 @@ mod tests {
         assert_eq!(reply.flags & reply_flags::EXCEPTION, reply_flags::EXCEPTION);
         assert_eq!(reply.exception, vector::PAGE_FAULT);
         assert_eq!(reply.fault_address, CODE);
+    }
+
+    #[test]
+    fn a_program_that_does_what_is_not_emulated_does_not_end_the_vm() {
+        let ram = Ram::new(4 << 20).unwrap();
+        let mut devices = Devices::new();
+        let mut none = no_apic;
+        let mut fake = fake(&mut none);
+        let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
+        // fld dword [0xfec00000]
+        let code = [0xd9, 0x05, 0, 0, 0xc0, 0xfe];
+        for (ring, is_end) in [(0, true), (3, false)] {
+            let mut state = guest(&ram, &code);
+            state.segment[2].attributes |= ring << 5;
+            let answer = instruction(&touch(layout::IOAPIC), &mut state, &mut bus);
+            assert_eq!(answer.is_err(), is_end, "ring {ring}");
+            if let Ok(reply) = answer {
+                assert_eq!(reply.flags & reply_flags::EXCEPTION, reply_flags::EXCEPTION);
+                assert_eq!(reply.exception, vector::UNDEFINED_OPCODE);
+                assert_eq!(state.rip, CODE);
+            }
+        }
+    }
+
+    #[test]
+    fn vector_registers_are_answered_when_they_change() {
+        let ram = Ram::new(4 << 20).unwrap();
+        let mut devices = Devices::new();
+        let mut none = no_apic;
+        let mut fake = fake(&mut none);
+        fake.vectors[3] = 1;
+        for (code, flags) in [
+            // movd [0xfec00000], xmm3; movd xmm3, [0xfec00010]
+            ([0x66, 0x0f, 0x7e, 0x1d, 0, 0, 0xc0, 0xfe], 0),
+            (
+                [0x66, 0x0f, 0x6e, 0x1d, 0x10, 0, 0xc0, 0xfe],
+                reply_flags::VECTORS,
+            ),
+        ] {
+            let mut state = guest(&ram, &code);
+            state.cr4 = 1 << 9;
+            let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
+            let reply = instruction(&touch(layout::IOAPIC), &mut state, &mut bus).unwrap();
+            assert_eq!(reply.flags, reply_flags::REGISTERS | flags);
+        }
+        // Register 1 of the I/O APIC: its version.
+        assert_eq!(fake.vectors[3], 0x17_0020);
     }
 
     #[test]

@@ -9,7 +9,8 @@ use rustix::io::Errno;
 
 use super::devices::Request;
 use super::end::End;
-use super::exit::{self, Bus};
+use super::exit::{self, Bus, Registers};
+use super::journal;
 use super::machine::{Bench, Machine, Verdict};
 use crate::driver::Vcpu;
 
@@ -37,6 +38,27 @@ fn run(index: usize, vcpu: &mut Vcpu, machine: &Machine) {
                 io::Error::from(errno)
             )))),
         }
+    }
+}
+
+impl Registers for &mut Vcpu {
+    fn apic(&mut self, register: u32, value: Option<u32>) -> Option<u32> {
+        // Refused in x2APIC mode: then nothing is there.
+        match value {
+            None => self.read_apic(register).ok(),
+            Some(value) => self.write_apic(register, value).ok().map(|()| 0),
+        }
+    }
+
+    fn vectors(&mut self) -> Option<[u128; 16]> {
+        let fetched = self.fetch_vectors();
+        fetched
+            .inspect_err(|e| journal::say(format_args!("{e}")))
+            .ok()
+    }
+
+    fn set_vectors(&mut self, vectors: &[u128; 16]) {
+        Vcpu::set_vectors(self, vectors);
     }
 }
 
@@ -69,15 +91,7 @@ fn answer(
     match InterceptKind::from_raw(intercept.kind) {
         Some(InterceptKind::Port | InterceptKind::Memory) => {
             let mut state = vcpu.state();
-            let mut bus = Bus {
-                devices: &mut bench.devices,
-                ram: machine.ram.mapping(),
-                // Refused in x2APIC mode: then nothing is there.
-                apic: |register, value| match value {
-                    None => vcpu.read_apic(register).ok(),
-                    Some(value) => vcpu.write_apic(register, value).ok().map(|()| 0),
-                },
-            };
+            let mut bus = Bus::new(&mut bench.devices, machine.ram.mapping(), &mut *vcpu);
             let reply = exit::instruction(intercept, &mut state, &mut bus).map_err(Verdict::End)?;
             vcpu.set_state(&state);
             Ok(reply)

@@ -39,13 +39,32 @@ impl<'a> Registers<'a> {
         }
     }
 
-    /// Whether the guest's program is in ring 3: the privilege of SS is the CPU's.
+    /// Whether the guest's program is in ring 3.
     pub(super) fn is_user(&self) -> bool {
         self.privilege() == 3
     }
 
-    fn privilege(&self) -> u16 {
+    /// The program's ring: the privilege of SS is the CPU's.
+    pub(super) fn privilege(&self) -> u16 {
         self.state.segment[SS].attributes >> 5 & 3
+    }
+
+    /// The bits of the stack pointer that the stack uses.
+    pub(super) fn stack_mask(&self) -> u64 {
+        match self.bits() {
+            64 => mask(8),
+            _ if self.state.segment[SS].attributes & SEGMENT_BIG != 0 => mask(4),
+            _ => mask(2),
+        }
+    }
+
+    /// Linear address of a place in the stack.
+    pub(super) fn linear_stack(&self, pointer: u64) -> u64 {
+        let base = match self.bits() {
+            64 => 0,
+            _ => self.state.segment[SS].base,
+        };
+        self.truncate(base.wrapping_add(pointer))
     }
 
     /// Whether the program may use every port: its privilege is IOPL's or a higher one, outside of virtual-8086
@@ -127,6 +146,26 @@ impl<'a> Registers<'a> {
             });
         }
         self.get(register)
+    }
+}
+
+/// The accumulator of `size` bytes.
+pub(super) fn accumulator(size: u8) -> Register {
+    match size {
+        1 => Register::AL,
+        2 => Register::AX,
+        4 => Register::EAX,
+        _ => Register::RAX,
+    }
+}
+
+/// The upper half of a product of two values of `size` bytes, and of what is divided.
+pub(super) fn upper_accumulator(size: u8) -> Register {
+    match size {
+        1 => Register::AH,
+        2 => Register::DX,
+        4 => Register::EDX,
+        _ => Register::RDX,
     }
 }
 

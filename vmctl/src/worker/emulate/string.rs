@@ -4,6 +4,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::alu::{self, Op, ZF};
 use super::paging::Access;
+use super::registers::accumulator;
 use super::{Cause, Cpu, Fault, Space};
 
 /// Elements that one call does; the guest comes back for the rest, with interrupts in between.
@@ -100,12 +101,7 @@ impl<S: Space> Cpu<'_, S> {
 
     /// Moves one element; false if the instruction is not known.
     fn element(&mut self, i: &Instruction, size: u8) -> Result<bool, Fault> {
-        let accumulator = match size {
-            1 => Register::AL,
-            2 => Register::AX,
-            4 => Register::EAX,
-            _ => Register::RAX,
-        };
+        let accumulator = accumulator(size);
         let port = self.registers.state.gpr[2] as u16;
         match i.mnemonic() {
             Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {

@@ -1,5 +1,8 @@
 //! Instructions against a memory of 64 KiB, a device at `DEVICE` and a port that counts.
 
+mod integer;
+mod vector;
+
 use super::*;
 use guest_proto::vcpu_page::Segment;
 
@@ -10,6 +13,7 @@ struct Fake {
     ram: Vec<u8>,
     device: [u8; 64],
     log: Vec<(char, u64, u8, u64)>,
+    vectors: [u128; 16],
 }
 
 impl Fake {
@@ -20,6 +24,7 @@ impl Fake {
             ram,
             device: [0; 64],
             log: Vec::new(),
+            vectors: [0; 16],
         }
     }
 
@@ -70,6 +75,14 @@ impl Space for Fake {
 
     fn write_port(&mut self, port: u16, size: u8, value: u64) {
         self.log.push(('o', u64::from(port), size, value));
+    }
+
+    fn vectors(&mut self) -> Option<[u128; 16]> {
+        Some(self.vectors)
+    }
+
+    fn set_vectors(&mut self, vectors: &[u128; 16]) {
+        self.vectors = *vectors;
     }
 }
 
@@ -296,12 +309,13 @@ fn a_long_string_comes_back_for_the_rest() {
 
 #[test]
 fn what_is_not_emulated_says_its_bytes() {
-    let mut fake = Fake::new(&[0x0f, 0x11, 0x03]);
+    // fld dword [rbx]
+    let mut fake = Fake::new(&[0xd9, 0x03]);
     let fault = emulate(&mut state(64), &mut fake, &[], MEMORY).unwrap_err();
     let Fault::NotEmulated(bytes) = fault else {
         panic!("{fault:?}");
     };
-    assert_eq!(bytes.to_string(), "0f 11 03");
+    assert_eq!(bytes.to_string(), "d9 03");
     let mut fake = Fake::new(&[0x0f, 0x0b]);
     assert!(emulate(&mut state(64), &mut fake, &[], MEMORY).is_err());
     let mut fake = Fake::new(&[0x06]);
