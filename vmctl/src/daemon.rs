@@ -18,6 +18,7 @@ mod opener;
 mod power;
 mod process;
 mod record;
+mod redefine;
 mod request;
 mod resources;
 mod restore;

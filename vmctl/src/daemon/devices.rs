@@ -6,15 +6,15 @@
 
 use std::fmt;
 
-use guest_proto::control::{
-    DeviceTable, Failure, FailureKind, VmStatus, WorkerCommand, WorkerEvent,
-};
+use guest_proto::control::{DeviceTable, Failure, FailureKind, WorkerCommand, WorkerEvent};
 
 use super::jobs::Outcome;
 use super::journal;
 use super::opener::{self, Files, Opened};
+use super::record::Record;
+use super::redefine::Then;
 use super::request::not_found;
-use super::vms::{Vm, Vms, failure};
+use super::vms::{Ticket, Vm, Vms, failure};
 use crate::config::{DeviceConfig, LinkState, VmConfig};
 
 /// What became of a device that was to be attached or detached.
@@ -57,53 +57,64 @@ impl Vms {
     /// Goes on with a device that was opened.
     pub(super) fn opened(&mut self, opened: Opened) {
         let (vm, device) = (opened.vm.clone(), opened.device.name().to_owned());
-        match self.hand_over(opened) {
-            Ok(true) => {}
-            Ok(false) => self.attach_ended(&vm, &device, Ok(())),
-            Err(e) => self.attach_ended(&vm, &device, Err(e)),
+        if let Err(e) = self.enter_device(opened) {
+            self.attach_ended(&vm, &device, Err(e));
         }
     }
 
-    /// Enters an opened device into the configuration and gives it to the worker, if there is one.
-    fn hand_over(&mut self, opened: Opened) -> Result<bool, Failure> {
+    /// Enters an opened device into the configuration. The worker, if there is one, gets it afterwards.
+    fn enter_device(&mut self, opened: Opened) -> Result<(), Failure> {
         let name = &*opened.vm;
-        let opened_files = opened.files?;
-        let vm = self.vm(name)?;
-        // Another VM may have the name by now.
-        let is_attaching = |other: &DeviceConfig| other.name() == opened.device.name();
-        if !vm.attaching.iter().any(is_attaching) {
-            return Err(not_found(name));
-        }
-        let record = &vm.record;
-        record.may_attach()?;
+        let files = opened.files?;
+        let device = opened.device.name().to_owned();
+        let record = self.check_attaching(name, &device)?;
         let is_alive = record.state().is_alive();
         let config = record.config()?.with_device(opened.device);
-        self.redefine(name, config.map_err(|e| wrong(name, &e))?.0)?;
-        if is_alive {
-            let Files { device, files } = opened_files;
-            let command = WorkerCommand::Attach {
-                name: device.name().to_owned(),
-                device: device.to_table().map_err(|e| wrong(name, &e))?,
-                files: files.len() as u32,
-            };
-            self.command_with_files(name, &command, files)?;
+        let (config, _) = config.map_err(|e| wrong(name, &e))?;
+        let files = is_alive.then(|| Box::new(files));
+        self.redefine(name, config, Then::Attach(device, files))
+    }
+
+    /// Checks that a device is still to be attached. Another VM may have the name by now.
+    fn check_attaching(&self, name: &str, device: &str) -> Result<&Record, Failure> {
+        let vm = self.vm(name)?;
+        if vm.attaching.iter().all(|other| other.name() != device) {
+            return Err(not_found(name));
         }
-        Ok(is_alive)
+        vm.record.may_attach()?;
+        Ok(&vm.record)
+    }
+
+    /// Gives a device, which the configuration has, to the worker.
+    pub(super) fn hand_over(
+        &mut self,
+        name: &str,
+        device: &str,
+        files: Files,
+    ) -> Result<(), Failure> {
+        self.check_attaching(name, device)?;
+        let Files { device, files } = files;
+        let command = WorkerCommand::Attach {
+            name: device.name().to_owned(),
+            device: device.to_table().map_err(|e| wrong(name, &e))?,
+            files: files.len() as u32,
+        };
+        self.command_with_files(name, &command, files)
     }
 
     /// A device was attached, or was not.
-    fn attach_ended(&mut self, name: &str, device: &str, result: Result<(), Failure>) {
+    pub(super) fn attach_ended(&mut self, name: &str, device: &str, result: Result<(), Failure>) {
         if let Ok(vm) = self.vm_mut(name) {
             vm.attaching.retain(|attaching| attaching.name() != device);
         }
         if result.is_err() {
-            self.remove_device(name, device);
+            self.keep_devices(name, |other| other != device, Then::Nothing);
         }
         self.tell_device(name, device, result);
     }
 
-    /// Detaches a device. Returns false if [`Self::tell_device`] will tell the outcome.
-    pub(super) fn detach(&mut self, name: &str, device: &str) -> Result<bool, Failure> {
+    /// Begins to detach a device. [`Self::tell_device`] tells the outcome.
+    pub(super) fn detach(&mut self, name: &str, device: &str) -> Result<(), Failure> {
         let vm = self.vm(name)?;
         if vm.attaching.iter().any(|other| other.name() == device) {
             let message = format!("{name}: {device} is being attached");
@@ -119,35 +130,29 @@ impl Vms {
         }
         if !vm.record.may_detach()? {
             let config = config.with_devices(|other| other != device);
-            self.redefine(name, config)?;
-            return Ok(true);
+            return self.redefine(name, config, Then::Detach(device.to_owned()));
         }
         let command = WorkerCommand::Detach {
             name: device.to_owned(),
         };
         self.command(name, &command)?;
         self.vm_mut(name)?.detaching.push(device.to_owned());
-        Ok(false)
+        Ok(())
     }
 
-    /// Changes a key of a VM's configuration.
-    pub(super) fn set(&mut self, name: &str, setting: &str) -> Result<VmStatus, Failure> {
+    /// Begins to change a key of a VM's configuration. The ticket's answer says whether it is changed.
+    pub(super) fn set(&mut self, name: &str, setting: &str) -> Result<Ticket, Failure> {
         let record = &self.vm(name)?.record;
         record.may_attach()?;
-        let is_alive = record.state().is_alive();
         let changed = record.config()?.with_setting(setting);
         let (config, nic) = changed.map_err(|e| wrong(name, &e))?;
-        self.redefine(name, config)?;
-        if is_alive {
-            let is_up = nic.link == LinkState::Up;
-            let name_of_nic = nic.name;
-            let command = WorkerCommand::SetLink {
-                name: name_of_nic,
-                is_up,
-            };
-            self.command(name, &command)?;
-        }
-        self.status(name)
+        let command = WorkerCommand::SetLink {
+            is_up: nic.link == LinkState::Up,
+            name: nic.name,
+        };
+        let ticket = self.new_ticket();
+        self.redefine(name, config, Then::Tell(ticket, Some(command)))?;
+        Ok(ticket)
     }
 
     /// A worker tells about a device.
@@ -156,8 +161,10 @@ impl Vms {
             WorkerEvent::Ready { devices, .. } => self.has_devices(name, &devices),
             WorkerEvent::Attached { name: device } => self.attach_ended(name, &device, Ok(())),
             WorkerEvent::Detached { name: device } => {
-                self.remove_device(name, &device);
-                self.detach_ended(name, &device, Ok(()));
+                let then = Then::TellDetached(device.clone());
+                if !self.keep_devices(name, |other| other != device, then) {
+                    self.detach_ended(name, &device, Ok(()));
+                }
             }
             WorkerEvent::DeviceRefused {
                 name: device,
@@ -191,7 +198,7 @@ impl Vms {
         self.tell_worker(name, &command, files);
     }
 
-    fn detach_ended(&mut self, name: &str, device: &str, result: Result<(), Failure>) {
+    pub(super) fn detach_ended(&mut self, name: &str, device: &str, result: Result<(), Failure>) {
         if let Ok(vm) = self.vm_mut(name) {
             vm.detaching.retain(|detaching| detaching != device);
         }
@@ -200,7 +207,8 @@ impl Vms {
 
     /// The worker has these devices, and no others.
     fn has_devices(&mut self, name: &str, devices: &[String]) {
-        self.keep_devices(name, |name| devices.iter().any(|device| device == name));
+        let has = |name: &str| devices.iter().any(|device| device == name);
+        self.keep_devices(name, has, Then::Nothing);
     }
 
     /// The worker is gone: what it was to do with devices is not done.
@@ -226,56 +234,36 @@ impl Vms {
         }
     }
 
-    fn remove_device(&mut self, name: &str, device: &str) {
-        self.keep_devices(name, |other| other != device);
-    }
-
-    fn keep_devices(&mut self, name: &str, keeps: impl Fn(&str) -> bool) {
-        let Ok(vm) = self.vm(name) else { return };
-        let Ok(known) = &vm.record.config else { return };
+    /// Removes devices from the configuration, which lasts as long as the daemon if it can't be written. Returns whether there is
+    /// something to write.
+    fn keep_devices(&mut self, name: &str, keeps: impl Fn(&str) -> bool, then: Then) -> bool {
+        let Ok(vm) = self.vm(name) else { return false };
+        let Ok(known) = &vm.record.config else {
+            return false;
+        };
         let config = known.with_devices(keeps);
-        if config != *known {
-            self.redefine_or_say(name, config);
+        if config == *known {
+            return false;
         }
+        let begun = self.redefine(name, config, then);
+        begun
+            .inspect_err(|e| journal::say(format_args!("{}", e.message)))
+            .is_ok()
     }
 
-    /// Replaces the configuration of a VM that is not alive.
-    pub(super) fn replace(&mut self, name: &str, toml: &str) -> Result<VmStatus, Failure> {
+    /// Begins to replace the configuration of a VM that is not alive. The ticket's answer says whether it is replaced.
+    pub(super) fn replace(&mut self, name: &str, toml: &str) -> Result<Ticket, Failure> {
         self.check_idle(name)?;
         let config = VmConfig::parse(name, toml).map_err(|e| wrong(name, &e))?;
         if config.name != name {
             return Err(wrong(name, &"the configuration has another name"));
         }
-        self.redefine(name, config)?;
-        self.changed(name);
-        self.status(name)
-    }
-
-    /// Changes the configuration of a VM, for good once this returns.
-    fn redefine(&mut self, name: &str, config: VmConfig) -> Result<(), Failure> {
-        let toml = config.to_toml().map_err(|e| wrong(name, &e))?;
-        self.store.redefine(name, &toml).map_err(|e| {
-            let dir = self.store.dir(name);
-            failure(FailureKind::Internal, format!("{}: {e}", dir.display()))
-        })?;
-        self.vm_mut(name)?.record.config = Ok(config);
-        Ok(())
-    }
-
-    /// As [`Self::redefine`]. If the file can't be written, the change lasts as long as the daemon.
-    fn redefine_or_say(&mut self, name: &str, config: VmConfig) {
-        if let Err(e) = self.redefine(name, config.clone()) {
-            journal::say(format_args!(
-                "{name}: its configuration was not saved: {}",
-                e.message
-            ));
-            if let Ok(vm) = self.vm_mut(name) {
-                vm.record.config = Ok(config);
-            }
-        }
+        let ticket = self.new_ticket();
+        self.redefine(name, config, Then::Tell(ticket, None))?;
+        Ok(ticket)
     }
 }
 
-fn wrong(name: &str, what: &dyn fmt::Display) -> Failure {
+pub(super) fn wrong(name: &str, what: &dyn fmt::Display) -> Failure {
     failure(FailureKind::Config, format!("{name}: {what}"))
 }

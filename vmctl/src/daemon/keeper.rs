@@ -9,6 +9,7 @@ use std::thread;
 
 use super::inbox::{Inbox, inbox};
 use super::store::{Saved, Store};
+use super::vms::Ticket;
 
 /// What there is to do for a VM.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub(super) enum Work {
     Save(Box<Saved>),
     /// Make it exist, with this definition.
     Define(String),
+    /// Give it this definition, the change of this number.
+    Redefine(String, Ticket),
     /// Give it another name.
     Rename {
         /// The name.
@@ -70,6 +73,7 @@ impl Keeper {
                     let result = match &work {
                         Work::Save(saved) => store.save(&name, saved),
                         Work::Define(toml) => store.define(&name, toml),
+                        Work::Redefine(toml, _) => store.redefine(&name, toml),
                         Work::Rename { to, toml } => store.rename(&name, to, toml),
                         Work::Remove => store.remove(&name),
                     };

@@ -68,11 +68,10 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
             resized.map(|()| Response::Done)
         }
         Request::Rename { name, to } => return later(vms.rename(&name, &to)),
-        Request::Redefine { name, config } => vms.replace(&name, &config).map(Response::Status),
-        Request::Set { name, setting } => vms.set(&name, &setting).map(Response::Status),
+        Request::Redefine { name, config } => return later(vms.replace(&name, &config)),
+        Request::Set { name, setting } => return later(vms.set(&name, &setting)),
         Request::Detach { name, device } => match vms.detach(&name, &device) {
-            Ok(true) => Ok(Response::Device(device)),
-            Ok(false) => return Answer::Device(name, device),
+            Ok(()) => return Answer::Device(name, device),
             Err(e) => Err(e),
         },
     };

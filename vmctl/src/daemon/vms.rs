@@ -18,6 +18,7 @@ use super::journal;
 use super::keeper::{Done, Keeper, Work};
 use super::process::Sockets;
 use super::record::{Record, WorkerExit};
+use super::redefine::Redefinition;
 use super::request::not_found;
 use super::resources::Partitions;
 use super::start::Start;
@@ -45,6 +46,8 @@ pub(super) struct Vms {
     pub(super) vms: BTreeMap<String, Vm>,
     /// VMs that are being made or removed on disk.
     pending: BTreeMap<String, Pending>,
+    /// Changes of configurations that are being written.
+    pub(super) redefinitions: Vec<(Ticket, Redefinition)>,
     /// VMs that will be started once their files were looked at.
     pub(super) starts: BTreeMap<String, Start>,
     pub(super) usage: Usage,
@@ -147,6 +150,7 @@ impl Vms {
             store,
             vms: BTreeMap::new(),
             pending: BTreeMap::new(),
+            redefinitions: Vec::new(),
             starts: BTreeMap::new(),
             usage: Usage::default(),
             next_sample: Instant::now(),
@@ -250,6 +254,7 @@ impl Vms {
     /// Checks that nothing of a VM is alive, and that it is not about to be.
     pub(super) fn check_idle(&self, name: &str) -> Result<(), Failure> {
         self.vm(name)?.record.may_delete()?;
+        self.check_written(name)?;
         match self.starts.contains_key(name) {
             true => Err(failure(
                 FailureKind::State,
@@ -273,6 +278,9 @@ impl Vms {
             };
             failure(kind, format!("{}: {e}", dir.display()))
         });
+        if let Work::Redefine(_, number) = work {
+            return self.redefined(&name, number, result);
+        }
         match self.pending.remove(&name) {
             Some(Pending::Define(ticket, config)) => {
                 let answer = result.and_then(|()| {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use crate::machine::{Machine, kernel};
+use crate::machine::{Machine, eventually, kernel};
 
 #[test]
 fn configurations() {
@@ -229,4 +229,53 @@ fn a_file_that_has_become_a_fifo_holds_up_nobody() {
     let error = machine.vmctl(&attached).fails(3);
     assert!(error.contains("not a regular file"), "{error}");
     machine.vmctl(&["start", "demo", "--wait"]).ok();
+}
+
+#[test]
+fn a_configuration_that_is_written_slowly_holds_up_nobody() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let machine = Machine::on();
+    for name in ["demo", "other"] {
+        machine.vmctl(&["create", &machine.config(name, "")]).ok();
+    }
+    for name in ["first.raw", "second.raw"] {
+        fs::write(machine.path(name), [0; 512]).unwrap();
+    }
+    let path = |name: &str| machine.path(name).to_str().unwrap().to_owned();
+    let (first, second) = (path("first.raw"), path("second.raw"));
+    machine.vmctl(&["attach", "demo", "disk", &first]).ok();
+    // The file under which the next version is written: it is open once somebody reads it, and can't be synchronized.
+    let config = machine.path("state/demo/config.toml");
+    let before = fs::read_to_string(&config).unwrap();
+    let fifo = machine.path("state/demo/config.toml.new");
+    let disks = || {
+        machine.info("demo")["config"]["disk"]
+            .as_array()
+            .map_or(0, Vec::len)
+    };
+    for command in [
+        &["attach", "demo", "disk", &second][..],
+        &["detach", "demo", "first"],
+    ] {
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let begun = machine.spawn(command);
+        // Refused in any case: the name is taken.
+        eventually("the change is being written", || {
+            machine
+                .vmctl(&["rename", "demo", "other"])
+                .stderr
+                .contains("is being written")
+        });
+        assert_eq!(machine.state("other").0, "defined");
+        fs::read_to_string(&fifo).unwrap();
+        let refused = begun.end().fails(1);
+        assert!(refused.contains("state/demo: "), "{refused}");
+        assert_eq!(disks(), 1, "{command:?}");
+        assert_eq!(fs::read_to_string(&config).unwrap(), before);
+        fs::remove_file(&fifo).unwrap();
+    }
+    machine.vmctl(&["detach", "demo", "first"]).ok();
+    machine.vmctl(&["attach", "demo", "disk", &second]).ok();
+    assert_eq!(disks(), 1);
+    assert!(fs::read_to_string(&config).unwrap().contains("second.raw"));
 }
