@@ -190,6 +190,10 @@ fn a_living_worker_keeps_others_out_and_a_dead_one_leaves_all_but_itself() {
     let mut worker = Helper::start("vm0::attach::helper_runs_a_guest_for_ever");
     let (id, token) = (worker.number(0), worker.number(1));
     eventually_running(&device, id);
+    // Its first turn ends where it has no memory yet.
+    eventually("it has memory", || {
+        device.vm_info(id).unwrap().ram_pages > 0
+    });
     assert_eq!(errno(device.attach_vm(id, token)), Errno::BUSY);
     assert_eq!(errno(device.destroy_vm(id)), Errno::BUSY);
     assert_eq!(device.vm_info(id).unwrap().worker, worker.process.id());
