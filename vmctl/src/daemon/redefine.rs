@@ -76,17 +76,15 @@ impl Vms {
         match then {
             Then::Nothing => {}
             Then::TellDetached(device) => self.detach_ended(name, &device, Ok(())),
-            Then::Attach(device, files) => {
-                let given = result.and_then(|()| match files {
-                    Some(files) => self.hand_over(name, &device, *files).map(|()| true),
-                    None => Ok(false),
-                });
-                match given {
-                    Ok(true) => {}
-                    Ok(false) => self.attach_ended(name, &device, Ok(())),
-                    Err(e) => self.attach_ended(name, &device, Err(e)),
+            Then::Attach(device, files) => match (result, files) {
+                // The worker tells when it has the device.
+                (Ok(()), Some(files)) => {
+                    if let Err(e) = self.hand_over(name, &device, *files) {
+                        self.attach_ended(name, &device, Err(e));
+                    }
                 }
-            }
+                (result, _) => self.attach_ended(name, &device, result),
+            },
             Then::Detach(device) => self.tell_device(name, &device, result),
             Then::Tell(ticket, command) => {
                 let told = result.and_then(|()| {

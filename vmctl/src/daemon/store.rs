@@ -15,6 +15,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::definition_of;
 use super::process::make_log_dir;
 use super::record::asked::Asked;
 use super::record::brake::Brake;
@@ -140,7 +141,7 @@ impl Store {
     ///
     /// One line: why it can't be used.
     pub(super) fn definition(&self, name: &str) -> Result<VmConfig, String> {
-        let path = self.dir(name).join(CONFIG);
+        let path = definition_of(&self.root, name);
         let path_text = path.display().to_string();
         let text =
             fs::read_to_string(&path).map_err(|e| format!("{path_text}: {}", describe(&e)))?;

@@ -220,6 +220,21 @@ fn dsdt() -> Sdt {
     dsdt
 }
 
+/// A register of one byte at a port: a region, and the field in it by whose name AML reads and writes it.
+fn byte_register(region: &str, field: [u8; 4], port: u16) -> Raw {
+    let mut bytes = Vec::new();
+    OpRegion::new(region.into(), OpRegionSpace::SystemIO, &port, &ONE).to_aml_bytes(&mut bytes);
+    Field::new(
+        region.into(),
+        FieldAccessType::Byte,
+        FieldLockRule::NoLock,
+        FieldUpdateRule::WriteAsZeroes,
+        vec![FieldEntry::Named(field, 8)],
+    )
+    .to_aml_bytes(&mut bytes);
+    Raw(bytes)
+}
+
 /// The Generic Event Device: its interrupt says that [`port::EVENTS`] has something.
 fn event_device() -> Vec<u8> {
     let hid = Name::new("_HID".into(), &"ACPI0013");
@@ -228,14 +243,7 @@ fn event_device() -> Vec<u8> {
     let interrupt = Interrupt::new(true, false, false, false, irq::EVENTS);
     let template = ResourceTemplate::new(vec![&interrupt]);
     let crs = Name::new("_CRS".into(), &template);
-    let region = OpRegion::new("EVIO".into(), OpRegionSpace::SystemIO, &port::EVENTS, &ONE);
-    let field = Field::new(
-        "EVIO".into(),
-        FieldAccessType::Byte,
-        FieldLockRule::NoLock,
-        FieldUpdateRule::WriteAsZeroes,
-        vec![FieldEntry::Named(*b"EVNT", 8)],
-    );
+    let io = byte_register("EVIO", *b"EVNT", port::EVENTS);
     // Reading takes all events.
     let (events, register) = (Local(0), Path::new("EVNT"));
     let take = Store::new(&events, &register);
@@ -244,11 +252,7 @@ fn event_device() -> Vec<u8> {
     let if_slots = If::new(&are_slots, vec![&scan]);
     let handler = Method::new("_EVT".into(), 1, true, vec![&take, &if_slots]);
     let mut bytes = Vec::new();
-    aml::Device::new(
-        "GED_".into(),
-        vec![&hid, &uid, &crs, &region, &field, &handler],
-    )
-    .to_aml_bytes(&mut bytes);
+    aml::Device::new("GED_".into(), vec![&hid, &uid, &crs, &io, &handler]).to_aml_bytes(&mut bytes);
     bytes
 }
 

@@ -344,6 +344,7 @@ fn load(config: &VmConfig, images: Images, ram: &Ram) -> Result<(Entry, Facts), 
     let kind = kernel.describe();
     journal::say(format_args!("{}: {kind} kernel loaded", config.name));
     let failed = |e| End::start_failed(format_args!("kernel: {e}"));
+    let root_pointer = tables[..acpi::RSDP_SIZE].to_vec();
     let facts = Facts {
         cpus: config.vcpus,
         memory: config.memory,
@@ -354,7 +355,7 @@ fn load(config: &VmConfig, images: Images, ram: &Ram) -> Result<(Entry, Facts), 
             .map(Initrd::into_part)
             .transpose()
             .map_err(failed)?,
-        acpi: Some((tables.clone(), tables[..acpi::RSDP_SIZE].to_vec())),
+        acpi: Some((tables, root_pointer)),
     };
     Ok((entry, facts))
 }

@@ -210,7 +210,7 @@ impl Devices {
             }
             self::port::PM1_EVENT..=self::port::PM1_EVENT_LAST => {
                 self.power.write_event(port - self::port::PM1_EVENT, value);
-                self.ioapic.set_line(irq::SCI, self.power.line());
+                self.update_sci();
             }
             self::port::SLEEP => self.power.set_asleep(value & 1 != 0),
             self::port::RESET if value == self::port::RESET_VALUE => self.ask(Request::Reset),
@@ -293,12 +293,16 @@ impl Devices {
     /// Presses the power button.
     pub fn press_power_button(&mut self) {
         self.power.press();
-        self.ioapic.set_line(irq::SCI, self.power.line());
+        self.update_sci();
     }
 
     /// Wakes a guest that sleeps.
     pub fn wake_guest(&mut self) {
         self.power.wake();
+        self.update_sci();
+    }
+
+    fn update_sci(&mut self) {
         self.ioapic.set_line(irq::SCI, self.power.line());
     }
 

@@ -256,20 +256,22 @@ mod tests {
         None
     }
 
-    fn fake(apic: &mut dyn FnMut(u32, Option<u32>) -> Option<u32>) -> Fake<'_> {
-        Fake {
-            apic,
-            vectors: [0; 16],
-        }
-    }
-
     /// Registers: a local APIC, and XMM registers.
-    struct Fake<'a> {
-        apic: &'a mut dyn FnMut(u32, Option<u32>) -> Option<u32>,
+    struct Fake<F> {
+        apic: F,
         vectors: [u128; 16],
     }
 
-    impl Registers for &mut Fake<'_> {
+    impl<F> Fake<F> {
+        fn new(apic: F) -> Self {
+            Self {
+                apic,
+                vectors: [0; 16],
+            }
+        }
+    }
+
+    impl<F: FnMut(u32, Option<u32>) -> Option<u32>> Registers for &mut Fake<F> {
         fn apic(&mut self, register: u32, value: Option<u32>) -> Option<u32> {
             (self.apic)(register, value)
         }
@@ -323,8 +325,7 @@ mod tests {
         };
         assert!(!is_plain_port(&intercept));
         let mut devices = Devices::new();
-        let mut none = no_apic;
-        let mut fake = fake(&mut none);
+        let mut fake = Fake::new(no_apic);
         let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
         let reply = instruction(&intercept, &mut state, &mut bus).unwrap();
         assert_eq!(reply.flags, reply_flags::REGISTERS);
@@ -338,7 +339,7 @@ mod tests {
         let mut devices = Devices::new();
         let mut run = |code: &[u8], gpa, apic: &mut dyn FnMut(u32, Option<u32>) -> Option<u32>| {
             let mut state = guest(&ram, code);
-            let mut fake = fake(apic);
+            let mut fake = Fake::new(apic);
             let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
             let reply = instruction(&touch(gpa), &mut state, &mut bus).unwrap();
             assert_eq!(reply.flags, reply_flags::REGISTERS);
@@ -378,8 +379,7 @@ mod tests {
         // ud2, and a move through page tables that hold nothing.
         let mut state = guest(&ram, &[0x0f, 0x0b]);
         let mut devices = Devices::new();
-        let mut none = no_apic;
-        let mut fake = fake(&mut none);
+        let mut fake = Fake::new(no_apic);
         let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
         let at = touch(layout::IOAPIC);
         let reply = instruction(&at, &mut state, &mut bus);
@@ -401,8 +401,7 @@ mod tests {
     fn a_program_that_does_what_is_not_emulated_does_not_end_the_vm() {
         let ram = Ram::new(4 << 20).unwrap();
         let mut devices = Devices::new();
-        let mut none = no_apic;
-        let mut fake = fake(&mut none);
+        let mut fake = Fake::new(no_apic);
         let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
         // fld dword [0xfec00000]
         let code = [0xd9, 0x05, 0, 0, 0xc0, 0xfe];
@@ -423,8 +422,7 @@ mod tests {
     fn vector_registers_are_answered_when_they_change() {
         let ram = Ram::new(4 << 20).unwrap();
         let mut devices = Devices::new();
-        let mut none = no_apic;
-        let mut fake = fake(&mut none);
+        let mut fake = Fake::new(no_apic);
         fake.vectors[3] = 1;
         for (code, flags) in [
             // movd [0xfec00000], xmm3; movd xmm3, [0xfec00010]

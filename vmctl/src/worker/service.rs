@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use super::build;
 use super::control::Control;
-use super::devices::{PanicText, Request};
+use super::devices::{Devices, PanicText, Request};
 use super::end::End;
 use super::journal;
 use super::machine::{Machine, Verdict};
@@ -242,9 +242,7 @@ impl Service {
         if let Some(port) = self.machine.port() {
             port.type_in(&typed);
         } else {
-            let mut bench = self.machine.bench();
-            bench.devices.type_serial(&typed);
-            self.machine.settle(bench);
+            self.change_devices(|devices| devices.type_serial(&typed));
         }
     }
 
@@ -301,8 +299,7 @@ impl Service {
     /// Tells when the guest goes to sleep or wakes up, and presses the power button for a guest that was woken to power off.
     fn watch_sleep(&mut self, control: &mut Control) {
         let now = Instant::now();
-        let is_asleep = self.machine.bench().devices.is_asleep();
-        if let Some(news) = self.sleep.look(is_asleep, now) {
+        if let Some(news) = self.sleep.look(self.is_guest_asleep(), now) {
             news.clone_into(&mut self.reason);
             self.show(control);
         }
@@ -368,9 +365,7 @@ impl Service {
             let reason = "the VM is paused: resume it first".to_owned();
             return control.send(&WorkerEvent::DeviceRefused { name, reason });
         }
-        let mut bench = self.machine.bench();
-        let is_asked = bench.devices.ask_for_device(&name);
-        self.machine.settle(bench);
+        let is_asked = self.change_devices(|devices| devices.ask_for_device(&name));
         if !is_asked {
             // It may be closing at this moment.
             let reason = "the VM has no such device".to_owned();
@@ -447,7 +442,7 @@ impl Service {
 
     fn resume(&mut self, control: &mut Control) {
         if self.hold.take().is_none() {
-            if self.machine.bench().devices.is_asleep() {
+            if self.is_guest_asleep() {
                 return self.wake_guest(control);
             }
             return self.tell(control);
@@ -455,7 +450,7 @@ impl Service {
         self.machine.stalls.resume();
         self.machine.gate.open();
         // A guest that sleeps sleeps on.
-        if !self.machine.bench().devices.is_asleep() {
+        if !self.is_guest_asleep() {
             "resumed by user".clone_into(&mut self.reason);
         }
         // Those who wait for the resumed VM hear of it also if a request is late.
@@ -470,25 +465,33 @@ impl Service {
         if self.hold.is_some() {
             return refuse(control, "the VM is paused: resume it first");
         }
-        if self.machine.bench().devices.is_asleep() {
+        if self.is_guest_asleep() {
             self.sleep.press_when_awake();
             return self.wake_guest(control);
         }
         self.push_button();
     }
 
-    fn wake_guest(&mut self, control: &mut Control) {
+    fn is_guest_asleep(&self) -> bool {
+        self.machine.bench().devices.is_asleep()
+    }
+
+    /// Changes the devices, and lets out what comes out of them.
+    fn change_devices<T>(&self, change: impl FnOnce(&mut Devices) -> T) -> T {
         let mut bench = self.machine.bench();
-        bench.devices.wake_guest();
+        let changed = change(&mut bench.devices);
         self.machine.settle(bench);
+        changed
+    }
+
+    fn wake_guest(&mut self, control: &mut Control) {
+        self.change_devices(Devices::wake_guest);
         "guest is being woken".clone_into(&mut self.reason);
         self.show(control);
     }
 
     fn push_button(&self) {
-        let mut bench = self.machine.bench();
-        bench.devices.press_power_button();
-        self.machine.settle(bench);
+        self.change_devices(Devices::press_power_button);
         journal::say(format_args!("power button pressed"));
     }
 

@@ -6,12 +6,11 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Arg, BufferData, Device, EISAName, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule,
-    FieldUpdateRule, If, Method, Name, ONE, OpRegion, OpRegionSpace, Path, Return, Store, Uuid,
+    Arg, BufferData, Device, EISAName, Equal, If, Method, Name, ONE, Path, Return, Store, Uuid,
     ZERO,
 };
 
-use super::Raw;
+use super::{Raw, byte_register};
 use crate::worker::devices::port;
 
 /// An interface of `_DSM`: its identifier, and the numbers of the functions that enter and leave the sleep.
@@ -44,20 +43,13 @@ pub(super) fn device() -> Vec<u8> {
     let id = EISAName::new("PNP0D80");
     let hid = Name::new("_HID".into(), &id);
     let uid = Name::new("_UID".into(), &ZERO);
-    let region = OpRegion::new("SLIO".into(), OpRegionSpace::SystemIO, &port::SLEEP, &ONE);
-    let field = Field::new(
-        "SLIO".into(),
-        FieldAccessType::Byte,
-        FieldLockRule::NoLock,
-        FieldUpdateRule::WriteAsZeroes,
-        vec![FieldEntry::Named(*b"SLPS", 8)],
-    );
+    let io = byte_register("SLIO", *b"SLPS", port::SLEEP);
     let functions = Raw(INTERFACES.iter().flat_map(functions).collect());
     let nothing = BufferData::new(vec![0]);
     let otherwise = Return::new(&nothing);
     let dsm = Method::new("_DSM".into(), 4, true, vec![&functions, &otherwise]);
     let mut bytes = Vec::new();
-    Device::new("SLPD".into(), vec![&hid, &uid, &region, &field, &dsm]).to_aml_bytes(&mut bytes);
+    Device::new("SLPD".into(), vec![&hid, &uid, &io, &dsm]).to_aml_bytes(&mut bytes);
     bytes
 }
 

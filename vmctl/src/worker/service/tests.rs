@@ -158,6 +158,19 @@ impl Daemon {
         Self(Link::new(stream, Role::Daemon, Role::Worker).unwrap())
     }
 
+    /// Connects as one that has not started the worker, and hears how the VM is.
+    fn introduced(vm: &Guest) -> Self {
+        let mut daemon = Self::connect(&vm.path("control"));
+        let ready = WorkerEvent::Ready {
+            partition: 7,
+            devices: Vec::new(),
+        };
+        assert_eq!(daemon.ask(&WorkerCommand::Report), ready);
+        let running = state(VmState::Running, "started");
+        assert_eq!(daemon.hear().unwrap(), running);
+        daemon
+    }
+
     fn ask(&mut self, command: &WorkerCommand) -> WorkerEvent {
         self.0.send(command).unwrap();
         self.hear().unwrap()
@@ -248,17 +261,10 @@ fn a_paused_vm_stands_still_and_goes_on() {
 #[test]
 fn a_late_request_is_shown_and_the_vm_runs_on() {
     let vm = Guest::start();
-    let mut daemon = Daemon::connect(&vm.path("control"));
+    let mut daemon = Daemon::introduced(&vm);
     let turns = || vm.turns.load(Ordering::Relaxed);
     let stalls = &vm.machine.stalls;
     let late = state(VmState::IoStalled, "disk0: late");
-    let ready = WorkerEvent::Ready {
-        partition: 7,
-        devices: Vec::new(),
-    };
-    assert_eq!(daemon.ask(&WorkerCommand::Report), ready);
-    let running = state(VmState::Running, "started");
-    assert_eq!(daemon.hear().unwrap(), running);
     stalls.late("disk0: late".to_owned(), true);
     assert_eq!(daemon.hear().unwrap(), late);
     let before = turns();
@@ -296,13 +302,7 @@ fn the_power_button_is_pressed_and_changes_no_state() {
     daemon.0.send(&WorkerCommand::PowerButton).unwrap();
     until(|| vm.is_pressed());
     drop(daemon);
-    let mut daemon = Daemon::connect(&vm.path("control"));
-    let ready = WorkerEvent::Ready {
-        partition: 7,
-        devices: Vec::new(),
-    };
-    assert_eq!(daemon.ask(&WorkerCommand::Report), ready);
-    assert_eq!(daemon.hear().unwrap(), state(VmState::Running, "started"));
+    let _daemon = Daemon::introduced(&vm);
     vm.power_off();
     assert_eq!(vm.end().cause, EndCause::PoweredOff);
 }
@@ -310,16 +310,10 @@ fn the_power_button_is_pressed_and_changes_no_state() {
 #[test]
 fn a_guest_that_sleeps_is_shown_and_woken() {
     let vm = Guest::start();
-    let mut daemon = Daemon::connect(&vm.path("control"));
+    let mut daemon = Daemon::introduced(&vm);
     let [asleep, woken, awake] = ["guest asleep", "guest is being woken", "guest woke up"]
         .map(|reason| state(VmState::Running, reason));
-    let ready = WorkerEvent::Ready {
-        partition: 7,
-        devices: Vec::new(),
-    };
-    assert_eq!(daemon.ask(&WorkerCommand::Report), ready);
     let running = state(VmState::Running, "started");
-    assert_eq!(daemon.hear().unwrap(), running);
     // A guest that is awake does not see a button when it is resumed.
     assert_eq!(daemon.ask(&WorkerCommand::Resume), running);
     assert!(!vm.is_pressed());
