@@ -180,3 +180,9 @@ daemon() {
 kill_daemon() {
     kill -KILL "$(daemon)" || fail "there is no daemon to kill"
 }
+
+# start_daemon: starts a daemon after the last one has ended, and waits until it answers.
+start_daemon() {
+    vmctl daemon >/dev/console 2>&1 &
+    eventually 30 vmctl list
+}

@@ -4,8 +4,7 @@
 up demo
 kill_daemon
 refuse "daemon" vmctl list
-vmctl daemon >/dev/console 2>&1 &
-eventually 30 vmctl list
+start_daemon
 is demo running
 answer demo 42 'echo $((6 * 7))'
 tell demo poweroff

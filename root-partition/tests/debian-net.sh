@@ -77,8 +77,7 @@ for round in 1 2 3; do
     expect "db: lan1 detached" vmctl detach db lan1
 done
 kill_daemon
-vmctl daemon >/dev/console 2>&1 &
-eventually 30 vmctl list
+start_daemon
 wait $flow || fail "the flow ended: $(tail -n 20 /tmp/flow)"
 vmctl net list
 

@@ -41,8 +41,7 @@ expect "demo: running" vmctl resume demo
 
 # The daemon dies. The next one knows the disks, and takes one off while the guest writes to it.
 kill_daemon
-vmctl daemon >/dev/console 2>&1 &
-eventually 30 vmctl list
+start_daemon
 tell demo 'while dd if=/dev/zero of=/dev/$(at D1) bs=1M count=8 conv=fsync,notrunc; do :; done 2>/dev/null & echo wri""ting'
 eventually 30 printed demo '^writing.$'
 expect "demo: data detached" vmctl detach demo data

@@ -75,13 +75,11 @@ eventually 10 dnsmasq
 answer web "again 0% lost" 'until ping -4 -c 1 -W 5 db >/dev/null; do :; done; echo again 0% lost'
 kill_daemon
 kill -KILL "$(dnsmasq)"
-vmctl daemon >/dev/console 2>&1 &
-eventually 30 vmctl list
+start_daemon
 eventually 10 dnsmasq
 old=$(dnsmasq)
 kill_daemon
-vmctl daemon >/dev/console 2>&1 &
-eventually 30 vmctl list
+start_daemon
 # The next daemon does not go on with the old program.
 eventually 10 sh -c "new=\$(pidof dnsmasq) && [ \"\$new\" != $old ]"
 # A guest that asks again has the same address.

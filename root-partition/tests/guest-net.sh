@@ -86,8 +86,7 @@ refuse "a: nic.9.link=up: a has no such NIC" vmctl set a nic.9.link=up
 refuse "expected nic.NIC.link=up or nic.NIC.link=down" vmctl set a memory=1G
 # The daemon may end in between.
 kill_daemon
-vmctl daemon >/dev/console 2>&1 &
-eventually 30 vmctl list
+start_daemon
 expect "a: extra detached" vmctl detach a extra
 answer a "extra gone" '[ -e /sys/class/net/eth2 ] || echo extra gone'
 vmctl net list | grep -c ' a ' | grep -qx 2 || fail "a has other ports: $(vmctl net list)"

@@ -51,8 +51,7 @@ connects() {
 eventually 30 connects
 head -c 8000000 data >&5
 kill_daemon
-vmctl daemon >/dev/console 2>&1 5>&- &
-eventually 30 vmctl list
+start_daemon 5>&-
 tail -c +8000001 data >&5
 exec 5>&-
 eventually 60 printed web "^sum $sum"

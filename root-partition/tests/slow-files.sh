@@ -14,8 +14,7 @@ expect defined vmctl create other.toml
 expect "other: running" vmctl start other --wait --timeout 60s
 kill_daemon
 sed -i 's|^kernel = .*|kernel = "/slow/kernel"|' /var/lib/microvisor/halts/config.toml
-vmctl daemon >/dev/console 2>&1 5>&- &
-eventually 30 vmctl list
+start_daemon 5>&-
 vmctl start halts >answer 2>&1 5>&- &
 starting=$!
 vmctl attach other disk /slow/disk.raw >attached 2>&1 5>&- &
@@ -36,7 +35,6 @@ refuse "halts is being started: kernel: /slow/kernel" vmctl start halts
 # Another daemon waits for nothing.
 kill_daemon
 sed -i 's|^kernel = .*|kernel = "/root/halts"|' /var/lib/microvisor/halts/config.toml
-vmctl daemon >/dev/console 2>&1 5>&- &
-eventually 30 vmctl list
+start_daemon 5>&-
 expect "halts: running" vmctl start halts --wait --timeout 60s
 expect killed vmctl kill halts

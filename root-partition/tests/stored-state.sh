@@ -21,8 +21,7 @@ echo '[newer]' >>$state/one/config.toml
 rm -r /run/microvisor/vms/one/worker.toml /run/microvisor/states
 # Not even its socket is left: it can't be spoken to.
 rm -r $state/two /run/microvisor/vms/two
-vmctl daemon >/dev/console 2>&1 &
-eventually 30 vmctl list
+start_daemon
 eventually 30 is_running one
 [ "$(worker one)" = "$one" ] || fail "another worker"
 is two "only kill works"
