@@ -21,6 +21,8 @@ use crate::supervise::{self, Files};
 /// other CPU that restores x87 state writes that CPU's `hflags2` (`cpu_clear_ignne`), unlocked, and
 /// brings back what GIF and nested paging were.
 pub(crate) const ACCELERATOR: &str = "tcg,thread=single";
+/// Arguments with which the time-stamp counter counts instructions.
+pub(crate) const ICOUNT: [&str; 4] = ["-seed", "1", "-icount", "shift=0,sleep=off"];
 
 /// How the microvisor is loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -267,8 +269,7 @@ impl Machine {
             options.push_str(&format!(" {}", self.options));
         }
         if self.icount {
-            qemu.args(["-seed", "1", "-icount", "shift=0,sleep=off"])
-                .args(["-rtc", "base=2026-01-01,clock=vm"]);
+            qemu.args(ICOUNT).args(["-rtc", "base=2026-01-01,clock=vm"]);
             options.push_str(" nokaslr norandmaps");
         } else if script.is_some() {
             options.push_str(&format!(" script_timeout={}", self.timeout.as_secs()));

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::files::context;
-use crate::machine::ACCELERATOR;
+use crate::machine::{ACCELERATOR, ICOUNT};
 use crate::packages::{self, QEMU};
 use crate::run_folder::RunFolder;
 use crate::{Result, freestanding, supervise};
@@ -48,6 +48,17 @@ pub(crate) fn run_long(record: &mut dyn FnMut(&str, &Result<()>)) {
     run_one(&name, 2, &options, LONG_TIMEOUT, record);
 }
 
+/// Prints how many instructions a guest's exits take on one CPU, a line for each.
+pub(crate) fn print_costs() -> Result<()> {
+    let end = boot(1, " costs=1", &ICOUNT, TIMEOUT)?;
+    for line in end.console.lines() {
+        if let Some(cost) = line.strip_prefix("cost - ") {
+            println!("{cost}");
+        }
+    }
+    end.result(TIMEOUT)
+}
+
 fn run_one(
     name: &str,
     cpus: u32,
@@ -55,7 +66,7 @@ fn run_one(
     timeout: Duration,
     record: &mut dyn FnMut(&str, &Result<()>),
 ) {
-    let end = boot(cpus, options, timeout).and_then(|end| {
+    let end = boot(cpus, options, &[], timeout).and_then(|end| {
         for (case, result) in end.console.lines().filter_map(case) {
             record(&format!("{name}: {case}"), &result);
         }
@@ -90,7 +101,7 @@ impl End {
     }
 }
 
-fn boot(cpus: u32, options: &str, timeout: Duration) -> Result<End> {
+fn boot(cpus: u32, options: &str, more: &[&str], timeout: Duration) -> Result<End> {
     packages::install_qemu()?;
     let (microvisor, kernel) = (freestanding::build()?, build()?);
     let folder = RunFolder::new()?;
@@ -98,6 +109,7 @@ fn boot(cpus: u32, options: &str, timeout: Duration) -> Result<End> {
     let errors = folder.join("qemu.log");
     let module = format!("{}{options}", kernel.display());
     let mut qemu = qemu(cpus, &microvisor, &module, &log);
+    qemu.args(more);
     qemu.stderr(File::create(&errors).map_err(context(&errors))?);
     let status = supervise::exit_code(&mut qemu, timeout)?;
     let console = fs::read(&log).map_err(context(&log))?;

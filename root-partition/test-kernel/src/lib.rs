@@ -26,7 +26,7 @@ pub mod trap;
 pub mod waiting;
 
 /// The first CPU: runs every case, or with the options `random=CALLS seed=SEED` only that many random calls on
-/// both CPUs. `second_entry` is where the second CPU begins.
+/// both CPUs, or with `costs=1` only what exits cost. `second_entry` is where the second CPU begins.
 pub fn first(boot_params: u64, second_entry: u64) -> ! {
     trap::init(0);
     cpu::enable_vectors();
@@ -45,6 +45,9 @@ pub fn first(boot_params: u64, second_entry: u64) -> ! {
         if let Err(why) = second::start(second_entry) {
             stop(format_args!("the second CPU: {why}"));
         }
+    }
+    if options::number(boot_params, "costs=").is_some() {
+        console::exit(report::run("costs", cases::costs::COSTS));
     }
     let random = options::number(boot_params, "random=");
     match random.zip(options::number(boot_params, "seed=")) {

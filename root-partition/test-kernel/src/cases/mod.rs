@@ -5,6 +5,7 @@ use guest_proto::Status;
 use crate::report::Case;
 
 mod a20;
+pub mod costs;
 mod deposit;
 mod doorbell;
 mod guest_apic;
