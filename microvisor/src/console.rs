@@ -5,7 +5,7 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use crate::arch::port;
+use crate::arch::{read_port, write_port};
 use crate::log::LOG;
 
 const COM1: u16 = 0x3f8;
@@ -51,11 +51,11 @@ fn put(byte: u8) {
     }
     // Bounded: a machine without COM1 reads all-ones, one with a stuck one must still boot.
     for _ in 0..100_000 {
-        if port::read_u8(LINE_STATUS) & TRANSMITTER_EMPTY != 0 {
+        if read_port(LINE_STATUS) & TRANSMITTER_EMPTY != 0 {
             break;
         }
     }
-    port::write_u8(COM1, byte);
+    write_port(COM1, byte);
 }
 
 fn write(text: fmt::Arguments<'_>, serial: bool) {

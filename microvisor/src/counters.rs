@@ -4,6 +4,33 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_proto::hypercall::{Counters, EXIT_KINDS, ExitKind};
 
+use crate::arch::exit::Exit;
+
+/// Returns the kind that an exit is counted as. Two kinds are found out later: a port access may be posted, and a nested
+/// fault may be an access that the worker answers.
+#[inline]
+pub const fn kind(exit: Exit) -> ExitKind {
+    match exit {
+        Exit::Interrupt => ExitKind::Interrupt,
+        Exit::Nmi => ExitKind::Nmi,
+        Exit::Init => ExitKind::Init,
+        Exit::InterruptWindow | Exit::Return | Exit::Returned => ExitKind::InterruptWindow,
+        Exit::Cpuid => ExitKind::Cpuid,
+        Exit::Halt => ExitKind::Halt,
+        Exit::Msr { is_write: true } => ExitKind::MsrWrite,
+        Exit::Msr { is_write: false } => ExitKind::MsrRead,
+        Exit::Port(_) => ExitKind::Port,
+        Exit::Hypercall => ExitKind::Hypercall,
+        Exit::NestedFault(_) => ExitKind::NestedFault,
+        Exit::Xsetbv => ExitKind::Xsetbv,
+        Exit::DebugRegister => ExitKind::DebugRegister,
+        Exit::Exception(_) | Exit::MachineCheck => ExitKind::Exception,
+        Exit::Forbidden | Exit::PerformanceCounter => ExitKind::Forbidden,
+        Exit::Shutdown => ExitKind::Shutdown,
+        Exit::CacheFlush | Exit::Refused | Exit::Other(_) => ExitKind::Other,
+    }
+}
+
 /// Counters since creation.
 #[derive(Debug)]
 pub struct ExitCounters {

@@ -3,7 +3,7 @@
 //! Boot makes it once, before any CPU enters VM 0. It allocates nothing: the frame table and
 //! root's tables lie in frames that boot reserved, partitions and counters in static memory.
 
-use crate::arch::Speculation;
+use crate::arch::CpuFacts;
 use crate::counters::ExitCounters;
 use crate::log::Log;
 use crate::memory::{Hpa, Memory};
@@ -27,18 +27,14 @@ pub struct Machine {
 /// What boot found out about the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct MachineFacts {
-    /// `cpuid::features`.
-    pub features: u32,
+    /// Its CPUs.
+    pub cpu: CpuFacts,
     /// CPUs that run the microvisor.
     pub cpus: u32,
     /// Frames of RAM.
     pub frames: u64,
     /// Of those, taken at boot.
     pub reserved_frames: u64,
-    /// The CPU can tell when a guest's task priority falls below a class: see `arch::has_tpr_window`.
-    pub tpr_window: bool,
-    /// What is done about speculative execution.
-    pub speculation: Speculation,
     /// Types of memory.
     pub types: MemoryTypes,
 }

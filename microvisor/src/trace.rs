@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_proto::limits::MAX_CPUS;
 
-use crate::arch::hw::RawExit;
+use crate::arch::exit::RawExit;
 
 /// Exits that are kept per CPU.
 const KEPT: usize = 8;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::files::{context, folder};
+use crate::machine::TCG_OPTIONS;
 use crate::packages::{self, Need};
 use crate::parts::Parts;
 use crate::{Result, checked};
@@ -57,7 +58,7 @@ pub(crate) struct Contents<'a> {
     pub(crate) options: &'a str,
 }
 
-/// `cargo xtask iso`: VM 0 with a shell; where the ISO is.
+/// `cargo xtask iso`: VM 0 with a shell, for QEMU. Returns where the ISO is.
 pub(crate) fn build() -> Result<PathBuf> {
     let parts = Parts::prepare(None)?;
     let iso = folder()?.join("microvisor.iso");
@@ -100,7 +101,7 @@ fn entry(options: &str) -> String {
     format!(
         "set timeout=0
 menuentry Microvisor {{
-    multiboot2 /boot/microvisor
+    multiboot2 /boot/microvisor {TCG_OPTIONS}
     module2 /boot/vmlinuz placeholder {options}
     module2 /boot/initrd
 }}

@@ -21,6 +21,8 @@ use crate::supervise::{self, Files};
 /// other CPU that restores x87 state writes that CPU's `hflags2` (`cpu_clear_ignne`), unlocked, and
 /// brings back what GIF and nested paging were.
 pub(crate) const ACCELERATOR: &str = "tcg,thread=single";
+/// Options of the microvisor's for QEMU's TCG.
+pub(crate) const TCG_OPTIONS: &str = "tpr-window=off";
 /// Arguments with which the time-stamp counter counts instructions.
 pub(crate) const ICOUNT: [&str; 4] = ["-seed", "1", "-icount", "shift=0,sleep=off"];
 
@@ -278,7 +280,7 @@ impl Machine {
         qemu.stderr(File::create(&errors).map_err(context(&errors))?);
         if !self.bare && self.boot == Boot::Direct {
             qemu.arg("-kernel").arg(&parts.image);
-            qemu.args(["-append", &self.own_options]);
+            qemu.args(["-append", &format!("{TCG_OPTIONS} {}", self.own_options)]);
         }
         if self.modules {
             let initramfs = folder.join("initramfs.cpio");

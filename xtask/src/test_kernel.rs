@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::files::context;
-use crate::machine::{ACCELERATOR, ICOUNT};
+use crate::machine::{ACCELERATOR, ICOUNT, TCG_OPTIONS};
 use crate::packages::{self, QEMU};
 use crate::run_folder::RunFolder;
 use crate::{Result, freestanding, supervise};
@@ -134,6 +134,7 @@ pub(crate) fn qemu(cpus: u32, microvisor: &Path, kernel: &str, log: &Path) -> Co
         .arg(format!("file:{}", log.display()))
         .arg("-kernel")
         .arg(microvisor)
+        .args(["-append", TCG_OPTIONS])
         .arg("-initrd")
         .arg(kernel)
         .stdin(Stdio::null());

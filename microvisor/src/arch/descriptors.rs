@@ -2,6 +2,7 @@
 //!
 //! The task state segment is there for one thing: an exception finds its own stack in it, also when
 //! the stack that it interrupts is what failed (APM vol. 2 §8.9.4).
+#![allow(unsafe_code, reason = "loads descriptor tables")]
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};

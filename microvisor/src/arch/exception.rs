@@ -3,6 +3,10 @@
 //!
 //! GIF is 0 whenever the microvisor runs after boot, so neither NMIs nor interrupts come here then;
 //! NMIs are VM 0's. It is 1 for two instructions to consume an INIT: an NMI in between is handed to VM 0.
+#![allow(
+    unsafe_code,
+    reason = "privileged instructions, and labels in assembly"
+)]
 
 use core::arch::{asm, global_asm, naked_asm};
 

@@ -2,6 +2,7 @@
 //! debug registers.
 //!
 //! Each is written only where guest and root differ.
+#![allow(unsafe_code, reason = "privileged instructions")]
 
 use core::arch::asm;
 use core::ops::Range;
@@ -25,7 +26,7 @@ const XSTATE_BV: usize = 512;
 
 /// What this CPU has of it.
 #[derive(Clone, Copy, Debug)]
-pub struct Features {
+pub(super) struct Features {
     xsave: bool,
     protection_keys: bool,
     supervisor_states: bool,
@@ -130,15 +131,18 @@ pub fn predict_anew(command: u64) {
     unsafe { write_msr(PRED_CMD, command) };
 }
 
+/// Bytes of the extended state that a guest can have.
+pub const AREA_SIZE: u32 = size_of::<Area>() as u32;
+
 /// A guest's vector registers while it does not run: a frame for XSAVE or FXSAVE.
 #[repr(C, align(4096))]
 #[derive(Debug)]
-pub struct Area([u8; 4096]);
+pub(super) struct Area([u8; 4096]);
 
 impl Area {
     /// The state after reset: everything as in its initial configuration, MXCSR and x87 control word
     /// where FXRSTOR takes them from.
-    pub const fn reset() -> Self {
+    pub(super) const fn reset() -> Self {
         let mut bytes = [0; 4096];
         [bytes[0], bytes[1]] = 0x037f_u16.to_le_bytes();
         [bytes[24], bytes[25], bytes[26], bytes[27]] = 0x1f80_u32.to_le_bytes();

@@ -1,234 +1,142 @@
-//! The vendor seam: a virtual CPU as the hardware holds it, and why it stopped.
+//! The door to the CPU: a guest's virtual CPU, and VM 0 on a physical CPU, whatever the vendor.
 //!
-//! [`Hw`] is closed: one variant per vendor. Nothing above this module knows a control block, and
-//! nothing in it knows what an exit means to a guest.
+//! [`Guest`] and [`Root`] are closed: one variant for each vendor. Nothing outside of `arch` knows a control block, and
+//! nothing inside of `arch` knows what an exit means to a guest.
 
-use guest_proto::hypercall::ExitKind;
 use guest_proto::vcpu_page::{VcpuState, Vectors};
 
+use super::exit::{BadState, Event, Exit, RawExit, TurnState};
 use super::svm;
-use crate::memory::Frame;
+pub use super::svm::Cpu;
+use crate::memory::frame_table::OwnedFrame;
+use crate::memory::{Frame, Gpa, PhysMap};
 
-/// Why a virtual CPU stopped.
+/// A register of a virtual CPU, or of VM 0 on a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// A physical interrupt waits for root.
-    Interrupt,
-    /// A physical NMI waits for root.
-    Nmi,
-    /// An INIT signal waits for this CPU.
-    Init,
-    /// The guest can take interrupts now ([`Hw::ask_for_window`]).
-    InterruptWindow,
-    /// It is about to execute IRET ([`Hw::watch_return`]).
-    Return,
-    /// It has executed an IRET ([`Hw::step_over_return`]).
-    Returned,
-    /// CPUID.
-    Cpuid,
-    /// HLT.
-    Halt,
-    /// RDMSR or WRMSR, of the register in ECX.
-    Msr {
-        /// WRMSR.
-        is_write: bool,
-    },
-    /// IN, OUT, INS or OUTS.
-    Port(PortAccess),
-    /// VMMCALL or VMCALL.
-    Hypercall,
-    /// Guest physical memory that is not mapped, or not for this access.
-    NestedFault(NestedFault),
-    /// XSETBV.
-    Xsetbv,
-    /// INVD or WBINVD.
-    CacheFlush,
-    /// First use of a debug register: [`Hw::load_debug_registers`], then enter again.
-    DebugRegister,
-    /// An exception that must be intercepted, lest the CPU raise it for ever: to be injected.
-    Exception(Event),
-    /// A machine check, which is root's.
-    MachineCheck,
-    /// An instruction that the guest does not have: #UD.
-    Forbidden,
-    /// RDPMC: there are no counters, #GP.
-    PerformanceCounter,
-    /// Triple fault.
-    Shutdown,
-    /// The CPU refused the state.
-    Refused,
-    /// An exit that was not asked for, by its number.
-    Other(u32),
-}
-
-impl Exit {
-    /// As what it is counted. A port access or fault that ends otherwise is counted where that is
-    /// found out.
-    pub const fn kind(self) -> ExitKind {
-        match self {
-            Self::Interrupt => ExitKind::Interrupt,
-            Self::Nmi => ExitKind::Nmi,
-            Self::Init => ExitKind::Init,
-            Self::InterruptWindow | Self::Return | Self::Returned => ExitKind::InterruptWindow,
-            Self::Cpuid => ExitKind::Cpuid,
-            Self::Halt => ExitKind::Halt,
-            Self::Msr { is_write: true } => ExitKind::MsrWrite,
-            Self::Msr { is_write: false } => ExitKind::MsrRead,
-            Self::Port(_) => ExitKind::Port,
-            Self::Hypercall => ExitKind::Hypercall,
-            Self::NestedFault(_) => ExitKind::NestedFault,
-            Self::Xsetbv => ExitKind::Xsetbv,
-            Self::DebugRegister => ExitKind::DebugRegister,
-            Self::Exception(_) | Self::MachineCheck => ExitKind::Exception,
-            Self::Forbidden | Self::PerformanceCounter => ExitKind::Forbidden,
-            Self::Shutdown => ExitKind::Shutdown,
-            Self::CacheFlush | Self::Refused | Self::Other(_) => ExitKind::Other,
-        }
-    }
-}
-
-/// An exit in the hardware's own words, for a report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RawExit {
-    /// Its number.
-    pub code: u32,
-    /// What comes with it.
-    pub info: (u64, u64),
-    /// Instruction pointer.
-    pub rip: u64,
-}
-
-/// A port access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PortAccess {
-    /// Port.
-    pub port: u16,
-    /// Bytes: 1, 2 or 4.
-    pub size: u8,
-    /// OUT or OUTS.
-    pub is_write: bool,
-    /// INS or OUTS.
-    pub string: bool,
-    /// With a REP prefix.
-    pub rep: bool,
-}
-
-/// A nested page fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NestedFault {
-    /// Guest physical address.
-    pub address: u64,
-    /// As the CPU gives it.
-    pub error_code: u64,
-    /// Bytes of the instruction, where the CPU gives them.
-    pub instruction: [u8; 15],
-    /// How many of them.
-    pub instruction_len: u8,
-}
-
-impl NestedFault {
-    /// A write.
-    pub const fn is_write(&self) -> bool {
-        self.error_code & 2 != 0
-    }
-}
-
-/// Something to inject.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// An external interrupt.
-    Interrupt(u8),
-    /// A non-maskable interrupt.
-    Nmi,
-    /// An exception, with its error code if it has one.
-    Exception(u8, Option<u32>),
-}
-
-impl Event {
-    /// #DB.
-    pub const DEBUG: Self = Self::Exception(1, None);
-    /// #UD.
-    pub const INVALID_OPCODE: Self = Self::Exception(6, None);
-    /// #GP(0).
-    pub const GENERAL_PROTECTION: Self = Self::Exception(13, Some(0));
-
-    /// #MC.
-    pub const MACHINE_CHECK: Self = Self::Exception(18, None);
-
-    /// Exception `vector`, with `error_code` where this exception has one (APM vol. 2 §8.4).
-    pub const fn exception(vector: u8, error_code: u32) -> Self {
-        match vector {
-            8 | 10..=14 | 17 | 21 | 29 | 30 => Self::Exception(vector, Some(error_code)),
-            _ => Self::Exception(vector, None),
-        }
-    }
-}
-
-/// A state that a virtual CPU cannot be given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadState;
-
-/// A general register, by its number in instructions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Gpr {
+pub enum Register {
     /// RAX.
-    Rax = 0,
+    Rax,
     /// RCX.
-    Rcx = 1,
+    Rcx,
     /// RDX.
-    Rdx = 2,
+    Rdx,
     /// RBX.
-    Rbx = 3,
+    Rbx,
+    /// RSI.
+    Rsi,
+    /// RDI.
+    Rdi,
+    /// R8.
+    R8,
+    /// R10.
+    R10,
+    /// Instruction pointer.
+    Rip,
+    /// Control register 0.
+    Cr0,
+    /// Control register 2.
+    Cr2,
+    /// Control register 4.
+    Cr4,
+    /// Control register 8: the task priority, of which the CPU keeps 4 bits.
+    Cr8,
+    /// EFER as the guest sees it.
+    Efer,
+    /// PAT.
+    Pat,
+    /// XCR0, which is a guest's own. Written inside a turn only.
+    Xcr0,
+    /// SPEC_CTRL, which is a guest's own. Written inside a turn only.
+    SpecCtrl,
+    /// The guest's time-stamp counter less this CPU's.
+    TscOffset,
 }
 
-/// What a turn begins with, besides the virtual CPU's own state.
+/// When [`Exit::InterruptWindow`] comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    /// Never.
+    Closed,
+    /// As soon as the guest can take an interrupt of any priority class.
+    Any,
+    /// As soon as the guest can take an interrupt of this priority class.
+    Class(u8),
+}
+
+/// Where and how a CPU of VM 0 begins: in 64-bit mode.
 #[derive(Clone, Copy, Debug)]
-pub struct TurnState {
-    /// Top table of the nested map.
-    pub map: Frame,
-    /// Which state of it translations must not be older than.
-    pub flush: u64,
-    /// Guest's time-stamp counter less this CPU's.
-    pub tsc_offset: u64,
+pub struct Start {
+    /// First instruction.
+    pub rip: Gpa,
+    /// RSI: the Linux boot protocol's parameters, or the APIC ID.
+    pub rsi: u64,
+    /// Top of its stack, which has room for the frame of an NMI.
+    pub rsp: Gpa,
+    /// Its page tables.
+    pub cr3: Gpa,
+    /// Its descriptor table: code at 0x10, data at 0x18, as the Linux boot protocol asks.
+    pub gdt: Gpa,
+    /// Its interrupt descriptor table, vectors 0 to 2: an NMI may come before VM 0 has one of its own.
+    pub idt: Gpa,
 }
 
 /// A virtual CPU in the hardware's form.
 #[derive(Debug)]
-pub enum Hw {
+pub enum Guest {
     /// AMD.
     Svm(svm::Guest),
 }
 
 macro_rules! vendor {
-    ($self:ident, $guest:ident => $call:expr) => {
+    ($self:ident, $inner:ident => $call:expr) => {
         match $self {
-            Hw::Svm($guest) => $call,
+            Self::Svm($inner) => $call,
         }
     };
 }
 
-impl Hw {
-    /// Puts its state into CPU `cpu`. Every [`Hw::enter`] lies between this and [`Hw::unload`],
+impl Guest {
+    /// Frames that a virtual CPU's hardware form takes.
+    pub const FRAMES: usize = svm::Guest::FRAMES;
+
+    /// Makes a virtual CPU in the state after INIT. `components` are those of XSAVE's state that the guest may use.
+    ///
+    /// # Errors
+    ///
+    /// Gives the frames back if one lies outside of `map`.
+    pub fn new(
+        map: PhysMap,
+        frames: [OwnedFrame; Self::FRAMES],
+        components: u64,
+    ) -> Result<Self, [OwnedFrame; Self::FRAMES]> {
+        svm::Guest::new(map, frames, components).map(Self::Svm)
+    }
+
+    /// Ends the virtual CPU, and gives its frames back.
+    pub fn into_frames(self) -> [OwnedFrame; Self::FRAMES] {
+        vendor!(self, guest => guest.into_frames())
+    }
+
+    /// Puts the virtual CPU's state into CPU `cpu`. Every [`Guest::enter`] lies between this and [`Guest::unload`],
     /// on one CPU.
-    pub fn load(&mut self, cpu: &mut super::Cpu, turn: &TurnState) {
+    pub fn load(&mut self, cpu: &mut Cpu, turn: &TurnState) {
         vendor!(self, guest => guest.load(cpu, turn));
     }
 
-    /// Takes its state out of the CPU, and puts root's back.
-    pub fn unload(&mut self, cpu: &mut super::Cpu) {
+    /// Takes the virtual CPU's state out of the CPU, and puts root's back.
+    pub fn unload(&mut self, cpu: &mut Cpu) {
         vendor!(self, guest => guest.unload(cpu));
     }
 
-    /// Runs the guest until the next exit.
+    /// Runs the guest until its next exit.
     #[inline]
     pub fn enter(&mut self) -> Exit {
         vendor!(self, guest => guest.enter())
     }
 
-    /// The last exit, for a report.
+    /// Returns the last exit in the hardware's numbers.
     pub fn raw_exit(&self) -> RawExit {
-        vendor!(self, guest => guest.vmcb().raw_exit())
+        vendor!(self, guest => guest.raw_exit())
     }
 
     /// Skips the instruction that made the last exit.
@@ -236,94 +144,21 @@ impl Hw {
         vendor!(self, guest => guest.skip());
     }
 
-    /// A general register.
-    pub fn gpr(&self, register: Gpr) -> u64 {
-        vendor!(self, guest => guest.gpr(register as usize))
+    /// Reads a register.
+    #[inline]
+    pub fn read(&self, register: Register) -> u64 {
+        vendor!(self, guest => guest.read(register))
     }
 
-    /// Sets a general register.
-    pub fn set_gpr(&mut self, register: Gpr, value: u64) {
-        vendor!(self, guest => guest.set_gpr(register as usize, value));
+    /// Writes a register. The caller has checked the value.
+    #[inline]
+    pub fn write(&mut self, register: Register, value: u64) {
+        vendor!(self, guest => guest.write(register, value));
     }
 
-    /// Instruction pointer.
-    pub fn rip(&self) -> u64 {
-        vendor!(self, guest => guest.vmcb().rip())
-    }
-
-    /// Control register 0.
-    pub fn cr0(&self) -> u64 {
-        vendor!(self, guest => guest.vmcb().cr0())
-    }
-
-    /// Control register 4.
-    pub fn cr4(&self) -> u64 {
-        vendor!(self, guest => guest.vmcb().cr4())
-    }
-
-    /// Sets control register 2.
-    pub fn set_cr2(&mut self, value: u64) {
-        vendor!(self, guest => guest.vmcb_mut().set_cr2(value));
-    }
-
-    /// Current privilege level.
+    /// Returns the current privilege level.
     pub fn cpl(&self) -> u8 {
-        vendor!(self, guest => guest.vmcb().cpl())
-    }
-
-    /// EFER as the guest sees it.
-    pub fn efer(&self) -> u64 {
-        vendor!(self, guest => guest.vmcb().efer())
-    }
-
-    /// Sets EFER, checked by the caller.
-    pub fn set_efer(&mut self, value: u64) {
-        vendor!(self, guest => guest.vmcb_mut().set_efer(value));
-    }
-
-    /// PAT.
-    pub fn pat(&self) -> u64 {
-        vendor!(self, guest => guest.vmcb().pat())
-    }
-
-    /// Sets PAT, checked by the caller.
-    pub fn set_pat(&mut self, value: u64) {
-        vendor!(self, guest => guest.vmcb_mut().set_pat(value));
-    }
-
-    /// XCR0.
-    pub fn xcr0(&self) -> u64 {
-        vendor!(self, guest => guest.xcr0())
-    }
-
-    /// Sets XCR0, checked by the caller. Inside a turn.
-    pub fn set_xcr0(&mut self, value: u64) {
-        vendor!(self, guest => guest.set_xcr0(value));
-    }
-
-    /// SPEC_CTRL.
-    pub fn spec_ctrl(&self) -> u64 {
-        vendor!(self, guest => guest.spec_ctrl())
-    }
-
-    /// Sets SPEC_CTRL, checked by the caller. Inside a turn.
-    pub fn set_spec_ctrl(&mut self, value: u64) {
-        vendor!(self, guest => guest.set_spec_ctrl(value));
-    }
-
-    /// Changes the guest's time-stamp counter's distance to this CPU's, inside a turn.
-    pub fn set_tsc_offset(&mut self, offset: u64) {
-        vendor!(self, guest => guest.vmcb_mut().set_tsc_offset(offset));
-    }
-
-    /// CR8.
-    pub fn cr8(&self) -> u8 {
-        vendor!(self, guest => guest.vmcb().virtual_tpr())
-    }
-
-    /// Sets CR8.
-    pub fn set_cr8(&mut self, value: u8) {
-        vendor!(self, guest => guest.vmcb_mut().set_virtual_tpr(value));
+        vendor!(self, guest => guest.cpl())
     }
 
     /// Whether an interrupt can be injected at the next entry.
@@ -336,74 +171,158 @@ impl Hw {
         vendor!(self, guest => guest.takes_nmis())
     }
 
-    /// Injects at the next entry, in place of what would have been; an interrupt in place of a window.
+    /// Injects `event` at the next entry, in place of any other event. An interrupt closes the window, too.
     pub fn inject(&mut self, event: Event) {
         vendor!(self, guest => guest.inject(event));
     }
 
-    /// [`Exit::InterruptWindow`] when the guest can take an interrupt: of this priority class, or
-    /// any if `None`.
-    pub fn ask_for_window(&mut self, class: Option<u8>) {
-        vendor!(self, guest => guest.vmcb_mut().ask_for_window(class));
+    /// Sets when [`Exit::InterruptWindow`] comes. While an interrupt is on its way, nothing changes.
+    pub fn set_window(&mut self, window: Window) {
+        vendor!(self, guest => guest.set_window(window));
     }
 
-    /// No longer.
-    pub fn forget_window(&mut self) {
-        vendor!(self, guest => guest.vmcb_mut().forget_window());
-    }
-
-    /// Whether IRET makes [`Exit::Return`].
+    /// Sets whether IRET makes [`Exit::Return`].
     pub fn watch_return(&mut self, on: bool) {
-        vendor!(self, guest => guest.vmcb_mut().intercept_iret(on));
+        vendor!(self, guest => guest.watch_return(on));
     }
 
-    /// At the next entry the guest executes one instruction, which is an IRET: [`Exit::Returned`], or another exit and the IRET
-    /// has not been executed. Nothing may be injected with it.
+    /// Makes the guest execute one instruction at the next entry, which is an IRET. [`Exit::Returned`] tells that it
+    /// did; after any other exit it has not executed the IRET. Nothing may be injected at that entry.
     pub fn step_over_return(&mut self) {
         vendor!(self, guest => guest.step_over_return());
     }
 
-    /// Puts the guest's debug registers into the CPU, for the rest of the turn.
-    pub fn load_debug_registers(&mut self) {
-        vendor!(self, guest => guest.load_debug_registers());
-    }
-
-    /// The state after INIT (APM vol. 2 table 14-1).
+    /// Sets the state after INIT (APM vol. 2 table 14-1).
     pub fn init(&mut self) {
         vendor!(self, guest => guest.init());
     }
 
-    /// Where a SIPI with this vector starts.
+    /// Sets where a SIPI with this vector starts.
     pub fn start_at(&mut self, vector: u8) {
-        vendor!(self, guest => guest.vmcb_mut().start_at(vector));
+        vendor!(self, guest => guest.start_at(vector));
     }
 
-    /// Copies the state out; what is not the hardware's stays 0.
+    /// Returns the state; fields that are not the hardware's are 0.
     pub fn state(&self) -> VcpuState {
         vendor!(self, guest => guest.state())
     }
 
-    /// Takes a state over, if it can be loaded without harm.
+    /// Sets the state, if the CPU can load it without harm. `xcr0_allowed` tells that the caller has checked XCR0.
     ///
     /// # Errors
     ///
-    /// [`BadState`], with nothing changed.
+    /// Fails with [`BadState`], and changes nothing.
     pub fn set_state(&mut self, state: &VcpuState, xcr0_allowed: bool) -> Result<(), BadState> {
         vendor!(self, guest => guest.set_state(state, xcr0_allowed))
     }
 
-    /// Takes general registers, RIP and RFLAGS over.
+    /// Sets general registers, RIP and RFLAGS.
     pub fn set_registers(&mut self, state: &VcpuState) {
         vendor!(self, guest => guest.set_registers(state));
     }
 
-    /// XMM registers, outside of a turn.
+    /// Returns the XMM registers. Outside of a turn.
     pub fn vectors(&self) -> Vectors {
         vendor!(self, guest => guest.vectors())
     }
 
-    /// Takes XMM registers over, outside of a turn.
+    /// Sets the XMM registers. Outside of a turn.
     pub fn set_vectors(&mut self, vectors: &Vectors) {
         vendor!(self, guest => guest.set_vectors(vectors));
+    }
+}
+
+/// VM 0 on one physical CPU.
+#[derive(Debug)]
+pub enum Root {
+    /// AMD.
+    Svm(svm::Root),
+}
+
+impl Root {
+    /// Turns virtualisation on for CPU `index`, which is this CPU. `None` if the index was taken, or is too large.
+    pub fn new(index: usize) -> Option<Self> {
+        svm::Root::new(index).map(Self::Svm)
+    }
+
+    /// Returns the physical CPU, for the turns of guests.
+    pub fn cpu(&mut self) -> &mut Cpu {
+        vendor!(self, root => root.cpu())
+    }
+
+    /// Returns which CPU this is, from 0.
+    pub fn index(&self) -> usize {
+        vendor!(self, root => root.index())
+    }
+
+    /// Sets the state that VM 0 begins in.
+    pub fn start(&mut self, start: &Start) {
+        vendor!(self, root => root.start(start));
+    }
+
+    /// Sets the top table of VM 0's nested map. The next entry uses no translation of the map before.
+    pub fn set_nested_map(&mut self, top: Frame) {
+        vendor!(self, root => root.set_nested_map(top));
+    }
+
+    /// Makes the next entry forget VM 0's translations.
+    pub fn flush(&mut self) {
+        vendor!(self, root => root.flush());
+    }
+
+    /// Makes INIT, NMIs and interrupts wait until this CPU is in guest mode.
+    pub fn hold_events(&mut self) {
+        vendor!(self, root => root.hold_events());
+    }
+
+    /// Runs VM 0 until its next exit.
+    #[inline]
+    pub fn enter(&mut self) -> Exit {
+        vendor!(self, root => root.enter())
+    }
+
+    /// Returns the last exit in the hardware's numbers.
+    pub fn raw_exit(&self) -> RawExit {
+        vendor!(self, root => root.raw_exit())
+    }
+
+    /// Skips the instruction that made the last exit.
+    pub fn skip(&mut self) {
+        vendor!(self, root => root.skip());
+    }
+
+    /// Reads a register.
+    #[inline]
+    pub fn read(&self, register: Register) -> u64 {
+        vendor!(self, root => root.read(register))
+    }
+
+    /// Writes a register. The caller has checked the value.
+    #[inline]
+    pub fn write(&mut self, register: Register, value: u64) {
+        vendor!(self, root => root.write(register, value));
+    }
+
+    /// Returns the current privilege level.
+    pub fn cpl(&self) -> u8 {
+        vendor!(self, root => root.cpl())
+    }
+
+    /// Injects `event` at the next entry.
+    pub fn inject(&mut self, event: Event) {
+        vendor!(self, root => root.inject(event));
+    }
+
+    /// Writes a model-specific register of the CPU. Root's policy has let the value pass. Returns false if the CPU
+    /// refuses it.
+    #[must_use]
+    pub fn write_msr(&mut self, number: u32, value: u64) -> bool {
+        vendor!(self, root => root.write_msr(number, value))
+    }
+
+    /// Consumes the INIT of the last exit, which would be there again at the next entry (APM vol. 2 §15.28). Returns
+    /// whether an NMI came meanwhile, or `None` if this CPU would obey the INIT.
+    pub fn consume_init(&mut self) -> Option<bool> {
+        vendor!(self, root => root.consume_init())
     }
 }

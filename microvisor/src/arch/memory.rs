@@ -1,25 +1,15 @@
 //! Physical memory: all of it while the machine boots, frames afterwards.
+#![allow(unsafe_code, reason = "boot memory is one run of bytes")]
 
+use super::layout::{BASE, SIZE};
 use super::paging;
 use crate::memory::PhysMap;
-
-/// Virtual address of physical address 0.
-pub(super) const BASE: u64 = 0xffff_8000_0000_0000;
-/// Bytes that the boot page tables map there.
-pub const SIZE: u64 = 512 << 30;
-/// The image's link address less its load address.
-pub(super) const IMAGE: u64 = 0xffff_ffff_8000_0000;
 
 /// The mapping, for what is done with frames: empty before `paging` has built its tables.
 pub fn map() -> PhysMap {
     // SAFETY: the tables map RAM below, less the image, and stay; the frame table hands out frames
     // of RAM only, and never the image's.
     unsafe { PhysMap::new(BASE as usize, paging::ram_end()) }
-}
-
-/// Physical address of something in the image.
-pub fn image_physical<T>(object: *const T) -> u64 {
-    (object as u64).wrapping_sub(IMAGE)
 }
 
 /// The machine's memory while one CPU boots, less the image. What the loader and the firmware left

@@ -4,12 +4,13 @@
 //! They map the image at its link address by the permissions of its sections, and RAM at `BASE`,
 //! less the image: what may be written there is not code. Built once at boot; every CPU enters
 //! them before it runs VM 0, and `#VMEXIT` comes back to them.
+#![allow(unsafe_code, reason = "loads page tables")]
 
 use core::arch::asm;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::memory::{BASE, IMAGE, SIZE, image_physical};
+use super::layout::{BASE, IMAGE, SIZE, image_physical};
 use super::{cpuid, stack};
 
 const PAGE: u64 = 4096;
@@ -74,7 +75,7 @@ impl Table {
 
     /// An entry of the table above that leads to this one. The last level alone restricts.
     fn entry(&self) -> u64 {
-        image_physical(self) | PRESENT | WRITE | USED
+        image_physical(self).as_u64() | PRESENT | WRITE | USED
     }
 }
 
@@ -196,7 +197,7 @@ pub fn enter() {
     unsafe {
         asm!(
             "mov cr3, {tables}", "mov {scratch}, cr4", "or {scratch}, {bits}", "mov cr4, {scratch}",
-            tables = in(reg) image_physical(&raw const TABLES.top), bits = in(reg) bits,
+            tables = in(reg) image_physical(&raw const TABLES.top).as_u64(), bits = in(reg) bits,
             scratch = out(reg) _, options(nostack)
         );
     }

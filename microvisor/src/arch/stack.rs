@@ -1,4 +1,5 @@
 //! The stacks of every CPU, and what they tell: which CPU this is, and who called whom.
+#![allow(unsafe_code, reason = "reads stacks, whose memory no Rust value owns")]
 
 use core::arch::asm;
 use core::cell::UnsafeCell;

@@ -5,11 +5,12 @@
 
 use guest_proto::limits::MAX_CPUS;
 
+use crate::arch::hw::{Root, Start};
 use crate::arch::memory::BootMemory;
 use crate::arch::paging::{self, Image};
-use crate::arch::svm::{RootCpu, Start};
 use crate::arch::{self, descriptors};
 use crate::machine::Machine;
+use crate::memory::Gpa;
 use crate::{boot_log, console, root};
 use map::Map;
 use multiboot::{Info, Module};
@@ -119,7 +120,7 @@ impl core::fmt::Display for Error {
 pub fn start(memory: BootMemory, loader: (u32, u32), image: &Image, code: &Code) -> ! {
     descriptors::load();
     let (machine, cpu, entry) = boot(memory, loader, image, code);
-    root::run(machine, cpu, &vm0_start(entry, 0), low::BOOT_PARAMS)
+    root::run(machine, cpu, &vm0_start(entry, low::BOOT_PARAMS, 0))
 }
 
 /// Everything before VM 0: the machine, this CPU, VM 0's first instruction. Its frame is most of the
@@ -130,9 +131,9 @@ fn boot(
     loader: (u32, u32),
     image: &Image,
     code: &Code,
-) -> (&'static Machine, RootCpu, u64) {
+) -> (&'static Machine, Root, u64) {
     boot_log!("version {}", env!("CARGO_PKG_VERSION"));
-    match arch::svm::supported() {
+    match arch::supported() {
         Ok((revision, features)) => {
             boot_log!("SVM revision {revision}, features {features:#010x}");
         }
@@ -142,7 +143,7 @@ fn boot(
         Ok(prepared) => prepared,
         Err(error) => stop(&error),
     };
-    let Some(cpu) = RootCpu::new(0) else {
+    let Some(cpu) = Root::new(0) else {
         stop(&"the boot CPU started twice");
     };
     let Prepared {
@@ -172,7 +173,7 @@ pub fn start_ap(index: u32) -> ! {
     paging::enter();
     // The boot CPU is 0.
     let index = index as usize + 1;
-    let Some(cpu) = RootCpu::new(index) else {
+    let Some(cpu) = Root::new(index) else {
         arch::halt();
     };
     let machine = loop {
@@ -181,24 +182,20 @@ pub fn start_ap(index: u32) -> ! {
             None => core::hint::spin_loop(),
         }
     };
-    let start = vm0_start(low::WAIT + WAIT_LOOP, index as u64);
-    root::wait(
-        machine,
-        cpu,
-        &start,
-        arch::apic_id().into(),
-        &processors::HELD,
-    )
+    let rip = low::WAIT + WAIT_LOOP;
+    let start = vm0_start(rip, arch::apic_id().into(), index as u64);
+    root::wait(machine, cpu, &start, &processors::HELD)
 }
 
-/// How CPU `index` of VM 0 starts, at `rip`.
-fn vm0_start(rip: u64, index: u64) -> Start {
+/// Returns how CPU `index` of VM 0 starts: at `rip`, with `rsi` in RSI.
+fn vm0_start(rip: u64, rsi: u64, index: u64) -> Start {
     Start {
-        rip,
-        rsp: low::STACKS + (index + 1) * low::STACK,
-        cr3: low::PAGE_TABLES,
-        gdt: low::GDT,
-        idt: low::IDT,
+        rip: Gpa::new(rip),
+        rsi,
+        rsp: Gpa::new(low::STACKS + (index + 1) * low::STACK),
+        cr3: Gpa::new(low::PAGE_TABLES),
+        gdt: Gpa::new(low::GDT),
+        idt: Gpa::new(low::IDT),
     }
 }
 

@@ -4,29 +4,47 @@ use core::fmt::{Display, Formatter};
 
 use crate::arch::Speculation;
 
-/// What the command line asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The values of the options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Options {
     pub(super) speculation: Speculation,
+    /// See `arch::CpuFacts`. QEMU's TCG opens the window for a class that is held up, too, and aborts where a write
+    /// to CR8 opens it (10.0: `cpu_interrupt` without its lock).
+    pub(super) tpr_window: bool,
 }
 
-/// A value that a key does not have.
+/// An option that has a wrong value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BadOption {
     Speculation,
+    TprWindow,
 }
 
 impl Display for BadOption {
     fn fmt(&self, f: &mut Formatter<'_>) -> core::fmt::Result {
         f.write_str(match self {
             Self::Speculation => "speculation= takes safe, guests or off",
+            Self::TprWindow => "tpr-window= takes on or off",
         })
     }
 }
 
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            speculation: Speculation::Safe,
+            tpr_window: true,
+        }
+    }
+}
+
 impl Options {
-    /// Reads a command line, and tells `unknown` of each key that is none. A word without `=` is the image's
+    /// Reads a command line, and tells `unknown` of each unknown key. A word without `=` is the image's
     /// name, which some loaders put first.
+    ///
+    /// # Errors
+    ///
+    /// Fails with the option whose value is wrong.
     pub(super) fn parse(line: &[u8], unknown: impl Fn(&str)) -> Result<Self, BadOption> {
         let mut options = Self::default();
         for word in line.split(u8::is_ascii_whitespace) {
@@ -40,6 +58,13 @@ impl Options {
                         b"=guests" => Speculation::Guests,
                         b"=off" => Speculation::Off,
                         _ => return Err(BadOption::Speculation),
+                    };
+                }
+                (b"tpr-window", value) => {
+                    options.tpr_window = match value {
+                        b"=on" => true,
+                        b"=off" => false,
+                        _ => return Err(BadOption::TprWindow),
                     };
                 }
                 (key, _) => unknown(core::str::from_utf8(key).unwrap_or("?")),
@@ -72,6 +97,15 @@ mod tests {
         let tell = |key: &str| told.borrow_mut().push(std::string::String::from(key));
         Options::parse(b"image a=b speculation=off =\xff=", tell).unwrap();
         assert_eq!(told.into_inner(), ["a", ""]);
+    }
+
+    #[test]
+    fn the_window_is_there_unless_it_is_turned_off() {
+        let window = |line: &str| Options::parse(line.as_bytes(), |_| {}).map(|all| all.tpr_window);
+        assert_eq!(window("image"), Ok(true));
+        assert_eq!(window("tpr-window=off"), Ok(false));
+        assert_eq!(window("tpr-window=off tpr-window=on"), Ok(true));
+        assert_eq!(window("tpr-window=no"), Err(BadOption::TprWindow));
     }
 
     #[test]

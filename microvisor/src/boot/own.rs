@@ -9,7 +9,7 @@ use super::map::Map;
 use super::multiboot::Info;
 use super::options::Options;
 use super::{Error, low};
-use crate::arch::{self, cpuid, memory};
+use crate::arch::{self, CpuFacts, cpuid, layout, memory};
 use crate::counters::ExitCounters;
 use crate::log::LOG;
 use crate::machine::{Machine, MachineFacts, MemoryTypes};
@@ -19,7 +19,6 @@ use crate::memory::nested::root::RootLayout;
 use crate::memory::nested::{RootMap, waiting};
 use crate::memory::{Frame, Hpa, Memory};
 use crate::partition::{Partition, Partitions};
-use crate::root;
 
 const GUESTS: usize = MAX_PARTITIONS as usize - 1;
 
@@ -44,7 +43,7 @@ impl Own {
         const BELOW: u64 = 1 << 32;
         let end = info.map.usable().map(|range| range.end).max().unwrap_or(0);
         let layout = RootLayout {
-            frames: end.min(memory::SIZE) / PAGE_SIZE,
+            frames: end.min(layout::SIZE) / PAGE_SIZE,
             limit: physical_pages(),
             gib_pages: cpuid(0x8000_0001, 0).edx & 1 << 26 != 0,
         };
@@ -126,12 +125,14 @@ impl Own {
                 waiting,
             };
             let facts = MachineFacts {
-                features: root::features(),
+                cpu: CpuFacts {
+                    features: arch::features(),
+                    tpr_window: options.tpr_window,
+                    speculation: options.speculation,
+                },
                 cpus,
                 frames: map.usable_bytes() / PAGE_SIZE + reserved,
                 reserved_frames: reserved,
-                tpr_window: arch::has_tpr_window(),
-                speculation: options.speculation,
                 types: self.memory_types(map, image_end),
             };
             let partitions = Partitions::new(&PARTITIONS);

@@ -18,7 +18,7 @@ mod tests;
 use guest_proto::Status;
 use guest_proto::hypercall::Hypercall;
 
-use crate::arch::Cpu;
+use crate::arch::hw::Cpu;
 use crate::machine::Machine;
 use crate::memory::frame_table::FrameError;
 use crate::memory::nested::guest::MapError;

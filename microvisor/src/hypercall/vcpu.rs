@@ -7,18 +7,17 @@ use guest_proto::shared::SharedPage;
 use super::args::{control, frame, take};
 use super::{Context, Failure, Outcome};
 use crate::arch;
-use crate::arch::extended::Area;
-use crate::arch::hw::Hw;
-use crate::arch::svm::{Guest, Vmcb};
+use crate::arch::hw::Guest;
 use crate::memory::Memory;
 use crate::memory::physmap::Placed;
 use crate::memory::pool::{Pool, Shortage};
-use crate::partition::{Life, Partition, host_cpuid, run};
+use crate::partition::run::{self, Host};
+use crate::partition::{Life, Partition, host_cpuid};
 use crate::vcpu::vlapic::{Effect, Mode};
 use crate::vcpu::{Allowed, Local, Vcpu, cpuid};
 
-/// Frames of a virtual CPU: itself, its control block, its vector registers.
-const FRAMES: u64 = 3;
+/// Frames of a virtual CPU: its own, and those of the hardware's part.
+const FRAMES: u64 = 1 + Guest::FRAMES as u64;
 /// `vcpu_apic`'s register argument: this is a write.
 const WRITE: u64 = 1 << 31;
 
@@ -44,7 +43,7 @@ pub(super) fn create(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     partition.publish_top(&control.map);
 
     let pool = &mut control.pool;
-    let hw = hardware(memory, pool, machine.facts.features)?;
+    let hw = hardware(memory, pool)?;
     let vcpu_of = Vcpu::new(partition.id(), index, page, hw);
     let placed = place(memory, pool, vcpu_of)?;
     // Root may have given the page away since the check, on another CPU.
@@ -59,12 +58,16 @@ pub(super) fn create(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     Ok(0)
 }
 
-fn hardware(memory: &Memory, pool: &mut Pool, features: u32) -> Result<Hw, Failure> {
+/// Makes the hardware's part of a virtual CPU in frames of the pool, which was checked for them.
+fn hardware(memory: &Memory, pool: &mut Pool) -> Result<Guest, Failure> {
+    let (Some(first), Some(second)) = (pool.take(memory), pool.take(memory)) else {
+        return Err(Shortage::Deposit(1).into());
+    };
     let components = cpuid::xcr0_allowed(host_cpuid);
-    let vmcb = place(memory, pool, Vmcb::zeroed())?;
-    let area = place(memory, pool, Area::reset())?;
-    let has_next_rip = features & guest_proto::cpuid::features::NEXT_RIP != 0;
-    Ok(Hw::Svm(Guest::new(vmcb, area, components, has_next_rip)))
+    Guest::new(memory.map, [first, second], components).map_err(|frames| {
+        frames.into_iter().for_each(|frame| pool.put(memory, frame));
+        Status::BadAddress.into()
+    })
 }
 
 /// Moves something into a frame of the pool, which was checked for it.
@@ -80,7 +83,11 @@ pub(super) fn run(cx: &mut Context<'_>, args: [u64; 5]) -> Outcome {
     let [partition, vcpu] = take(args)?;
     let (machine, cpu) = (cx.machine, &mut *cx.cpu);
     with(machine, partition, vcpu, |partition, vcpu, local| {
-        Ok(run::run(machine, cpu, partition, vcpu, local)?)
+        let host = Host {
+            memory: &machine.memory,
+            cpu: machine.facts.cpu,
+        };
+        Ok(run::run(&host, cpu, partition, vcpu, local)?)
     })
 }
 

@@ -9,6 +9,7 @@ const PAGE_SHIFT: u32 = PAGE_SIZE.trailing_zeros();
 
 /// A host physical address: of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
 pub struct Hpa(u64);
 
 impl Hpa {
@@ -30,6 +31,7 @@ impl Hpa {
 
 /// A guest physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
 pub struct Gpa(u64);
 
 impl Gpa {
@@ -56,6 +58,7 @@ impl Gpa {
 
 /// A 4 KiB frame of the machine's memory, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
 pub struct Frame(u64);
 
 impl Frame {

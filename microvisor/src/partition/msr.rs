@@ -1,12 +1,13 @@
 //! RDMSR and WRMSR of a guest.
 
-use guest_proto::vcpu_page::{Intercept, InterceptKind};
+use guest_proto::vcpu_page::{Intercept, InterceptKind, RunExit, intercept_flags};
 
 use super::answer::host_cpuid;
 use super::clock::ClockError;
-use super::run::{End, Turn};
+use super::run::Turn;
 use crate::arch;
-use crate::arch::hw::{Event, Gpr};
+use crate::arch::exit::Event;
+use crate::arch::hw::Register;
 use crate::vcpu::Pending;
 use crate::vcpu::cpuid;
 use crate::vcpu::msr::{self, GeneralProtection, Msr};
@@ -36,16 +37,16 @@ impl From<ClockError> for Refusal {
 
 impl Turn<'_> {
     /// RDMSR or WRMSR of the register in ECX.
-    pub(super) fn msr(&mut self, is_write: bool) -> Option<End> {
+    pub(super) fn msr(&mut self, is_write: bool) -> Option<RunExit> {
         let hw = &self.local.hw;
-        let number = hw.gpr(Gpr::Rcx) as u32;
-        let value = hw.gpr(Gpr::Rdx) << 32 | hw.gpr(Gpr::Rax) & 0xffff_ffff;
+        let number = hw.read(Register::Rcx) as u32;
+        let value = hw.read(Register::Rdx) << 32 | hw.read(Register::Rax) & 0xffff_ffff;
         let done = if is_write {
             self.write_msr(number, value)
         } else {
             self.read_msr(number).map(|value| {
-                self.local.hw.set_gpr(Gpr::Rax, value & 0xffff_ffff);
-                self.local.hw.set_gpr(Gpr::Rdx, value >> 32);
+                self.local.hw.write(Register::Rax, value & 0xffff_ffff);
+                self.local.hw.write(Register::Rdx, value >> 32);
                 None
             })
         };
@@ -61,7 +62,7 @@ impl Turn<'_> {
             Err(Refusal::NeedsPage(address)) => {
                 self.local.pending = Pending::Memory;
                 let intercept = Intercept {
-                    flags: guest_proto::vcpu_page::intercept_flags::STATE,
+                    flags: intercept_flags::STATE,
                     is_write: 1,
                     address,
                     ..Intercept::default()
@@ -79,11 +80,13 @@ impl Turn<'_> {
             Msr::TscAdjust => local.tsc_adjust,
             Msr::ApicBase => local.lapic.apic_base(),
             Msr::TscDeadline | Msr::X2Apic(_) => local.lapic.read_msr(number, now)?,
-            Msr::SpecCtrl if cpuid::spec_ctrl_allowed(host_cpuid) != 0 => local.hw.spec_ctrl(),
+            Msr::SpecCtrl if cpuid::spec_ctrl_allowed(host_cpuid) != 0 => {
+                local.hw.read(Register::SpecCtrl)
+            }
             // PRED_CMD is for writing only.
             Msr::SpecCtrl | Msr::PredCmd => return Err(Refusal::Fault),
-            Msr::Efer => local.hw.efer(),
-            Msr::Pat => local.hw.pat(),
+            Msr::Efer => local.hw.read(Register::Efer),
+            Msr::Pat => local.hw.read(Register::Pat),
             Msr::Mtrr(index) => local.mtrrs.read(index)?,
             Msr::KvmWallClock => local.clock[0],
             Msr::KvmSystemTime => local.clock[1],
@@ -91,7 +94,7 @@ impl Turn<'_> {
         })
     }
 
-    fn write_msr(&mut self, number: u32, value: u64) -> Result<Option<End>, Refusal> {
+    fn write_msr(&mut self, number: u32, value: u64) -> Result<Option<RunExit>, Refusal> {
         let now = self.now();
         let local = &mut *self.local;
         match msr::classify(number).ok_or(Refusal::Fault)? {
@@ -111,26 +114,25 @@ impl Turn<'_> {
             }
             Msr::SpecCtrl => {
                 let allowed = cpuid::spec_ctrl_allowed(host_cpuid);
-                local
-                    .hw
-                    .set_spec_ctrl(msr::write_spec_ctrl(allowed, value)?);
+                let value = msr::write_spec_ctrl(allowed, value)?;
+                local.hw.write(Register::SpecCtrl, value);
             }
             Msr::PredCmd => {
                 let allowed = cpuid::pred_cmd_allowed(host_cpuid);
                 arch::predict_anew(msr::write_spec_ctrl(allowed, value)?);
             }
             Msr::Efer => {
-                let value =
-                    msr::write_efer(arch::guest_efer(), local.hw.efer(), value, local.hw.cr0())?;
-                local.hw.set_efer(value);
+                let (old, cr0) = (local.hw.read(Register::Efer), local.hw.read(Register::Cr0));
+                let value = msr::write_efer(arch::guest_efer(), old, value, cr0)?;
+                local.hw.write(Register::Efer, value);
             }
-            Msr::Pat => local.hw.set_pat(msr::write_pat(value)?),
+            Msr::Pat => local.hw.write(Register::Pat, msr::write_pat(value)?),
             Msr::Mtrr(index) => local.mtrrs.write(index, value)?,
             Msr::KvmWallClock => {
                 local.clock[0] = value;
                 let record = self.partition.clock().wall_clock();
                 self.partition
-                    .write_record(&self.machine.memory, value, &record)?;
+                    .write_record(self.host.memory, value, &record)?;
             }
             Msr::KvmSystemTime => {
                 const ENABLE: u64 = 1;
@@ -138,7 +140,7 @@ impl Turn<'_> {
                 if value & ENABLE != 0 {
                     let record = self.partition.clock().system_time();
                     self.partition
-                        .write_record(&self.machine.memory, value & !ENABLE, &record)?;
+                        .write_record(self.host.memory, value & !ENABLE, &record)?;
                 }
             }
             Msr::Constant(_) => {}
@@ -152,6 +154,6 @@ impl Turn<'_> {
         self.local.tsc_adjust = adjust;
         self.tsc_offset = self.tsc_offset.wrapping_add(delta);
         self.local.lapic.adjust_tsc(delta as i64);
-        self.local.hw.set_tsc_offset(self.tsc_offset);
+        self.local.hw.write(Register::TscOffset, self.tsc_offset);
     }
 }

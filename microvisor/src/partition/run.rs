@@ -15,10 +15,10 @@ use guest_proto::vcpu_page::{
 };
 
 use super::Partition;
-use crate::arch::hw::{Event, Exit, Gpr, TurnState};
-use crate::arch::{self, Cpu};
-use crate::machine::Machine;
-use crate::memory::Frame;
+use crate::arch::exit::{Event, Exit, TurnState};
+use crate::arch::hw::{Cpu, Register, Window};
+use crate::arch::{self, CpuFacts};
+use crate::memory::{Frame, Memory};
 use crate::trace;
 use crate::vcpu::{Local, Pending, Vcpu};
 
@@ -33,64 +33,49 @@ pub enum RunError {
     NoMemory,
 }
 
-/// How a turn ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    Interrupt,
-    /// The page's `intercept` is filled in.
-    Intercept,
-    Notify(u16),
-    Halted,
-    Timer,
-    Kick(u64),
-    WaitForSipi,
-}
-
-impl End {
-    /// `vcpu_run`'s value.
-    fn value(self) -> u64 {
-        let exit = match self {
-            Self::Interrupt => RunExit::Interrupt,
-            Self::Intercept => RunExit::Intercept,
-            Self::Notify(_) => RunExit::Notify,
-            Self::Halted => RunExit::Halted,
-            Self::Timer => RunExit::Timer,
-            Self::Kick(_) => RunExit::Kick,
-            Self::WaitForSipi => RunExit::WaitForSipi,
-        };
-        let tag = if let Self::Notify(tag) = self { tag } else { 0 };
-        u64::from(exit.raw()) | u64::from(tag) << 16
-    }
+/// The parts of the machine that a turn uses.
+#[derive(Clone, Copy, Debug)]
+pub struct Host<'a> {
+    /// Memory of the machine.
+    pub memory: &'a Memory,
+    /// Facts about its CPUs.
+    pub cpu: CpuFacts,
 }
 
 /// One turn.
 pub(super) struct Turn<'a> {
-    pub(super) machine: &'a Machine,
+    pub(super) host: &'a Host<'a>,
     pub(super) partition: &'a Partition,
     pub(super) vcpu: &'a Vcpu,
     pub(super) local: &'a mut Local,
     pub(super) page: &'a SharedPage,
     map: Frame,
-    /// Guest's TSC less this CPU's.
+    /// The guest's time-stamp counter less this CPU's.
     pub(super) tsc_offset: u64,
     /// The intercept comes with the state.
     with_state: bool,
+    /// Tag of the doorbell whose consumer sleeps, with [`RunExit::Notify`].
+    tag: u16,
 }
 
-/// Runs a virtual CPU on this CPU. The caller holds its claim.
+/// Runs a virtual CPU on this CPU. The caller holds its claim. Returns the value of `vcpu_run`.
+///
+/// # Errors
+///
+/// Fails with [`RunError`] if the turn cannot begin.
 pub fn run(
-    machine: &Machine,
+    host: &Host<'_>,
     cpu: &mut Cpu,
     partition: &Partition,
     vcpu: &Vcpu,
     local: &mut Local,
 ) -> Result<u64, RunError> {
-    let page = vcpu.page(&machine.memory).ok_or(RunError::NoMemory)?;
+    let page = vcpu.page(host.memory).ok_or(RunError::NoMemory)?;
     let map = partition.top().ok_or(RunError::NoMemory)?;
     partition.properties.start();
     let tsc_offset = partition.tsc_offset(local);
     let mut turn = Turn {
-        machine,
+        host,
         partition,
         vcpu,
         local,
@@ -98,22 +83,23 @@ pub fn run(
         map,
         tsc_offset,
         with_state: false,
+        tag: 0,
     };
     turn.take_reply()?;
     let end = match turn.prepare() {
         Some(end) => end,
         None => turn.inside(cpu),
     };
-    turn.report(end);
+    turn.report();
     vcpu.counters.run();
-    Ok(end.value())
+    Ok(u64::from(end.raw()) | u64::from(turn.tag) << 16)
 }
 
 impl Turn<'_> {
     /// The part of the turn with the guest's state in the CPU.
-    fn inside(&mut self, cpu: &mut Cpu) -> End {
+    fn inside(&mut self, cpu: &mut Cpu) -> RunExit {
         let begin = arch::tsc();
-        let speculation = self.machine.facts.speculation;
+        let speculation = self.host.cpu.speculation;
         cpu.enter_partition(self.partition.serial(), speculation);
         let state = TurnState {
             map: self.map,
@@ -125,8 +111,8 @@ impl Turn<'_> {
             let exit = self.local.hw.enter();
             let (id, index) = (self.partition.id().0, self.vcpu.index());
             trace::exit(cpu.index(), id, index, self.local.hw.raw_exit());
-            let cr8 = self.local.hw.cr8();
-            self.local.lapic.set_cr8(cr8);
+            let cr8 = self.local.hw.read(Register::Cr8);
+            self.local.lapic.set_cr8(cr8 as u8);
             // A guest whose CR4.MCE is 0 shuts down at a machine check.
             let is_shutdown = exit == Exit::Shutdown;
             if exit == Exit::MachineCheck || (is_shutdown && arch::in_machine_check()) {
@@ -145,13 +131,13 @@ impl Turn<'_> {
         end
     }
 
-    /// Guest's time-stamp counter.
+    /// Returns the guest's time-stamp counter.
     pub(super) fn now(&self) -> u64 {
         arch::tsc().wrapping_add(self.tsc_offset)
     }
 
-    /// Takes over what arrived, and decides what is injected. Something: the guest does not go on.
-    fn prepare(&mut self) -> Option<End> {
+    /// Takes over what arrived, and decides what is injected. Returns the turn's end if the guest does not go on.
+    fn prepare(&mut self) -> Option<RunExit> {
         if let Some(signals) = self.vcpu.take_signals() {
             if signals.init {
                 if self.vcpu.index() == 0 {
@@ -174,22 +160,22 @@ impl Turn<'_> {
             self.local.lapic.expire(now);
         }
         if self.local.ring.flush(self.page) == Push::PostedWake {
-            return Some(End::Notify(EOI_TAG));
+            return Some(self.notify(EOI_TAG));
         }
         match self.local.run_state {
             RunState::Runnable => {}
-            RunState::WaitForSipi => return Some(End::WaitForSipi),
+            RunState::WaitForSipi => return Some(RunExit::WaitForSipi),
             RunState::Halted if self.wakes() => self.local.run_state = RunState::Runnable,
             // The end of an interrupt that nobody knows of is not slept on.
             RunState::Halted if self.local.ring.is_behind() => {
-                return Some(End::Notify(EOI_TAG));
+                return Some(self.notify(EOI_TAG));
             }
-            RunState::Halted => return Some(End::Halted),
+            RunState::Halted => return Some(RunExit::Halted),
         }
         self.inject();
         let deadline = self.deadline();
         let known = self.local.deadline;
-        (deadline != 0 && (known == 0 || deadline < known)).then_some(End::Timer)
+        (deadline != 0 && (known == 0 || deadline < known)).then_some(RunExit::Timer)
     }
 
     /// Whether something ends HLT.
@@ -200,7 +186,7 @@ impl Turn<'_> {
     }
 
     fn inject(&mut self) {
-        let tpr_window = self.machine.facts.tpr_window;
+        let tpr_window = self.host.cpu.tpr_window;
         let Local {
             hw,
             lapic,
@@ -208,8 +194,9 @@ impl Turn<'_> {
             nmi_return,
             ..
         } = &mut *self.local;
-        if hw.cr8() != lapic.cr8() {
-            hw.set_cr8(lapic.cr8());
+        let cr8 = u64::from(lapic.cr8());
+        if hw.read(Register::Cr8) != cr8 {
+            hw.write(Register::Cr8, cr8);
         }
         let mut nmi_waits = false;
         if *nmi_masked {
@@ -219,8 +206,8 @@ impl Turn<'_> {
                 // An interrupt shadow ends with a window. So does an exception's delivery, or else its handler has an IRET.
                 nmi_waits = true;
                 hw.watch_return(true);
-            } else if *nmi_return == Some(hw.rip()) {
-                hw.forget_window();
+            } else if *nmi_return == Some(hw.read(Register::Rip)) {
+                hw.set_window(Window::Closed);
                 return hw.step_over_return();
             } else {
                 lapic.accept_nmi();
@@ -235,33 +222,45 @@ impl Turn<'_> {
                 lapic.accept(vector);
                 hw.inject(Event::Interrupt(vector));
             }
-            Some(_) => hw.ask_for_window(None),
-            None if nmi_waits => hw.ask_for_window(None),
+            Some(_) => hw.set_window(Window::Any),
+            None if nmi_waits => hw.set_window(Window::Any),
             None => match lapic.highest_request() {
                 // The task priority holds it up: CR8 changes without an exit.
                 Some(vector) if vector >> 4 <= lapic.cr8() && tpr_window => {
-                    hw.ask_for_window(Some(vector >> 4));
+                    hw.set_window(Window::Class(vector >> 4));
                 }
-                _ => hw.forget_window(),
+                _ => hw.set_window(Window::Closed),
             },
         }
     }
 
-    /// Root's TSC at the timer's deadline, 0 for none.
+    /// Returns root's TSC at the timer's deadline, 0 for none.
     fn deadline(&self) -> u64 {
         let deadline = self.local.lapic.deadline();
         deadline.map_or(0, |at| roots_time(at, self.tsc_offset, arch::tsc()))
     }
 
     /// Fills the page's `intercept` in.
-    pub(super) fn intercept(&mut self, kind: InterceptKind, intercept: Intercept) -> End {
+    pub(super) fn intercept(&mut self, kind: InterceptKind, intercept: Intercept) -> RunExit {
         self.with_state = intercept.flags & intercept_flags::STATE != 0;
         self.page.intercept.store(&Intercept {
             kind: kind.raw(),
-            rip: self.local.hw.rip(),
+            rip: self.local.hw.read(Register::Rip),
             ..intercept
         });
-        End::Intercept
+        RunExit::Intercept
+    }
+
+    /// Ends the turn, because the consumer of this doorbell sleeps.
+    pub(super) fn notify(&mut self, tag: u16) -> RunExit {
+        self.tag = tag;
+        RunExit::Notify
+    }
+
+    /// Ends the turn, because these virtual CPUs have something to do.
+    pub(super) fn kick(&self, set: u64) -> RunExit {
+        self.set_word(offset_of!(Intercept, kick_set), set);
+        RunExit::Kick
     }
 
     /// Writes one word of the page's `intercept`.
@@ -271,12 +270,10 @@ impl Turn<'_> {
         }
     }
 
-    /// Tells root what is valid after every turn.
-    fn report(&mut self, end: End) {
+    /// Tells root the fields that are valid after every turn.
+    fn report(&mut self) {
         let deadline = self.deadline();
         self.set_word(offset_of!(Intercept, deadline), deadline);
-        let kick = if let End::Kick(kick) = end { kick } else { 0 };
-        self.set_word(offset_of!(Intercept, kick_set), kick);
         if self.with_state {
             self.page.state.store(&self.local.state(self.now()));
         }
@@ -287,6 +284,7 @@ impl Turn<'_> {
     fn take_reply(&mut self) -> Result<(), RunError> {
         // Kind, flags, size, direction: nothing is outstanding.
         self.set_word(offset_of!(Intercept, kind), 0);
+        self.set_word(offset_of!(Intercept, kick_set), 0);
         if self.local.pending == Pending::None {
             return Ok(());
         }
@@ -323,12 +321,12 @@ impl Turn<'_> {
             const PAGE_FAULT: u8 = 14;
             let vector = exception.unwrap_or_default();
             if vector == PAGE_FAULT {
-                hw.set_cr2(reply.fault_address);
+                hw.write(Register::Cr2, reply.fault_address);
             }
             hw.inject(Event::exception(vector, reply.error_code as u32));
         } else if let (Pending::PortRead(size), reply_flags::DATA) = (pending, flags) {
-            let old = hw.gpr(Gpr::Rax);
-            hw.set_gpr(Gpr::Rax, port_value(old, reply.data, size));
+            let old = hw.read(Register::Rax);
+            hw.write(Register::Rax, port_value(old, reply.data, size));
             hw.skip();
         }
         // Otherwise the guest repeats its instruction.

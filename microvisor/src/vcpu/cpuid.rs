@@ -9,7 +9,7 @@
 use guest_proto::ABI_VERSION;
 use guest_proto::cpuid::{SIGNATURE, leaf as ours, signature_words};
 
-use crate::arch::extended::Area;
+use crate::arch::AREA_SIZE;
 
 /// An answer of CPUID.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -209,8 +209,6 @@ fn extended_leaf(host: impl Fn(u32, u32) -> Leaf, leaf: u32) -> Leaf {
 
 /// Bytes of XSAVE's legacy area and header.
 const LEGACY: u32 = 512 + 64;
-/// What a virtual CPU has for all.
-const AREA_SIZE: u32 = size_of::<Area>() as u32;
 /// x87, SSE and AVX, which have their places by definition (APM vol. 2 table 11-9).
 const LEGACY_AND_AVX: u64 = 0b111;
 

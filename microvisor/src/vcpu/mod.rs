@@ -12,9 +12,10 @@ use guest_proto::shared::SharedPage;
 use guest_proto::vcpu_page::{RunState, VcpuState};
 use spin::{Mutex, MutexGuard};
 
-use crate::arch::hw::{BadState, Hw};
+use crate::arch::exit::BadState;
+use crate::arch::hw::{Guest, Window};
 use crate::counters::ExitCounters;
-use crate::memory::frame_table::{OwnedFrame, PartitionId};
+use crate::memory::frame_table::PartitionId;
 use crate::memory::pool::Pool;
 use crate::memory::{Frame, Memory};
 use cpuid::Leaf;
@@ -67,7 +68,7 @@ pub enum Pending {
 #[derive(Debug)]
 pub struct Local {
     /// The hardware's part.
-    pub hw: Hw,
+    pub hw: Guest,
     /// Local APIC.
     pub lapic: VLapic,
     /// Posted writes.
@@ -94,7 +95,7 @@ pub struct Local {
 
 impl Vcpu {
     /// A virtual CPU after INIT whose `VcpuPage` is `page`, which is shared with `partition`.
-    pub fn new(partition: PartitionId, index: u8, page: Frame, hw: Hw) -> Self {
+    pub fn new(partition: PartitionId, index: u8, page: Frame, hw: Guest) -> Self {
         let boot = index == 0;
         let lapic = VLapic::new(index, boot, false, TscRate::from_khz(0));
         Self {
@@ -200,15 +201,6 @@ impl Vcpu {
     }
 }
 
-impl Hw {
-    /// Its frames, when it ends.
-    fn into_frames(self) -> [OwnedFrame; 2] {
-        match self {
-            Self::Svm(guest) => guest.into_frames(),
-        }
-    }
-}
-
 /// Bits of a virtual CPU's registers that depend on the host.
 #[derive(Clone, Copy, Debug)]
 pub struct Allowed {
@@ -248,7 +240,7 @@ impl Local {
         self.nmi_masked = false;
         self.nmi_return = None;
         self.hw.watch_return(false);
-        self.hw.forget_window();
+        self.hw.set_window(Window::Closed);
     }
 
     /// The whole state, at guest TSC `now`.

@@ -1,7 +1,8 @@
-//! What an exit of a guest's control block means, and where its instruction ends.
+//! The meaning of exit codes (APM vol. 2 appendix C), and the ends of the instructions that exit.
 
-use super::vmcb::{ExitCode, Vmcb};
-use crate::arch::hw::{Event, Exit, NestedFault, PortAccess};
+use super::vmcb::Vmcb;
+use crate::arch::exit::{Event, Exit, NestedFault, PortAccess};
+use crate::memory::Gpa;
 
 const READ_DR: u32 = 0x20;
 const WRITE_DR_LAST: u32 = 0x3f;
@@ -12,59 +13,82 @@ const INVALID_TSS: u32 = EXCEPTION + 10;
 const PAGE_FAULT: u32 = EXCEPTION + 14;
 const ALIGNMENT_CHECK: u32 = EXCEPTION + 17;
 const MACHINE_CHECK: u32 = EXCEPTION + 18;
+const INTR: u32 = 0x60;
+const NMI: u32 = 0x61;
+const INIT: u32 = 0x63;
+const VINTR: u32 = 0x64;
+const RDPMC: u32 = 0x6f;
+const CPUID: u32 = 0x72;
+const RSM: u32 = 0x73;
+const IRET: u32 = 0x74;
+const INVD: u32 = 0x76;
+const HLT: u32 = 0x78;
+const INVLPGA: u32 = 0x7a;
+const IOIO: u32 = 0x7b;
+const MSR: u32 = 0x7c;
+const SHUTDOWN: u32 = 0x7f;
+const VMRUN: u32 = 0x80;
+const VMMCALL: u32 = 0x81;
+const VMLOAD: u32 = 0x82;
+const SKINIT: u32 = 0x86;
+const WBINVD: u32 = 0x89;
+const MONITOR: u32 = 0x8a;
+const MWAIT_ARMED: u32 = 0x8c;
+const XSETBV: u32 = 0x8d;
+const RDPRU: u32 = 0x8e;
+const NPF: u32 = 0x400;
+/// The CPU did not enter.
+pub(super) const INVALID: u32 = u32::MAX;
 
-/// The exit, and the instruction pointer after the instruction that made it.
+/// Returns the exit, and the address after the instruction that made it.
 pub(super) fn decode(vmcb: &Vmcb, has_next_rip: bool) -> (Exit, u64) {
     let code = vmcb.exit_code();
     let (info1, info2) = vmcb.exit_info();
-    let exit = match code.0 {
+    let exit = match code {
         READ_DR..=WRITE_DR_LAST => Exit::DebugRegister,
         DEBUG => Exit::Exception(Event::DEBUG),
         INVALID_TSS..=PAGE_FAULT => {
-            let vector = (code.0 - EXCEPTION) as u8;
+            let vector = (code - EXCEPTION) as u8;
             Exit::Exception(Event::exception(vector, info1 as u32))
         }
         // Its error code is always 0 (APM vol. 2 §8.2.17).
-        ALIGNMENT_CHECK => Exit::Exception(Event::Exception(17, Some(0))),
+        ALIGNMENT_CHECK => Exit::Exception(Event::exception(17, 0)),
         MACHINE_CHECK => Exit::MachineCheck,
-        0x60 => Exit::Interrupt,
-        0x61 => Exit::Nmi,
-        0x63 => Exit::Init,
-        0x64 => Exit::InterruptWindow,
-        0x6f => Exit::PerformanceCounter,
-        0x72 => Exit::Cpuid,
-        0x74 => Exit::Return,
-        0x76 | 0x89 => Exit::CacheFlush,
-        0x78 => Exit::Halt,
-        0x7b => return (port(info1), info2),
-        0x7c => Exit::Msr {
+        INTR => Exit::Interrupt,
+        NMI => Exit::Nmi,
+        INIT => Exit::Init,
+        VINTR => Exit::InterruptWindow,
+        RDPMC => Exit::PerformanceCounter,
+        CPUID => Exit::Cpuid,
+        IRET => Exit::Return,
+        INVD | WBINVD => Exit::CacheFlush,
+        HLT => Exit::Halt,
+        IOIO => return (port(info1), info2),
+        MSR => Exit::Msr {
             is_write: info1 & 1 != 0,
         },
-        0x7f => Exit::Shutdown,
-        0x81 => Exit::Hypercall,
-        // RSM, MONITOR, MWAIT, RDPRU.
-        0x73 | 0x8a..=0x8c | 0x8e => Exit::Forbidden,
-        0x8d => Exit::Xsetbv,
-        0x400 => Exit::NestedFault(nested_fault(vmcb, info1, info2)),
-        u32::MAX => Exit::Refused,
-        _ if code.is_svm_instruction() => Exit::Forbidden,
+        SHUTDOWN => Exit::Shutdown,
+        VMMCALL => Exit::Hypercall,
+        RSM | MONITOR..=MWAIT_ARMED | RDPRU | INVLPGA | VMRUN | VMLOAD..=SKINIT => Exit::Forbidden,
+        XSETBV => Exit::Xsetbv,
+        NPF => Exit::NestedFault(nested_fault(vmcb, info1, info2)),
+        INVALID => Exit::Refused,
         other => Exit::Other(other),
     };
-    let next = if has_next_rip && vmcb.next_rip() != 0 {
-        vmcb.next_rip()
-    } else {
-        vmcb.rip().wrapping_add(length(code))
+    let next = match vmcb.control.next_rip {
+        next if has_next_rip && next != 0 => next,
+        _ => vmcb.save.rip.wrapping_add(length(code)),
     };
     (exit, next)
 }
 
-/// Bytes of the instruction without prefixes, which no compiler puts there. A guest that does
+/// Returns the length of the instruction without prefixes, which no compiler puts there. A guest that puts one there
 /// continues in the middle of its own instruction.
-const fn length(code: ExitCode) -> u64 {
-    match code.0 {
-        0x78 => 1,
-        0x6f | 0x72 | 0x76 | 0x7c | 0x89 => 2,
-        0x81 | 0x8d => 3,
+const fn length(code: u32) -> u64 {
+    match code {
+        HLT => 1,
+        RDPMC | CPUID | INVD | MSR | WBINVD => 2,
+        VMMCALL | XSETBV => 3,
         _ => 0,
     }
 }
@@ -83,7 +107,7 @@ fn port(info: u64) -> Exit {
 fn nested_fault(vmcb: &Vmcb, error_code: u64, address: u64) -> NestedFault {
     let (instruction, instruction_len) = vmcb.instruction();
     NestedFault {
-        address,
+        address: Gpa::new(address),
         error_code,
         instruction,
         instruction_len,

@@ -1,6 +1,7 @@
 //! Which model-specific registers and ports exit (APM vol. 2 §15.10, §15.11).
 
-use crate::arch::memory;
+use crate::arch::layout::image_physical;
+use crate::memory::Hpa;
 
 /// The permission map: two bits per register, read then write.
 #[repr(C, align(4096))]
@@ -89,23 +90,23 @@ static GUEST_MSRS: MsrPermissions = MsrPermissions::guest();
 
 /// Physical addresses of the maps of root or of a guest.
 pub(super) struct Maps {
-    pub(super) msrs: u64,
-    pub(super) ports: u64,
+    pub(super) msrs: Hpa,
+    pub(super) ports: Hpa,
 }
 
 /// The maps of every guest: all ports exit, and all registers but a few.
 pub(super) fn guest_maps() -> Maps {
     Maps {
-        msrs: memory::image_physical(&raw const GUEST_MSRS),
-        ports: memory::image_physical(&raw const GUEST_PORTS),
+        msrs: image_physical(&raw const GUEST_MSRS),
+        ports: image_physical(&raw const GUEST_PORTS),
     }
 }
 
 /// Root's maps.
 pub(super) fn root_maps() -> Maps {
     Maps {
-        msrs: memory::image_physical(&raw const ROOT_MSRS),
-        ports: memory::image_physical(&raw const ROOT_PORT_PERMISSIONS),
+        msrs: image_physical(&raw const ROOT_MSRS),
+        ports: image_physical(&raw const ROOT_PORT_PERMISSIONS),
     }
 }
 

@@ -1,66 +1,69 @@
 //! A virtual CPU's state between the control block and the ABI's form.
 
-use guest_proto::vcpu_page::{Segment, VcpuState};
+use guest_proto::vcpu_page::VcpuState;
+use x86_64::registers::control::{Cr0Flags, Cr4Flags};
+use x86_64::registers::rflags::RFlags;
 
 use super::guest::Guest;
-use super::vmcb::Vmcb;
-use crate::arch::hw::BadState;
+use super::guest_efer;
+use super::registers::{all_general, general};
+use super::vmcb::Save;
+use crate::arch::exit::BadState;
 
-/// CR0 bits that exist: PE MP EM TS ET NE, WP, AM, NW CD PG.
-const CR0_ALLOWED: u64 = 0xe005_003f;
-/// CR4 bits that exist (up to UMIP; FSGSBASE, PCIDE, OSXSAVE; SMEP, SMAP, PKE), without those of
-/// features that guests do not have.
-const CR4_ALLOWED: u64 = 0x0077_0fff;
-const HIGH: u64 = !0xffff_ffff;
+/// Bits of CR4 that a guest can have: those of features that guests have.
+const CR4_ALLOWED: Cr4Flags = Cr4Flags::all().difference(
+    Cr4Flags::L5_PAGING
+        .union(Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS)
+        .union(Cr4Flags::SAFER_MODE_EXTENSIONS)
+        .union(Cr4Flags::KEY_LOCKER)
+        .union(Cr4Flags::CONTROL_FLOW_ENFORCEMENT)
+        .union(Cr4Flags::PROTECTION_KEY_SUPERVISOR),
+);
+/// Bit 1 of RFLAGS, which always reads as 1.
+const RFLAGS_FIXED: u64 = 2;
 
-/// EFER bits that a guest can have on this CPU: SCE, LME, LMA, NXE, and AutoIBRS where there is one.
-pub fn guest_efer() -> u64 {
-    1 | 1 << 8 | 1 << 10 | 1 << 11 | super::automatic_ibrs()
+/// Whether `value` has more than 32 bits.
+fn is_wide(value: u64) -> bool {
+    value >> 32 != 0
 }
 
 impl Guest {
     pub(crate) fn state(&self) -> VcpuState {
-        let vmcb = self.vmcb();
-        let mut state = VcpuState {
-            rip: vmcb.rip(),
-            rflags: vmcb.rflags(),
-            cr0: vmcb.cr0(),
-            cr2: vmcb.cr2(),
-            cr3: vmcb.cr3(),
-            cr4: vmcb.cr4(),
-            efer: vmcb.efer(),
+        let save = &self.vmcb.save;
+        let has_pkru = save.cr4 & Cr4Flags::PROTECTION_KEY_USER.bits() != 0;
+        VcpuState {
+            gpr: all_general(&self.vmcb, &self.registers),
+            rip: save.rip,
+            rflags: save.rflags,
+            segment: save.segment,
+            ldtr: save.ldtr,
+            tr: save.tr,
+            gdtr: save.gdtr,
+            idtr: save.idtr,
+            cr0: save.cr0,
+            cr2: save.cr2,
+            cr3: save.cr3,
+            cr4: save.cr4,
+            efer: save.efer(),
             xcr0: self.extended.xcr0,
             dr: self.extended.debug,
-            dr6: vmcb.dr6(),
-            dr7: vmcb.dr7(),
-            pat: vmcb.pat(),
+            dr6: save.dr6,
+            dr7: save.dr7,
+            star: save.star,
+            lstar: save.lstar,
+            cstar: save.cstar,
+            sfmask: save.sfmask,
+            kernel_gs_base: save.kernel_gs_base,
+            sysenter: save.sysenter,
+            pat: save.g_pat,
             tsc_aux: self.extended.tsc_aux.into(),
+            interrupt_shadow: self.vmcb.interrupt_shadow().into(),
+            pkru: if has_pkru { self.area.pkru().into() } else { 0 },
             spec_ctrl: self.extended.spec_ctrl,
-            interrupt_shadow: vmcb.interrupt_shadow().into(),
             ..VcpuState::default()
-        };
-        const CR4_PKE: u64 = 1 << 22;
-        if state.cr4 & CR4_PKE != 0 {
-            state.pkru = self.area().pkru().into();
         }
-        for (n, gpr) in state.gpr.iter_mut().enumerate() {
-            *gpr = self.gpr(n);
-        }
-        for (n, segment) in state.segment.iter_mut().enumerate() {
-            *segment = vmcb.segment(n);
-        }
-        state.gdtr = vmcb.segment(Vmcb::GDTR);
-        state.ldtr = vmcb.segment(Vmcb::LDTR);
-        state.idtr = vmcb.segment(Vmcb::IDTR);
-        state.tr = vmcb.segment(Vmcb::TR);
-        let [star, lstar, cstar, sfmask, kernel_gs_base, cs, esp, eip] = vmcb.syscall_registers();
-        (state.star, state.lstar, state.cstar) = (star, lstar, cstar);
-        (state.sfmask, state.kernel_gs_base) = (sfmask, kernel_gs_base);
-        state.sysenter = [cs, esp, eip];
-        state
     }
 
-    /// `xcr0_allowed`: the caller has checked XCR0.
     pub(crate) fn set_state(
         &mut self,
         state: &VcpuState,
@@ -68,11 +71,11 @@ impl Guest {
     ) -> Result<(), BadState> {
         let bad = !xcr0_allowed
             || state.efer & !guest_efer() != 0
-            || state.cr0 & !CR0_ALLOWED != 0
-            || state.cr4 & !CR4_ALLOWED != 0
-            || state.dr6 & HIGH != 0
-            || state.dr7 & HIGH != 0
-            || state.tsc_aux & HIGH != 0
+            || state.cr0 & !Cr0Flags::all().bits() != 0
+            || state.cr4 & !CR4_ALLOWED.bits() != 0
+            || is_wide(state.dr6)
+            || is_wide(state.dr7)
+            || is_wide(state.tsc_aux)
             || state.interrupt_shadow > 1
             || state.reserved.iter().any(|word| *word != 0);
         if bad {
@@ -83,53 +86,46 @@ impl Guest {
         self.extended.debug = state.dr;
         self.extended.tsc_aux = state.tsc_aux as u32;
         self.keep_spec_ctrl(state.spec_ctrl);
-        let vmcb = self.vmcb_mut();
-        for (n, segment) in state.segment.iter().enumerate() {
-            vmcb.set_segment(n, segment);
-        }
-        vmcb.set_segment(Vmcb::GDTR, &state.gdtr);
-        vmcb.set_segment(Vmcb::LDTR, &state.ldtr);
-        vmcb.set_segment(Vmcb::IDTR, &state.idtr);
-        vmcb.set_segment(Vmcb::TR, &state.tr);
-        vmcb.set_cpl_from(&state.segment[Vmcb::SS]);
-        vmcb.set_control([state.cr0, state.cr3, state.cr4]);
-        vmcb.set_cr2(state.cr2);
-        vmcb.set_efer(state.efer);
-        vmcb.set_debug(state.dr6, state.dr7);
-        vmcb.set_pat(state.pat);
-        vmcb.set_interrupt_shadow(state.interrupt_shadow != 0);
-        let [cs, esp, eip] = state.sysenter;
-        vmcb.set_syscall_registers([
-            state.star,
-            state.lstar,
-            state.cstar,
-            state.sfmask,
-            state.kernel_gs_base,
-            cs,
-            esp,
-            eip,
-        ]);
-        self.forget_event();
+        let save = &mut self.vmcb.save;
+        save.segment = state.segment;
+        (save.ldtr, save.tr) = (state.ldtr, state.tr);
+        (save.gdtr, save.idtr) = (state.gdtr, state.idtr);
+        // The privilege level is the stack segment's (APM vol. 2 §15.5.1).
+        save.cpl = (state.segment[Save::SS].attributes >> 5 & 3) as u8;
+        (save.cr0, save.cr2, save.cr3, save.cr4) = (state.cr0, state.cr2, state.cr3, state.cr4);
+        save.set_efer(state.efer);
+        (save.dr6, save.dr7) = (state.dr6, state.dr7);
+        (save.star, save.lstar, save.cstar) = (state.star, state.lstar, state.cstar);
+        (save.sfmask, save.kernel_gs_base) = (state.sfmask, state.kernel_gs_base);
+        save.sysenter = state.sysenter;
+        save.g_pat = state.pat;
+        self.vmcb.set_interrupt_shadow(state.interrupt_shadow != 0);
+        self.vmcb.forget_event();
         Ok(())
     }
 
     pub(crate) fn set_registers(&mut self, state: &VcpuState) {
-        for (n, gpr) in state.gpr.iter().enumerate() {
-            self.set_gpr(n, *gpr);
+        for (n, value) in state.gpr.iter().enumerate() {
+            if let Some(register) = general(&mut self.vmcb, &mut self.registers, n) {
+                *register = *value;
+            }
         }
-        let vmcb = self.vmcb_mut();
-        vmcb.set_rip(state.rip);
-        // Bit 1 always reads as 1; bits that do not exist would make VMRUN refuse.
-        vmcb.set_rflags(state.rflags & 0x003f_7fd5 | 2);
+        let save = &mut self.vmcb.save;
+        save.rip = state.rip;
+        // Bits that do not exist would make VMRUN refuse.
+        save.rflags = state.rflags & RFlags::all().bits() | RFLAGS_FIXED;
     }
 }
 
-/// A segment in real mode.
-pub(super) const fn real_mode(selector: u16, attributes: u16) -> Segment {
-    Segment {
-        selector,
-        attributes,
-        limit: 0xffff,
-        base: (selector as u64) << 4,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sets_are_those_of_the_manual() {
+        // APM vol. 2 §3.1.1, §3.1.3 and §3.1.6, once more as numbers.
+        assert_eq!(Cr0Flags::all().bits(), 0xe005_003f);
+        assert_eq!(CR4_ALLOWED.bits(), 0x0077_0fff);
+        assert_eq!(RFlags::all().bits(), 0x003f_7fd5);
     }
 }

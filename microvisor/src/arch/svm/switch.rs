@@ -1,8 +1,10 @@
 //! VMRUN with everything around it that it does not do by itself.
+#![allow(unsafe_code, reason = "the world switch")]
 
 use core::arch::naked_asm;
 
-use super::Registers;
+use super::registers::Registers;
+use crate::memory::Hpa;
 
 /// Loads `registers`, runs the control block at physical address `vmcb`, stores `registers`.
 ///
@@ -17,7 +19,7 @@ use super::Registers;
 /// `vmcb` is a complete control block whose guest cannot reach the microvisor's memory; `host` is
 /// this CPU's.
 #[unsafe(naked)]
-pub(super) unsafe extern "sysv64" fn enter(vmcb: u64, registers: &mut Registers, host: u64) {
+pub(super) unsafe extern "sysv64" fn enter(vmcb: Hpa, registers: &mut Registers, host: Hpa) {
     naked_asm!(
         "push rbx",
         "push rbp",

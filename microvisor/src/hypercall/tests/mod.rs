@@ -13,7 +13,8 @@ use guest_proto::hypercall::{Hypercall, MapRange};
 use zerocopy::IntoBytes;
 
 use super::{Answer, Call, dispatch};
-use crate::arch::{Cpu, Speculation};
+use crate::arch::hw::Cpu;
+use crate::arch::{CpuFacts, Speculation};
 use crate::counters::ExitCounters;
 use crate::machine::{Machine, MachineFacts, MemoryTypes};
 use crate::memory::testing::{Fake, Storage};
@@ -47,12 +48,14 @@ impl World {
         let slots: Vec<_> = (0..PARTITIONS).map(|_| Partition::new()).collect();
         let counters: Vec<_> = (0..4).map(|_| ExitCounters::new()).collect();
         let facts = MachineFacts {
-            features: 1,
+            cpu: CpuFacts {
+                features: 1,
+                tpr_window: true,
+                speculation: Speculation::Safe,
+            },
             cpus: 1,
             frames,
             reserved_frames: frames - ram_end,
-            tpr_window: true,
-            speculation: Speculation::Safe,
             types: MemoryTypes {
                 low: Hpa::new(frames << 12),
                 high: Hpa::new(frames << 12),

@@ -8,7 +8,7 @@ use guest_proto::hypercall::{FrameOwner, VerifyDifference, VerifyReport, verify_
 use zerocopy::FromBytes;
 
 use super::World;
-use crate::arch::Cpu;
+use crate::arch::hw::Cpu;
 use crate::hypercall::{Call, dispatch};
 use crate::machine::Machine;
 use crate::memory::frame_table::{Owner, PartitionId};

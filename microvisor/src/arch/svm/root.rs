@@ -1,0 +1,191 @@
+//! VM 0 on one physical CPU.
+#![allow(
+    unsafe_code,
+    reason = "SVM's instructions, and frames that each CPU takes once"
+)]
+
+use core::arch::asm;
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use guest_proto::limits::MAX_CPUS;
+use x86_64::registers::control::{Efer, EferFlags};
+
+use super::cpu::{Cpu, SvmFeatures, VM_CR, VmCr, automatic_ibrs, svm_features};
+use super::registers::{self, Registers};
+use super::vmcb::Vmcb;
+use super::{exit, permissions, switch};
+use crate::arch::exit::{Event, Exit, RawExit};
+use crate::arch::hw::{Register, Start};
+use crate::arch::layout::image_physical;
+use crate::arch::{cpuid, exception, read_msr, write_msr};
+use crate::memory::{Frame, Hpa};
+
+const VM_HSAVE_PA: u32 = 0xc001_0117;
+
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
+
+/// What one physical CPU needs to run VM 0.
+#[repr(C)]
+struct RootFrames {
+    /// The host save area (APM vol. 2 §15.30.4).
+    host_save: Page,
+    /// Where VMSAVE stores the microvisor's registers.
+    host: Page,
+    vmcb: Vmcb,
+    taken: AtomicBool,
+}
+
+struct PerCpu(UnsafeCell<[RootFrames; MAX_CPUS as usize]>);
+
+// SAFETY: each element is handed out once, guarded by its `taken`.
+unsafe impl Sync for PerCpu {}
+
+static ROOT: PerCpu = PerCpu(UnsafeCell::new(
+    [const {
+        RootFrames {
+            host_save: Page([0; 4096]),
+            host: Page([0; 4096]),
+            vmcb: Vmcb::zeroed(),
+            taken: AtomicBool::new(false),
+        }
+    }; MAX_CPUS as usize],
+));
+
+/// VM 0 on this CPU.
+#[derive(Debug)]
+pub struct Root {
+    vmcb: &'static mut Vmcb,
+    vmcb_physical: Hpa,
+    cpu: Cpu,
+    registers: Registers,
+    /// The address after the instruction of the last exit.
+    next_rip: u64,
+    has_next_rip: bool,
+    /// The CPU turns an INIT into #SX.
+    redirects_init: bool,
+}
+
+impl Root {
+    pub(crate) fn new(index: usize) -> Option<Self> {
+        const HYPERVISOR: u32 = 1 << 31;
+        if index >= MAX_CPUS as usize {
+            return None;
+        }
+        let first: *mut RootFrames = ROOT.0.get().cast();
+        // SAFETY: in bounds; `taken` makes it this call's alone, and the others only read `taken`.
+        let frames = unsafe { first.add(index) };
+        // SAFETY: as above; an atomic may be shared.
+        if unsafe { &(*frames).taken }.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        // SAFETY: as above.
+        let (host_save, host) =
+            unsafe { (&raw const (*frames).host_save, &raw const (*frames).host) };
+        let (host_save, host) = (image_physical(host_save), image_physical(host));
+        // SAFETY: sets SVME and the host save area of this CPU; nothing else uses the areas.
+        unsafe {
+            let svme = EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE.bits();
+            Efer::write_raw(Efer::read_raw() | svme | automatic_ibrs());
+            write_msr(VM_HSAVE_PA, host_save.as_u64());
+            asm!("vmsave rax", in("rax") host.as_u64(), options(nostack));
+        }
+        // SAFETY: an INIT comes as #SX, which `exception` takes; no address line is masked.
+        let redirects = unsafe {
+            let wanted = read_msr(VM_CR) | (VmCr::R_INIT | VmCr::DIS_A20M).bits();
+            exception::try_write_msr(VM_CR, wanted) && read_msr(VM_CR) & VmCr::R_INIT.bits() != 0
+        };
+        // SAFETY: exclusive by `taken`.
+        let vmcb = unsafe { &mut (*frames).vmcb };
+        let vmcb_physical = image_physical(&raw const *vmcb);
+        vmcb.init_root(&permissions::root_maps());
+        Some(Self {
+            vmcb,
+            vmcb_physical,
+            cpu: Cpu::enable(index, host),
+            registers: Registers::default(),
+            next_rip: 0,
+            // KVM and QEMU's TCG take R_INIT and do nothing with it.
+            redirects_init: redirects && cpuid(1, 0).ecx & HYPERVISOR == 0,
+            has_next_rip: svm_features().contains(SvmFeatures::NEXT_RIP_SAVE),
+        })
+    }
+
+    pub(crate) fn cpu(&mut self) -> &mut Cpu {
+        &mut self.cpu
+    }
+
+    pub(crate) fn index(&self) -> usize {
+        self.cpu.index()
+    }
+
+    pub(crate) fn start(&mut self, start: &Start) {
+        self.vmcb.start(start);
+        self.registers.rsi = start.rsi;
+    }
+
+    pub(crate) fn set_nested_map(&mut self, top: Frame) {
+        self.vmcb.set_nested_map(top);
+        self.flush();
+    }
+
+    pub(crate) fn flush(&mut self) {
+        self.vmcb.flush_next();
+    }
+
+    /// By GIF = 0, at which each world switch leaves the CPU, too.
+    pub(crate) fn hold_events(&mut self) {
+        // SAFETY: SVM is on.
+        unsafe { asm!("clgi", options(nomem, nostack)) };
+    }
+
+    #[inline]
+    pub(crate) fn enter(&mut self) -> Exit {
+        // SAFETY: the control block is complete, and its nested map is root's.
+        unsafe { switch::enter(self.vmcb_physical, &mut self.registers, self.cpu.host) };
+        self.vmcb.entered();
+        self.vmcb.forget_event();
+        let (exit, next) = exit::decode(self.vmcb, self.has_next_rip);
+        self.next_rip = next;
+        exit
+    }
+
+    pub(crate) fn raw_exit(&self) -> RawExit {
+        self.vmcb.raw_exit()
+    }
+
+    pub(crate) fn skip(&mut self) {
+        self.vmcb.save.rip = self.next_rip;
+        self.vmcb.set_interrupt_shadow(false);
+    }
+
+    #[inline]
+    pub(crate) fn read(&self, register: Register) -> u64 {
+        registers::read(self.vmcb, &self.registers, register)
+    }
+
+    #[inline]
+    pub(crate) fn write(&mut self, register: Register, value: u64) {
+        registers::write(self.vmcb, &mut self.registers, register, value);
+    }
+
+    pub(crate) fn cpl(&self) -> u8 {
+        self.vmcb.save.cpl
+    }
+
+    pub(crate) fn inject(&mut self, event: Event) {
+        self.vmcb.inject(event);
+    }
+
+    pub(crate) fn write_msr(&mut self, number: u32, value: u64) -> bool {
+        // SAFETY: root's policy lets no value pass that takes from the microvisor what it relies on.
+        unsafe { exception::try_write_msr(number, value) }
+    }
+
+    pub(crate) fn consume_init(&mut self) -> Option<bool> {
+        // SAFETY: SVM is on, and R_INIT set.
+        self.redirects_init
+            .then(|| unsafe { exception::consume_init() })
+    }
+}
