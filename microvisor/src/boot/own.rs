@@ -114,7 +114,7 @@ impl Own {
             let root = RootMap::new(&physical, first_table, self.layout, &frames);
             let waiting = waiting::build(
                 &physical,
-                Frame::new(first_table.number() + self.layout.table_frames()),
+                first_table.offset(self.layout.table_frames()),
                 low::START / PAGE_SIZE..low::END / PAGE_SIZE,
             );
             let memory = Memory {

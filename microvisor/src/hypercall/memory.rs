@@ -148,7 +148,7 @@ fn plan(
         }
         let rest = Run {
             page: run.page + skip,
-            frame: Frame::new(run.frame.number() + skip),
+            frame: run.frame.offset(skip),
             pages: run.pages - skip,
             ..run
         };

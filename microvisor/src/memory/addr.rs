@@ -75,7 +75,12 @@ impl Frame {
         Some(Self(number))
     }
 
-    /// Its number.
+    /// Returns the frame `frames` after this one.
+    pub const fn offset(self, frames: u64) -> Self {
+        Self::new(self.0.wrapping_add(frames))
+    }
+
+    /// Returns its number.
     pub const fn number(self) -> u64 {
         self.0
     }

@@ -68,7 +68,7 @@ impl Pool {
         count: u64,
     ) -> Result<u64, FrameError> {
         self.settle(memory);
-        let run = |n| (0..n).map(|n| Frame::new(first.number() + n));
+        let run = |n| (0..n).map(|n| first.offset(n));
         for (taken, frame) in run(count).enumerate() {
             if let Err(error) = memory.frames.root_deposit(frame, self.id, None) {
                 for frame in run(taken as u64) {

@@ -124,7 +124,7 @@ impl World {
                     // A table that was linked and is free again is in no translation.
                     assert!(flushed.get() || memory.epochs.current() == epoch);
                     for n in 0..done {
-                        let frame = Frame::new(run.frame.number() + n);
+                        let frame = run.frame.offset(n);
                         let old = guest.model.insert(run.page + n, (frame, run.writable));
                         assert_eq!(old, None);
                     }

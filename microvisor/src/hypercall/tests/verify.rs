@@ -242,7 +242,7 @@ fn each_kind_of_difference_is_found_with_both_sides() {
         (
             "a waiting CPU reaches a frame at another's address",
             |w, _, _| {
-                let table = Frame::new(w.machine.memory.waiting.number() + 3);
+                let table = w.machine.memory.waiting.offset(3);
                 write(w, table, 9, Entry::page(Frame::new(30), true));
             },
             Kind::Page,

@@ -127,7 +127,7 @@ impl GuestMap {
         while done < run.pages {
             let rest = Run {
                 page: run.page + done,
-                frame: Frame::new(run.frame.number() + done),
+                frame: run.frame.offset(done),
                 pages: run.pages - done,
                 writable: run.writable,
             };
@@ -387,7 +387,7 @@ impl GuestMap {
     /// Takes `count` frames from root, all or none.
     fn share(&self, memory: &Memory, run: Run, count: u64) -> Result<(), FrameError> {
         for n in 0..count {
-            let frame = Frame::new(run.frame.number() + n);
+            let frame = run.frame.offset(n);
             if let Err(error) = memory.frames.root_share_guest(frame, self.id, run.page + n) {
                 self.unshare(memory, run.frame, n);
                 return Err(error);
@@ -399,7 +399,7 @@ impl GuestMap {
     fn unshare(&self, memory: &Memory, first: Frame, count: u64) {
         for n in 0..count {
             // Mapped here, so the table says it is shared with this partition.
-            let frame = Frame::new(first.number() + n);
+            let frame = first.offset(n);
             let _ = memory.frames.guest_unshare(frame, self.id);
         }
     }

@@ -60,7 +60,7 @@ pub fn lookup(map: &PhysMap, top: Frame, page: u64) -> Option<(Frame, bool)> {
 
 /// What `page` is mapped to, where the way to it has this `end`, which is absent or maps a page.
 fn mapped((entry, level): (Entry, u32), page: u64) -> Option<(Frame, bool)> {
-    let frame = Frame::new(entry.frame().number() + page % span(level));
+    let frame = entry.frame().offset(page % span(level));
     entry.is_present().then_some((frame, entry.writable()))
 }
 
@@ -89,7 +89,7 @@ const fn span(level: u32) -> u64 {
 /// Fills a page table with the pages that the large page `large` spans.
 fn split_into(map: &PhysMap, table: Frame, large: Entry) {
     for n in 0..ENTRIES {
-        let frame = Frame::new(large.frame().number() + n);
+        let frame = large.frame().offset(n);
         store(map, table, n, Entry::page(frame, large.writable()));
     }
 }

@@ -70,7 +70,7 @@ impl RootMap {
             layout,
         };
         for n in 0..layout.table_frames() {
-            map.zero(Frame::new(first_table.number() + n));
+            map.zero(first_table.offset(n));
         }
         for n in 0..layout.pointer_tables() {
             store(map, first_table, n, Entry::table(root.pointer_table(n)));
@@ -160,7 +160,7 @@ impl RootMap {
     }
 
     fn pointer_table(&self, n: u64) -> Frame {
-        Frame::new(self.first_table.number() + 1 + n)
+        self.first_table.offset(1 + n)
     }
 
     fn directory(&self, gib: u64) -> Frame {

@@ -65,7 +65,7 @@ pub fn check_page(
         Map::Root | Map::Waiting => Err(differs(VerifyDifference::Page, page, first)),
         Map::Partition(id) => {
             for n in 0..rest {
-                let frame = Frame::new(first.number() + n);
+                let frame = first.offset(n);
                 let owner = memory.frames.owner(frame).partition();
                 // Only RAM of a guest's has a guest page.
                 if owner != Some(id) || memory.frames.guest_page(frame) != Some(page + n) {

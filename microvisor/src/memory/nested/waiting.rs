@@ -13,7 +13,7 @@ pub const TABLES: u64 = 4;
 
 /// Builds the map of `pages`, which lie below 2 MiB, from `first_table` on; its top table.
 pub fn build(map: &PhysMap, first_table: Frame, pages: Range<u64>) -> Frame {
-    let table = |n| Frame::new(first_table.number() + n);
+    let table = |n| first_table.offset(n);
     for n in 0..TABLES {
         map.zero(table(n));
     }
