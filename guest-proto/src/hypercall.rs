@@ -305,10 +305,8 @@ abi_consts! {
 abi_enum! {
     /// Properties of `partition_set`. Each must be set before the first virtual CPU runs.
     pub enum Property: u64 {
-        /// Frequency of the TSC in kHz, 100_000 to 100_000_000; kvmclock needs it.
+        /// Frequency of the TSC in kHz, 100_000 to 100_000_000; the vLAPIC's timer needs it.
         TscKhz = 1,
-        /// Wall clock in nanoseconds since 1970 at the time of this call; kvmclock's base.
-        WallClock = 2,
         /// Virtual CPUs that the guest will have, 1 to 64: CPUID's topology.
         Vcpus = 3,
         /// 1: the vLAPICs start in x2APIC mode, as firmware leaves them on large machines.

@@ -32,7 +32,7 @@ pub use status::Status;
 
 /// Version of everything in this crate. Major in the high 16 bits: a different major is refused;
 /// a larger minor only adds.
-pub const ABI_VERSION: u32 = 0x0002_0002;
+pub const ABI_VERSION: u32 = 0x0003_0000;
 
 layout::abi_consts! {
     /// Limits that every side compiles in.

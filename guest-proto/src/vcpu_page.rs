@@ -42,6 +42,9 @@ abi_enum! {
         Shutdown = 3,
         /// The CPU refused the virtual CPU's state.
         EntryFailed = 4,
+        /// RDMSR or WRMSR of a register that the microvisor does not keep: `address` is its number, `is_write`,
+        /// `data`. A reply with DATA completes the instruction, one with EXCEPTION makes it fault.
+        Msr = 5,
         /// The guest asked for a reset or power state through the CPU itself (INIT of the boot CPU).
         Reset = 6,
     }
@@ -70,7 +73,7 @@ abi_struct! {
         pub size: u8,
         /// 1 for a write.
         pub is_write: u8,
-        /// Port or guest physical address.
+        /// Port, guest physical address, or number of a model-specific register.
         pub address: u64,
         /// Value written.
         pub data: u64,
@@ -94,7 +97,7 @@ abi_struct! {
 abi_consts! {
     /// Flags of `Reply`.
     pub mod reply_flags: u32 {
-        /// `data` answers the read.
+        /// `data` answers the read; with Msr, the write is done.
         DATA = 1 << 0,
         /// Registers are to be taken from `state` (general registers, RIP and RFLAGS only).
         REGISTERS = 1 << 1,

@@ -46,7 +46,6 @@ pub(super) fn set(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     }
     match property {
         Property::TscKhz if TSC_KHZ.contains(&value) => properties.set_tsc_khz(value),
-        Property::WallClock => properties.set_wall(value, cx.now),
         Property::Vcpus if (1..=MAX_VCPUS).contains(&value) => properties.set_vcpus(value as u32),
         Property::X2Apic if value <= 1 => properties.set_x2apic(value == 1),
         Property::TscKhz | Property::Vcpus | Property::X2Apic => {

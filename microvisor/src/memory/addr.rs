@@ -44,16 +44,6 @@ impl Gpa {
     pub const fn as_u64(self) -> u64 {
         self.0
     }
-
-    /// Number of the guest page that it lies in.
-    pub const fn page(self) -> u64 {
-        self.0 >> PAGE_SHIFT
-    }
-
-    /// Bytes from the start of its page.
-    pub const fn page_offset(self) -> u64 {
-        self.0 & (PAGE_SIZE - 1)
-    }
 }
 
 /// A 4 KiB frame of the machine's memory, by number.

@@ -6,7 +6,7 @@
 #![allow(unsafe_code, reason = "turns physical addresses into accesses")]
 
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_proto::limits::PAGE_SIZE;
 use guest_proto::shared::SharedPage;
@@ -47,13 +47,6 @@ impl PhysMap {
         let pointer = self.pointer::<AtomicU64>(at)?;
         // SAFETY: `pointer` checked bounds and alignment, `new`'s contract gives validity; shared
         // atomics may alias whatever else accesses this memory.
-        Some(unsafe { &*pointer })
-    }
-
-    /// The aligned 32-bit word at `at`; `None` if it is misaligned or outside.
-    pub fn atomic32(&self, at: Hpa) -> Option<&AtomicU32> {
-        let pointer = self.pointer::<AtomicU32>(at)?;
-        // SAFETY: as in `atomic`.
         Some(unsafe { &*pointer })
     }
 

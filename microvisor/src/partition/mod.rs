@@ -9,7 +9,6 @@
 //! reads atomics; it never takes `control`.
 
 mod answer;
-mod clock;
 pub mod doorbell;
 mod interrupts;
 mod msr;
@@ -27,6 +26,7 @@ use crate::memory::frame_table::PartitionId;
 use crate::memory::nested::GuestMap;
 use crate::memory::pool::Pool;
 use crate::memory::{Frame, Memory};
+use crate::vcpu::Local;
 use doorbell::Doorbells;
 use properties::Properties;
 use slots::VcpuSlots;
@@ -137,6 +137,11 @@ impl Partition {
             Life::Ending => Err(PartitionError::Ending),
             Life::Free => Err(PartitionError::NoSuchPartition),
         }
+    }
+
+    /// Returns the value to add to this CPU's time-stamp counter to have a virtual CPU's.
+    pub fn tsc_offset(&self, local: &Local) -> u64 {
+        local.tsc_adjust.wrapping_sub(self.properties.tsc_zero())
     }
 
     /// What no other partition has or had, whatever its number.

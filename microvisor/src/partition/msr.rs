@@ -1,9 +1,8 @@
 //! RDMSR and WRMSR of a guest.
 
-use guest_proto::vcpu_page::{Intercept, InterceptKind, RunExit, intercept_flags};
+use guest_proto::vcpu_page::{Intercept, InterceptKind, RunExit};
 
 use super::answer::host_cpuid;
-use super::clock::ClockError;
 use super::run::Turn;
 use crate::arch;
 use crate::arch::exit::Event;
@@ -12,12 +11,12 @@ use crate::vcpu::Pending;
 use crate::vcpu::cpuid;
 use crate::vcpu::msr::{self, GeneralProtection, Msr};
 
-/// Why an access does not complete.
+/// Why the microvisor does not complete an access.
 enum Refusal {
-    /// #GP.
+    /// The access faults with #GP.
     Fault,
-    /// A page that the microvisor has to write is not there yet.
-    NeedsPage(u64),
+    /// The worker keeps the register.
+    Worker,
 }
 
 impl From<GeneralProtection> for Refusal {
@@ -26,17 +25,8 @@ impl From<GeneralProtection> for Refusal {
     }
 }
 
-impl From<ClockError> for Refusal {
-    fn from(error: ClockError) -> Self {
-        match error {
-            ClockError::BadAddress => Self::Fault,
-            ClockError::NotMapped(address) => Self::NeedsPage(address),
-        }
-    }
-}
-
 impl Turn<'_> {
-    /// RDMSR or WRMSR of the register in ECX.
+    /// Answers RDMSR or WRMSR of the register in ECX. Returns the turn's end if the turn is over.
     pub(super) fn msr(&mut self, is_write: bool) -> Option<RunExit> {
         let hw = &self.local.hw;
         let number = hw.read(Register::Rcx) as u32;
@@ -45,8 +35,7 @@ impl Turn<'_> {
             self.write_msr(number, value)
         } else {
             self.read_msr(number).map(|value| {
-                self.local.hw.write(Register::Rax, value & 0xffff_ffff);
-                self.local.hw.write(Register::Rdx, value >> 32);
+                self.local.set_msr_value(value);
                 None
             })
         };
@@ -59,15 +48,18 @@ impl Turn<'_> {
                 self.local.hw.inject(Event::GENERAL_PROTECTION);
                 None
             }
-            Err(Refusal::NeedsPage(address)) => {
-                self.local.pending = Pending::Memory;
+            Err(Refusal::Worker) => {
+                self.local.pending = match is_write {
+                    true => Pending::MsrWrite,
+                    false => Pending::MsrRead,
+                };
                 let intercept = Intercept {
-                    flags: intercept_flags::STATE,
-                    is_write: 1,
-                    address,
+                    is_write: is_write.into(),
+                    address: number.into(),
+                    data: if is_write { value } else { 0 },
                     ..Intercept::default()
                 };
-                Some(self.intercept(InterceptKind::Memory, intercept))
+                Some(self.intercept(InterceptKind::Msr, intercept))
             }
         }
     }
@@ -75,7 +67,7 @@ impl Turn<'_> {
     fn read_msr(&mut self, number: u32) -> Result<u64, Refusal> {
         let now = self.now();
         let local = &mut *self.local;
-        Ok(match msr::classify(number).ok_or(Refusal::Fault)? {
+        Ok(match msr::classify(number).ok_or(Refusal::Worker)? {
             Msr::Tsc => now,
             Msr::TscAdjust => local.tsc_adjust,
             Msr::ApicBase => local.lapic.apic_base(),
@@ -87,17 +79,13 @@ impl Turn<'_> {
             Msr::SpecCtrl | Msr::PredCmd => return Err(Refusal::Fault),
             Msr::Efer => local.hw.read(Register::Efer),
             Msr::Pat => local.hw.read(Register::Pat),
-            Msr::Mtrr(index) => local.mtrrs.read(index)?,
-            Msr::KvmWallClock => local.clock[0],
-            Msr::KvmSystemTime => local.clock[1],
-            Msr::Constant(value) | Msr::ReadOnly(value) => value,
         })
     }
 
     fn write_msr(&mut self, number: u32, value: u64) -> Result<Option<RunExit>, Refusal> {
         let now = self.now();
         let local = &mut *self.local;
-        match msr::classify(number).ok_or(Refusal::Fault)? {
+        match msr::classify(number).ok_or(Refusal::Worker)? {
             Msr::Tsc => {
                 let adjust = local.tsc_adjust.wrapping_add(value.wrapping_sub(now));
                 self.adjust_tsc(adjust);
@@ -127,24 +115,6 @@ impl Turn<'_> {
                 local.hw.write(Register::Efer, value);
             }
             Msr::Pat => local.hw.write(Register::Pat, msr::write_pat(value)?),
-            Msr::Mtrr(index) => local.mtrrs.write(index, value)?,
-            Msr::KvmWallClock => {
-                local.clock[0] = value;
-                let record = self.partition.clock().wall_clock();
-                self.partition
-                    .write_record(self.host.memory, value, &record)?;
-            }
-            Msr::KvmSystemTime => {
-                const ENABLE: u64 = 1;
-                local.clock[1] = value;
-                if value & ENABLE != 0 {
-                    let record = self.partition.clock().system_time();
-                    self.partition
-                        .write_record(self.host.memory, value & !ENABLE, &record)?;
-                }
-            }
-            Msr::Constant(_) => {}
-            Msr::ReadOnly(_) => return Err(Refusal::Fault),
         }
         Ok(None)
     }

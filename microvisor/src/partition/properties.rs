@@ -8,8 +8,6 @@ pub struct Properties {
     /// TSC at creation: the zero of the guest's TSC.
     tsc_zero: AtomicU64,
     tsc_khz: AtomicU64,
-    wall_ns: AtomicU64,
-    wall_tsc: AtomicU64,
     vcpus: AtomicU32,
     x2apic: AtomicBool,
     started: AtomicBool,
@@ -21,8 +19,6 @@ impl Properties {
         Self {
             tsc_zero: AtomicU64::new(0),
             tsc_khz: AtomicU64::new(0),
-            wall_ns: AtomicU64::new(0),
-            wall_tsc: AtomicU64::new(0),
             vcpus: AtomicU32::new(0),
             x2apic: AtomicBool::new(false),
             started: AtomicBool::new(false),
@@ -33,7 +29,6 @@ impl Properties {
     pub fn reset(&self, now_tsc: u64) {
         self.tsc_zero.store(now_tsc, Ordering::Relaxed);
         self.tsc_khz.store(0, Ordering::Relaxed);
-        self.set_wall(0, now_tsc);
         self.vcpus.store(1, Ordering::Relaxed);
         self.x2apic.store(false, Ordering::Relaxed);
         self.started.store(false, Ordering::Relaxed);
@@ -52,18 +47,6 @@ impl Properties {
     /// Sets the frequency of the TSC in kHz.
     pub fn set_tsc_khz(&self, khz: u64) {
         self.tsc_khz.store(khz, Ordering::Relaxed);
-    }
-
-    /// A wall clock reading in nanoseconds since 1970, and root's TSC at that time.
-    pub fn wall(&self) -> (u64, u64) {
-        let ns = self.wall_ns.load(Ordering::Relaxed);
-        (ns, self.wall_tsc.load(Ordering::Relaxed))
-    }
-
-    /// Sets the wall clock: `ns` since 1970 at root's TSC `tsc`.
-    pub fn set_wall(&self, ns: u64, tsc: u64) {
-        self.wall_ns.store(ns, Ordering::Relaxed);
-        self.wall_tsc.store(tsc, Ordering::Relaxed);
     }
 
     /// Virtual CPUs of the guest's topology, 1 to 64.

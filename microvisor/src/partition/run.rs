@@ -324,10 +324,17 @@ impl Turn<'_> {
                 hw.write(Register::Cr2, reply.fault_address);
             }
             hw.inject(Event::exception(vector, reply.error_code as u32));
-        } else if let (Pending::PortRead(size), reply_flags::DATA) = (pending, flags) {
-            let old = hw.read(Register::Rax);
-            hw.write(Register::Rax, port_value(old, reply.data, size));
-            hw.skip();
+        } else if flags == reply_flags::DATA {
+            match pending {
+                Pending::PortRead(size) => {
+                    let old = hw.read(Register::Rax);
+                    hw.write(Register::Rax, port_value(old, reply.data, size));
+                }
+                Pending::MsrRead => self.local.set_msr_value(reply.data),
+                Pending::MsrWrite => {}
+                Pending::None | Pending::String | Pending::Memory => return Ok(()),
+            }
+            self.local.hw.skip();
         }
         // Otherwise the guest repeats its instruction.
         Ok(())

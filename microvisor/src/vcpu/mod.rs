@@ -2,7 +2,6 @@
 
 pub mod cpuid;
 pub mod msr;
-pub mod pvclock;
 pub mod ring;
 pub mod vlapic;
 
@@ -13,13 +12,12 @@ use guest_proto::vcpu_page::{RunState, VcpuState};
 use spin::{Mutex, MutexGuard};
 
 use crate::arch::exit::BadState;
-use crate::arch::hw::{Guest, Window};
+use crate::arch::hw::{Guest, Register, Window};
 use crate::counters::ExitCounters;
 use crate::memory::frame_table::PartitionId;
 use crate::memory::pool::Pool;
 use crate::memory::{Frame, Memory};
 use cpuid::Leaf;
-use msr::Mtrrs;
 use ring::PostedRing;
 use vlapic::{Address, Delivery, Message, TscRate, VLapic};
 
@@ -58,6 +56,10 @@ pub enum Pending {
     None,
     /// The answer to a port read of this many bytes.
     PortRead(u8),
+    /// The value of a RDMSR.
+    MsrRead,
+    /// The end of a WRMSR.
+    MsrWrite,
     /// The emulation of a string instruction.
     String,
     /// The emulation of a memory access, or RAM where there was none.
@@ -73,8 +75,6 @@ pub struct Local {
     pub lapic: VLapic,
     /// Posted writes.
     pub ring: PostedRing,
-    /// Memory type range registers.
-    pub mtrrs: Mtrrs,
     /// What it would do if it ran.
     pub run_state: RunState,
     /// What the last turn left.
@@ -85,8 +85,6 @@ pub struct Local {
     pub nmi_return: Option<u64>,
     /// MSR TSC_ADJUST.
     pub tsc_adjust: u64,
-    /// MSRs of kvmclock: wall clock, system time.
-    pub clock: [u64; 2],
     /// Root's TSC of the deadline that root knows of, 0 for none.
     pub deadline: u64,
     /// The partition's properties have been looked at.
@@ -109,7 +107,6 @@ impl Vcpu {
                 hw,
                 lapic,
                 ring: PostedRing::new(),
-                mtrrs: Mtrrs::new(),
                 run_state: if boot {
                     RunState::Runnable
                 } else {
@@ -119,7 +116,6 @@ impl Vcpu {
                 nmi_masked: false,
                 nmi_return: None,
                 tsc_adjust: 0,
-                clock: [0; 2],
                 deadline: 0,
                 prepared: false,
             }),
@@ -228,6 +224,12 @@ impl Local {
         let rate = TscRate::from_khz(tsc_khz);
         self.lapic = VLapic::new(vcpu.index, vcpu.index == 0, x2apic, rate);
         vcpu.publish(&self.lapic);
+    }
+
+    /// Sets the result of a RDMSR.
+    pub fn set_msr_value(&mut self, value: u64) {
+        self.hw.write(Register::Rax, value & 0xffff_ffff);
+        self.hw.write(Register::Rdx, value >> 32);
     }
 
     /// An INIT signal, or a reset.

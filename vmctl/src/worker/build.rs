@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use guest_proto::ABI_VERSION;
 use guest_proto::hypercall::{DoorbellSpace, Property};
 
+use super::clock::Clock;
 use super::devices::{Devices, Facts};
 use super::end::End;
 use super::event::Event;
@@ -69,6 +70,7 @@ impl Images {
 pub(super) struct Partition {
     vm: Vm,
     tsc_khz: u64,
+    clock: Clock,
 }
 
 /// A partition that can run.
@@ -78,6 +80,8 @@ pub(super) struct Built {
     pub(super) machine: Machine,
     /// The virtual CPUs in order.
     pub(super) vcpus: Vec<Vcpu>,
+    /// The guest's clock.
+    pub(super) clock: Clock,
 }
 
 /// What a partition is furnished with.
@@ -107,10 +111,15 @@ impl Partition {
                 info.driver_abi
             )));
         }
+        // The guest's TSC counts from here on.
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_nanos() as u64);
         let vm = device.create_vm(name, 0).map_err(End::start_failed)?;
         Ok(Self {
             vm,
             tsc_khz: info.tsc_khz,
+            clock: Clock::new(info.tsc_khz, now),
         })
     }
 
@@ -131,6 +140,7 @@ impl Partition {
                 return Err(end);
             }
         };
+        let clock = self.clock;
         let machine = Machine::new(self.vm, parts.ram, parts.rings, parts.wake);
         machine.bench().devices.set_facts(parts.facts);
         if let Err(end) = plug(&machine, config, disks, nics, vsock) {
@@ -141,6 +151,7 @@ impl Partition {
         Ok(Built {
             machine,
             vcpus: parts.vcpus,
+            clock,
         })
     }
 
@@ -171,11 +182,7 @@ impl Partition {
         let vm = &self.vm;
         vm.set_property(Property::TscKhz, self.tsc_khz)?;
         vm.set_property(Property::Vcpus, u64::from(vcpus))?;
-        vm.set_property(Property::X2Apic, u64::from(x2apic))?;
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_nanos() as u64);
-        vm.set_property(Property::WallClock, now)
+        vm.set_property(Property::X2Apic, u64::from(x2apic))
     }
 
     /// Has writes to COM1's data register posted. Writes to its other registers are not: two CPUs

@@ -16,11 +16,11 @@ use super::journal;
 use super::memory::{Memory, layout};
 
 /// Exception vectors.
-mod vector {
-    pub(super) const DIVIDE: u32 = 0;
-    pub(super) const UNDEFINED_OPCODE: u32 = 6;
-    pub(super) const PROTECTION: u32 = 13;
-    pub(super) const PAGE_FAULT: u32 = 14;
+pub(super) mod vector {
+    pub(in crate::worker) const DIVIDE: u32 = 0;
+    pub(in crate::worker) const UNDEFINED_OPCODE: u32 = 6;
+    pub(in crate::worker) const PROTECTION: u32 = 13;
+    pub(in crate::worker) const PAGE_FAULT: u32 = 14;
 }
 
 /// Size of the local APIC's page.

@@ -15,6 +15,7 @@
 
 pub mod acpi;
 mod build;
+mod clock;
 mod control;
 pub mod devices;
 mod disks;
@@ -31,6 +32,7 @@ mod journal;
 pub mod loader;
 mod machine;
 pub mod memory;
+mod msr;
 mod nics;
 pub mod pci;
 mod plugs;
@@ -121,7 +123,11 @@ fn work(
         partition: id,
         devices: config.device_names().map(str::to_owned).collect(),
     });
-    let Built { machine, vcpus } = partition.furnish(&config, images)?;
+    let Built {
+        machine,
+        vcpus,
+        clock,
+    } = partition.furnish(&config, images)?;
     let confined = sandbox::become_user(args.first_uid, id, log_dir.as_fd());
     if let Err(e) = confined {
         machine.destroy();
@@ -134,7 +140,7 @@ fn work(
     let mut service = Service::new(Arc::clone(&machine), id, hub);
     let mut threads = Vec::new();
     let started = vcpus.into_iter().enumerate().try_for_each(|(i, vcpu)| {
-        let thread = vcpu::spawn(i, vcpu, Arc::clone(&machine))
+        let thread = vcpu::spawn(i, vcpu, clock, Arc::clone(&machine))
             .map_err(|e| format!("thread of a virtual CPU: {e}"))?;
         threads.push(thread);
         Ok(())

@@ -7,28 +7,31 @@ use std::thread::{Builder, JoinHandle};
 use guest_proto::vcpu_page::{Intercept, InterceptKind, Reply};
 use rustix::io::Errno;
 
+use super::clock::Clock;
 use super::devices::Request;
 use super::end::End;
 use super::exit::{self, Bus, Registers};
 use super::journal;
 use super::machine::{Bench, Machine, Verdict};
+use super::msr::Msrs;
 use crate::driver::Vcpu;
 
 /// Starts the thread of virtual CPU `index`. It waits at the machine's gate first.
 pub(super) fn spawn(
     index: usize,
     mut vcpu: Vcpu,
+    clock: Clock,
     machine: Arc<Machine>,
 ) -> io::Result<JoinHandle<()>> {
     Builder::new()
         .name(format!("vcpu{index}"))
-        .spawn(move || run(index, &mut vcpu, &machine))
+        .spawn(move || run(index, &mut vcpu, Msrs::new(clock), &machine))
 }
 
-fn run(index: usize, vcpu: &mut Vcpu, machine: &Machine) {
+fn run(index: usize, vcpu: &mut Vcpu, mut msrs: Msrs, machine: &Machine) {
     while machine.gate.pass() {
         match vcpu.run() {
-            Ok(()) => turn(vcpu, machine),
+            Ok(()) => turn(vcpu, &mut msrs, machine),
             Err(Errno::INTR) => {}
             Err(Errno::NODEV) => machine.conclude(Verdict::End(End::failed(
                 "the partition was destroyed under the worker",
@@ -63,8 +66,12 @@ impl Registers for &mut Vcpu {
 }
 
 /// Answers one intercept.
-fn turn(vcpu: &mut Vcpu, machine: &Machine) {
+fn turn(vcpu: &mut Vcpu, msrs: &mut Msrs, machine: &Machine) {
     let intercept = vcpu.intercept();
+    if intercept.kind == InterceptKind::Msr.raw() {
+        let reply = msrs.answer(&intercept, machine.ram.mapping());
+        return vcpu.reply(&reply);
+    }
     let mut bench = machine.bench();
     bench.drain();
     let answer = answer(&intercept, vcpu, machine, &mut bench);

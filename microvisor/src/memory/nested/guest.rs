@@ -9,7 +9,7 @@
 //! between has either flushed, or has yet to pass that epoch.
 
 use super::entry::Entry;
-use super::{ENTRIES, GUEST_PAGES, LARGE_PAGES, index, load, lookup, span, split_into, store};
+use super::{ENTRIES, GUEST_PAGES, LARGE_PAGES, index, load, span, split_into, store};
 use crate::memory::frame_table::{FrameError, OwnedFrame, PartitionId};
 use crate::memory::pool::{Pool, Shortage};
 use crate::memory::{Frame, Memory, PhysMap};
@@ -288,9 +288,10 @@ impl GuestMap {
         budget - left
     }
 
-    /// What `page` is mapped to.
-    pub fn lookup(&self, map: &PhysMap, page: u64) -> Option<(Frame, bool)> {
-        lookup(map, self.top?, page)
+    /// Returns the frame that `page` is mapped to, and whether it may be written.
+    #[cfg(test)]
+    pub(crate) fn lookup(&self, map: &PhysMap, page: u64) -> Option<(Frame, bool)> {
+        super::lookup(map, self.top?, page)
     }
 
     /// True when all of a table's entries are gone.

@@ -52,9 +52,9 @@ fn slot(table: Frame, index: u64) -> Hpa {
     Hpa::new(table.base().as_u64() + index % ENTRIES * 8)
 }
 
-/// What `page` is mapped to, by the tables below `top`, and whether it may be written. Needs no lock:
-/// a table that another CPU takes out meanwhile stays as it is until this CPU passes an epoch.
-pub fn lookup(map: &PhysMap, top: Frame, page: u64) -> Option<(Frame, bool)> {
+/// Returns the frame that `page` is mapped to by the tables below `top`, and whether it may be written.
+#[cfg(test)]
+pub(crate) fn lookup(map: &PhysMap, top: Frame, page: u64) -> Option<(Frame, bool)> {
     mapped(walk(map, top, page, |_| true), page)
 }
 

@@ -1,12 +1,11 @@
-//! The CPU that a guest sees: CPUID, model-specific registers, kvmclock.
+//! The CPU that a guest sees: CPUID and model-specific registers.
 
 use guest_proto::ABI_VERSION;
 use guest_proto::cpuid::{SIGNATURE, leaf};
-use guest_proto::hypercall::{Hypercall, Property};
+use guest_proto::vcpu_page::InterceptKind;
 
 use crate::guest::code::code;
-use crate::guest::{self, Guest, layout};
-use crate::hv;
+use crate::guest::{Guest, layout};
 use crate::probe::{GENERAL_PROTECTION, INVALID_OPCODE};
 use crate::report::{Outcome, cases, ensure, equal};
 
@@ -16,8 +15,7 @@ cases![
     unknown_registers_fault,
     svm_is_not_there,
     efer_and_pat_keep_what_they_are_given,
-    the_clock_page_is_filled,
-    the_wall_clock_is_what_root_set,
+    the_worker_answers_registers_that_it_keeps,
     the_tsc_starts_near_zero_and_runs,
 ];
 
@@ -151,52 +149,39 @@ fn efer_and_pat_keep_what_they_are_given() -> Outcome {
     guest.end()
 }
 
-const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
-const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
-
-fn the_clock_page_is_filled() -> Outcome {
-    const SECOND: u64 = guest::TSC_KHZ * 1000;
-    let guest = Guest::for_msrs()?;
+fn the_worker_answers_registers_that_it_keeps() -> Outcome {
+    const NUMBER: u64 = 0xc001_0015;
+    let guest = Guest::new(code![
+        "mov ecx, 0xc0010015",
+        "mov rax, -1",
+        "mov rdx, -1",
+        "rdmsr",
+        "mov [{data}], rax",
+        "mov [{data} + 8], rdx",
+        "mov eax, 0x11223344",
+        "mov edx, 0x55667788",
+        "wrmsr",
+        "hlt",
+        ; data = const layout::DATA,
+    ])?;
+    let read = guest.intercept(0, InterceptKind::Msr)?;
+    equal("number, write", (read.address, read.is_write), (NUMBER, 0))?;
+    // Without an answer the guest asks again.
+    let again = guest.intercept(0, InterceptKind::Msr)?;
+    equal("rip", again.rip, read.rip)?;
+    guest.reply(0, 0x8765_4321_0fed_cba9);
+    let write = guest.intercept(0, InterceptKind::Msr)?;
+    let got = (write.address, write.is_write, write.data);
     equal(
-        "fault",
-        guest.wrmsr(KVM_SYSTEM_TIME, layout::DATA | 1)?,
-        None,
+        "number, write, value",
+        got,
+        (NUMBER, 1, 0x5566_7788_1122_3344),
     )?;
-    // The page is filled at entry at the latest.
-    equal("fault", guest.rdmsr(KVM_SYSTEM_TIME)?, None)?;
-    equal("register", guest.state(0)?.gpr[0], layout::DATA | 1)?;
-    let [version, tsc, _system, scale] = [0, 8, 16, 24].map(|n| guest.read(layout::DATA + n));
-    equal("the version is even", version & 1, 0)?;
-    ensure("it was written", version as u32 != 0)?;
-    ensure("the TSC has a scale", scale as u32 != 0)?;
-    ensure("its time is past", tsc <= guest.state(0)?.tsc)?;
-    let shift = (scale >> 32) as i8;
-    let ticks = if shift < 0 {
-        SECOND >> -shift
-    } else {
-        SECOND << shift
-    };
-    let ns = (u128::from(ticks) * u128::from(scale as u32)) >> 32;
-    ensure(
-        "a second of ticks is a second",
-        ns.abs_diff(1_000_000_000) < 10,
-    )?;
-    equal("it is stable", scale >> 40 & 1, 1)?;
-    guest.end()
-}
-
-fn the_wall_clock_is_what_root_set() -> Outcome {
-    const SECONDS: u64 = 1_700_000_000;
-    let guest = Guest::for_msrs()?;
-    let set = [guest.id, Property::WallClock.raw(), SECONDS * 1_000_000_000];
-    hv::call(Hypercall::PartitionSet, set).ok()?;
-    equal("fault", guest.wrmsr(KVM_WALL_CLOCK, layout::DATA)?, None)?;
-    let words = [0, 8].map(|n| guest.read(layout::DATA + n));
-    let (version, seconds) = (words[0] as u32, words[0] >> 32);
-    equal("the version is even", version & 1, 0)?;
-    // The base is the time at which the guest's clock was zero, a moment before.
-    ensure("seconds", (SECONDS - 60..=SECONDS).contains(&seconds))?;
-    ensure("nanoseconds", words[1] & 0xffff_ffff < 1_000_000_000)?;
+    let halves = [0, 8].map(|offset| guest.read(layout::DATA + offset));
+    equal("EAX, EDX", halves, [0x0fed_cba9, 0x8765_4321])?;
+    guest.reply(0, 0);
+    guest.halt(0)?;
+    equal("exceptions", guest.exceptions().count(), 0)?;
     guest.end()
 }
 

@@ -17,7 +17,6 @@ cases![
     memory_that_is_mapped_late_is_found,
     read_only_memory_is_not_written,
     large_pages_come_apart,
-    a_clock_page_that_is_not_there_is_asked_for,
 ];
 
 /// A guest physical address where no RAM is.
@@ -167,29 +166,5 @@ fn large_pages_come_apart() -> Outcome {
     let give = |n: u64| hv::call(Hypercall::Deposit, [guest.id, ram.page(n).pfn(), 1]);
     give(GONE).ok()?;
     give(GONE + 1).is(guest_proto::Status::NotOwner)?;
-    guest.end()
-}
-
-fn a_clock_page_that_is_not_there_is_asked_for() -> Outcome {
-    let guest = Guest::new(code![
-        "mov ecx, 0x4b564d01",
-        "mov eax, {nothing} + 1",
-        "xor edx, edx",
-        "wrmsr",
-        "hlt",
-        ; nothing = const NOTHING,
-    ])?;
-    let intercept = guest.intercept(0, InterceptKind::Memory)?;
-    equal(
-        "address, write",
-        (intercept.address, intercept.is_write),
-        (NOTHING, 1),
-    )?;
-    let page = Pages::take(1);
-    page.fill(0);
-    guest::map(guest.id, NOTHING >> 12, page)?;
-    guest.halt(0)?;
-    ensure("the clock is there", page.load::<u64>(0) as u32 != 0)?;
-    equal("exceptions", guest.exceptions().count(), 0)?;
     guest.end()
 }

@@ -1,7 +1,9 @@
 //! A guest that reads and writes model-specific registers as it is told.
 
 use super::code::code;
-use super::{Guest, layout};
+use guest_proto::vcpu_page::{InterceptKind, Reply, reply_flags};
+
+use super::{Exit, Guest, layout};
 use crate::report::Outcome;
 
 /// Vector and error code of an exception, if there was one.
@@ -29,13 +31,13 @@ impl Guest {
         ])
     }
 
-    /// Makes it read a register; the value is in its RAX.
+    /// Makes it read a register; the value is in its RAX. A register that the worker keeps faults.
     #[track_caller]
     pub fn rdmsr(&self, msr: u32) -> Outcome<Fault> {
         self.access(msr, None)
     }
 
-    /// Makes it write a register.
+    /// Makes it write a register. A register that the worker keeps faults.
     #[track_caller]
     pub fn wrmsr(&self, msr: u32, value: u64) -> Outcome<Fault> {
         self.access(msr, Some(value))
@@ -49,7 +51,19 @@ impl Guest {
             state.gpr[6] = write.is_some().into();
             state.gpr[7] = write.unwrap_or_default();
         })?;
-        self.halt(0)?;
+        let gp = Reply {
+            flags: reply_flags::EXCEPTION,
+            exception: 13,
+            ..Reply::default()
+        };
+        loop {
+            match self.run(0)? {
+                Exit::Halted(0) => break,
+                // A worker that keeps no registers.
+                Exit::Intercept(InterceptKind::Msr, _) => self.shared(0).reply.store(&gp),
+                other => return self.not(other, "a halt"),
+            }
+        }
         if self.exceptions().count() == before {
             return Ok(None);
         }
