@@ -109,6 +109,9 @@ impl Way {
                 "CARGO_TARGET_X86_64_UNKNOWN_NONE_RUSTFLAGS",
                 "-Crelocation-model=static -Ccode-model=kernel -Cforce-frame-pointers=yes",
             )
+            // An exit of a guest passes through most modules: optimised as one, it takes a sixth fewer instructions.
+            .env("CARGO_PROFILE_RELEASE_LTO", "fat")
+            .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
             .args(["--quiet", "--release", "--target", TARGET])
             // A target folder of its own: the two compilers do not share artefacts.
             .args(["--target-dir", folder]);
