@@ -3,7 +3,7 @@
 //! Root finds [`SIGNATURE`] at leaf [`leaf::ROOT_BASE`]. A guest finds KVM's signature there (the
 //! documented subset of `Documentation/virt/kvm/x86/cpuid.rst`) and ours at [`leaf::GUEST_BASE`].
 
-use crate::layout::abi_consts;
+use crate::layout::{abi_consts, abi_flags};
 
 /// EBX, ECX, EDX of the base leaf, in this order.
 pub const SIGNATURE: [u8; 12] = *b"MicrovisorHV";
@@ -20,7 +20,7 @@ pub const fn signature_words(signature: [u8; 12]) -> [u32; 3] {
 
 abi_consts! {
     /// CPUID leaves. `base + 0`: EAX = highest leaf, EBX/ECX/EDX = signature. `base + 1`: EAX = ABI
-    /// version, EBX = feature bits (`features`), ECX = partition id (root: 0), EDX = 0.
+    /// version, EBX = feature bits (`Features`), ECX = partition id (root: 0), EDX = 0.
     pub mod leaf: u32 {
         /// First leaf in the root partition.
         ROOT_BASE = 0x4000_0000,
@@ -29,9 +29,9 @@ abi_consts! {
     }
 }
 
-abi_consts! {
+abi_flags! {
     /// Feature bits of `base + 1` EBX: what the CPU offers and this microvisor uses.
-    pub mod features: u32 {
+    pub struct Features: u32 {
         /// Nested paging (always set where the microvisor runs).
         NESTED_PAGING = 1 << 0,
         /// The CPU gives the address of the next instruction on every exit.

@@ -10,7 +10,7 @@
 //! with that; memory and virtual CPUs stay. In any other process that has come by its fds (by
 //! fork, or sent) they answer EPERM, and keep no successor out.
 
-use crate::layout::{abi_consts, abi_enum, abi_struct};
+use crate::layout::{abi_consts, abi_enum, abi_flags, abi_struct};
 
 /// Ioctl type byte.
 pub const IOCTL_TYPE: u8 = b'V';
@@ -107,7 +107,7 @@ abi_struct! {
 abi_struct! {
     /// Makes a partition.
     pub struct CreateVm: 72 {
-        /// `partition_flags`.
+        /// `PartitionFlags`.
         pub flags: u64,
         /// Out: partition id.
         pub id: u64,
@@ -209,16 +209,16 @@ abi_struct! {
         pub size: u64,
         /// Offset in the memfd, page aligned.
         pub offset: u64,
-        /// `memory_flags`.
+        /// `MemoryFlags`.
         pub flags: u64,
         /// Reserved, 0.
         pub reserved: u64,
     }
 }
 
-abi_consts! {
+abi_flags! {
     /// Flags of `MemorySlot`.
-    pub mod memory_flags: u64 {
+    pub struct MemoryFlags: u64 {
         /// Populate all of it now.
         POPULATE = 1 << 0,
         /// The guest may not write.
@@ -237,7 +237,7 @@ abi_struct! {
         pub length: u32,
         /// `DoorbellSpace`.
         pub space: u8,
-        /// `doorbell_flags`.
+        /// `DoorbellFlags`.
         pub flags: u8,
         /// Tag, chosen by the worker.
         pub tag: u16,

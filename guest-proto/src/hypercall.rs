@@ -6,7 +6,7 @@
 //! call; from root's ring 3 and from guests the status is `NotPermitted` (a guest's own calls are
 //! KVM's, numbers below 0x100, and answered `-ENOSYS`). Arguments a call does not name must be 0.
 
-use crate::layout::{abi_consts, abi_enum, abi_struct};
+use crate::layout::{abi_consts, abi_enum, abi_flags, abi_struct};
 
 /// One argument in the generated documentation.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +120,7 @@ hypercalls! {
 
     /// Makes an empty partition. It has no memory, no virtual CPU and an empty pool.
     PartitionCreate = 0x0101, "partition_create"(
-        "flags": "`partition_flags`"
+        "flags": "`PartitionFlags`"
     ) -> "partition id, 1 to 255" errors [
         Full: "255 partitions exist",
         NotSupported: "PRIVATE: this build has no private memory"
@@ -151,7 +151,7 @@ hypercalls! {
     /// ring instead of ending its turn.
     DoorbellAdd = 0x0104, "doorbell_add"(
         "partition": "id",
-        "space": "`DoorbellSpace` in bits 7:0, `doorbell_flags` in bits 15:8, length in bytes (1 to 4096) in bits 31:16",
+        "space": "`DoorbellSpace` in bits 7:0, `DoorbellFlags` in bits 15:8, length in bytes (1 to 4096) in bits 31:16",
         "base": "first port, or guest physical address",
         "tag": "0 to 65534; identifies the range in ring entries and NOTIFY"
     ) -> "0" errors [
@@ -294,9 +294,9 @@ hypercalls! {
     ];
 }
 
-abi_consts! {
+abi_flags! {
     /// Flags of `partition_create`.
-    pub mod partition_flags: u64 {
+    pub struct PartitionFlags: u64 {
         /// Memory that is mapped leaves root's nested map.
         PRIVATE = 1 << 0,
     }
@@ -324,9 +324,9 @@ abi_enum! {
     }
 }
 
-abi_consts! {
+abi_flags! {
     /// Flags of `doorbell_add`.
-    pub mod doorbell_flags: u8 {
+    pub struct DoorbellFlags: u8 {
         /// Never put into the ring: each write returns Notify (for consumers that only have an
         /// eventfd, such as vhost).
         SIGNAL_ONLY = 1 << 0,
@@ -350,14 +350,14 @@ abi_struct! {
         pub pfn: u64,
         /// Pages, 1 or more.
         pub pages: u32,
-        /// `map_flags`.
+        /// `MapFlags`.
         pub flags: u32,
     }
 }
 
-abi_consts! {
+abi_flags! {
     /// Flags of `MapRange`.
-    pub mod map_flags: u32 {
+    pub struct MapFlags: u32 {
         /// The guest may not write.
         READ_ONLY = 1 << 0,
     }
@@ -433,7 +433,7 @@ abi_struct! {
     pub struct MachineInfo: 128 {
         /// ABI version.
         pub abi_version: u32,
-        /// `cpuid::features`.
+        /// `cpuid::Features`.
         pub features: u32,
         /// Physical CPUs that run the microvisor.
         pub cpus: u32,

@@ -148,7 +148,38 @@ macro_rules! abi_enum {
     };
 }
 
-/// Defines integer constants of one kind (flags, limits), and a table of them.
+/// Defines a set of flags, and its `LAYOUT`.
+macro_rules! abi_flags {
+    (
+        $(#[doc = $sdoc:literal])*
+        pub struct $name:ident : $repr:ident {
+            $( $(#[doc = $fdoc:literal])* $flag:ident = $value:expr ),* $(,)?
+        }
+    ) => {
+        bitflags::bitflags! {
+            $(#[doc = $sdoc])*
+            #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+            pub struct $name: $repr {
+                $( $(#[doc = $fdoc])* const $flag = $value; )*
+            }
+        }
+
+        impl $name {
+            /// Names and values, for the C header and the documentation.
+            pub const LAYOUT: $crate::layout::Enum = $crate::layout::Enum {
+                name: stringify!($name),
+                doc: concat!($($sdoc, "\n"),*),
+                variants: &[ $( $crate::layout::Variant {
+                    name: stringify!($flag),
+                    value: $value,
+                    doc: concat!($($fdoc, "\n"),*),
+                } ),* ],
+            };
+        }
+    };
+}
+
+/// Defines integer constants of one kind (limits, tags), and a table of them.
 macro_rules! abi_consts {
     (
         $(#[doc = $gdoc:literal])*
@@ -174,4 +205,4 @@ macro_rules! abi_consts {
     };
 }
 
-pub(crate) use {abi_consts, abi_enum, abi_struct};
+pub(crate) use {abi_consts, abi_enum, abi_flags, abi_struct};

@@ -4,7 +4,7 @@
 //! once and checks the copy. Each group of fields has one writer and stands in cache lines of its
 //! own. Offsets are part of the ABI.
 
-use crate::layout::{abi_consts, abi_enum, abi_struct};
+use crate::layout::{abi_enum, abi_flags, abi_struct};
 
 abi_enum! {
     /// Why `vcpu_run` returned: bits 7:0 of its value.
@@ -32,7 +32,7 @@ abi_enum! {
         /// Nothing is outstanding.
         None = 0,
         /// Port access: `address`, `size`, `is_write`, `data`. A read is answered in `reply`.
-        /// String instructions have `intercept_flags::STRING` and are emulated whole from `state`.
+        /// String instructions have `InterceptFlags::STRING` and are emulated whole from `state`.
         Port = 1,
         /// Access to guest physical memory that is not mapped: `address`, `error_code`,
         /// `instruction` where the CPU gives it, and `state`. The worker emulates the instruction
@@ -50,9 +50,9 @@ abi_enum! {
     }
 }
 
-abi_consts! {
+abi_flags! {
     /// Flags of `Intercept`.
-    pub mod intercept_flags: u16 {
+    pub struct InterceptFlags: u16 {
         /// INS or OUTS; address and count are in `state`.
         STRING = 1 << 0,
         /// With a REP prefix.
@@ -67,7 +67,7 @@ abi_struct! {
     pub struct Intercept: 128 {
         /// `InterceptKind`.
         pub kind: u32,
-        /// `intercept_flags`.
+        /// `InterceptFlags`.
         pub flags: u16,
         /// Access size in bytes: 1, 2, 4 or 8.
         pub size: u8,
@@ -94,9 +94,9 @@ abi_struct! {
     }
 }
 
-abi_consts! {
+abi_flags! {
     /// Flags of `Reply`.
-    pub mod reply_flags: u32 {
+    pub struct ReplyFlags: u32 {
         /// `data` answers the read; with Msr, the write is done.
         DATA = 1 << 0,
         /// Registers are to be taken from `state` (general registers, RIP and RFLAGS only).
@@ -112,7 +112,7 @@ abi_consts! {
 abi_struct! {
     /// Filled by the worker before it runs the virtual CPU again; consumed by `vcpu_run`.
     pub struct Reply: 64 {
-        /// `reply_flags`; the microvisor clears it.
+        /// `ReplyFlags`; the microvisor clears it.
         pub flags: u32,
         /// Exception vector, 0 to 31.
         pub exception: u32,

@@ -25,7 +25,7 @@ use guest_proto::driver::{
     SetProperty, Verify, VmInfo, VmList, ioctl as number,
 };
 use guest_proto::hypercall::{
-    Counters, DoorbellSpace, MachineInfo, Property, VerifyReport, doorbell_flags, doorbell_tags,
+    Counters, DoorbellFlags, DoorbellSpace, MachineInfo, Property, VerifyReport, doorbell_tags,
 };
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, NoArg, Opcode, Updater, ioctl};
@@ -468,7 +468,7 @@ impl Vm {
             base: u64::from(port),
             length,
             space: DoorbellSpace::Port.raw(),
-            flags: doorbell_flags::SIGNAL_ONLY,
+            flags: DoorbellFlags::SIGNAL_ONLY.bits(),
             tag,
             eventfd: eventfd.as_raw_fd(),
             ..Doorbell::default()

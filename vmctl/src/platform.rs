@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use guest_proto::cpuid::Features;
 use guest_proto::{ABI_VERSION, cpuid};
 
 use crate::driver::Device;
@@ -19,12 +20,12 @@ pub const DEVICE: &str = "/dev/microvisor";
 /// What CPUID says about the hypervisor under this kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hypervisor {
-    /// The microvisor, with its ABI version, its `cpuid::features` and this partition's id.
+    /// The microvisor, with its ABI version, its features and this partition's id.
     Microvisor {
         /// ABI version.
         abi: u32,
-        /// `cpuid::features`.
-        features: u32,
+        /// Features that the CPU offers and the microvisor uses.
+        features: Features,
         /// Id of the partition that asks: 0 in root.
         partition: u32,
     },
@@ -49,7 +50,7 @@ impl Hypervisor {
                 let answer = __cpuid(base + 1);
                 return Self::Microvisor {
                     abi: answer.eax,
-                    features: answer.ebx,
+                    features: Features::from_bits_retain(answer.ebx),
                     partition: answer.ecx,
                 };
             }
@@ -210,7 +211,7 @@ mod tests {
     fn only_root_makes_vms() {
         let partition = |partition| Hypervisor::Microvisor {
             abi: ABI_VERSION,
-            features: 0,
+            features: Features::empty(),
             partition,
         };
         assert_eq!(partition(0).check(), Ok(()));

@@ -13,10 +13,13 @@ fn defined(source: &str) -> BTreeSet<String> {
     let mut inside = false;
     for line in source.lines() {
         let line = line.trim();
-        if line.contains("abi_struct! {")
-            || line.contains("abi_enum! {")
-            || line.contains("abi_consts! {")
-        {
+        let macros = [
+            "abi_struct! {",
+            "abi_enum! {",
+            "abi_flags! {",
+            "abi_consts! {",
+        ];
+        if macros.iter().any(|name| line.contains(name)) {
             inside = true;
             continue;
         }

@@ -28,8 +28,8 @@ use instructions::{read_msr, write_msr};
 /// Facts about the machine's CPUs, and the policy for them.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuFacts {
-    /// `guest_proto::cpuid::features`.
-    pub features: u32,
+    /// Features that the CPU offers and this microvisor uses.
+    pub features: guest_proto::cpuid::Features,
     /// The CPU opens the window for interrupts when a write of CR8 lets a virtual interrupt's class in (APM vol. 2
     /// §15.21.2). Without it an interrupt that the task priority holds up waits for the next exit.
     pub tpr_window: bool,

@@ -55,7 +55,7 @@ pub(super) fn machine_info(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     let page = RootPage::new(machine, pfn)?;
     let info = MachineInfo {
         abi_version: ABI_VERSION,
-        features: machine.facts.cpu.features,
+        features: machine.facts.cpu.features.bits(),
         cpus: machine.facts.cpus,
         partitions: machine.partitions.count() as u32 + 1,
         frames: machine.facts.frames,

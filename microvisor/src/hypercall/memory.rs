@@ -1,7 +1,7 @@
 //! Calls about memory: metadata deposits, guest RAM.
 
 use guest_proto::Status;
-use guest_proto::hypercall::{MapRange, map_flags};
+use guest_proto::hypercall::{MapFlags, MapRange};
 use guest_proto::limits::MAX_MAP_RANGES;
 use zerocopy::FromBytes;
 
@@ -177,16 +177,14 @@ fn plan(
 
 /// An entry of the list, if it names pages that there can be.
 fn check(machine: &Machine, entry: &MapRange) -> Result<Run, Status> {
-    if entry.flags & !map_flags::READ_ONLY != 0 {
-        return Err(Status::InvalidArgument);
-    }
+    let flags = MapFlags::from_bits(entry.flags).ok_or(Status::InvalidArgument)?;
     let pages = u64::from(entry.pages);
     let frame = run_of_frames(machine, entry.pfn, pages).map_err(|_| Status::BadAddress);
     let run = Run {
         page: entry.gpa_pfn,
         frame: Frame::new(entry.pfn),
         pages,
-        writable: entry.flags & map_flags::READ_ONLY == 0,
+        writable: !flags.contains(MapFlags::READ_ONLY),
     };
     if !run.in_range() {
         return Err(Status::OutOfRange);

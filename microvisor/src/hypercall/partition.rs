@@ -1,7 +1,7 @@
 //! Calls about partitions: life, properties, doorbells, interrupts.
 
 use guest_proto::Status;
-use guest_proto::hypercall::{DoorbellSpace, Property, doorbell_flags, partition_flags};
+use guest_proto::hypercall::{DoorbellFlags, DoorbellSpace, PartitionFlags, Property};
 use guest_proto::limits::MAX_VCPUS;
 
 use super::args::{control, live, take};
@@ -17,10 +17,8 @@ const TSC_KHZ: core::ops::RangeInclusive<u64> = 100_000..=100_000_000;
 
 pub(super) fn create(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     let [flags] = take(args)?;
-    if flags & !partition_flags::PRIVATE != 0 {
-        return Err(Status::InvalidArgument.into());
-    }
-    if flags & partition_flags::PRIVATE != 0 {
+    let flags = PartitionFlags::from_bits(flags).ok_or(Status::InvalidArgument)?;
+    if flags.contains(PartitionFlags::PRIVATE) {
         return Err(Status::NotSupported.into());
     }
     let id = cx.machine.partitions.create(cx.now)?;
@@ -61,9 +59,7 @@ pub(super) fn doorbell_add(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
         return Err(Status::InvalidArgument.into());
     };
     let space = DoorbellSpace::from_raw(space).ok_or(Status::InvalidArgument)?;
-    if flags & !doorbell_flags::SIGNAL_ONLY != 0 {
-        return Err(Status::InvalidArgument.into());
-    }
+    let flags = DoorbellFlags::from_bits(flags).ok_or(Status::InvalidArgument)?;
     let doorbell = Doorbell {
         space,
         base,
@@ -72,7 +68,7 @@ pub(super) fn doorbell_add(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
             .ok()
             .filter(|tag| *tag != EOI_TAG)
             .ok_or(Status::OutOfRange)?,
-        signal_only: flags & doorbell_flags::SIGNAL_ONLY != 0,
+        signal_only: flags.contains(DoorbellFlags::SIGNAL_ONLY),
     };
     let (partition, _control) = live(cx.machine, partition)?;
     partition.doorbells.add(doorbell)?;

@@ -2,7 +2,7 @@
 
 use guest_proto::hypercall::{DoorbellSpace, ExitKind};
 use guest_proto::ring::Push;
-use guest_proto::vcpu_page::intercept_flags;
+use guest_proto::vcpu_page::InterceptFlags;
 use guest_proto::vcpu_page::{
     Intercept, InterceptKind, PostedKind, PostedWrite, RunExit, RunState,
 };
@@ -93,7 +93,7 @@ impl Turn<'_> {
 
     fn stopped(&mut self, kind: InterceptKind, error_code: u64) -> RunExit {
         let intercept = Intercept {
-            flags: intercept_flags::STATE,
+            flags: InterceptFlags::STATE.bits(),
             error_code,
             ..Intercept::default()
         };
@@ -148,19 +148,19 @@ impl Turn<'_> {
     }
 
     fn port(&mut self, access: PortAccess) -> RunExit {
-        let mut flags = 0;
+        let mut flags = InterceptFlags::empty();
         if access.string {
-            flags |= intercept_flags::STRING | intercept_flags::STATE;
+            flags |= InterceptFlags::STRING | InterceptFlags::STATE;
         }
         if access.rep {
-            flags |= intercept_flags::REP;
+            flags |= InterceptFlags::REP;
         }
         let data = match access.is_write {
             true => self.port_data(access.size),
             false => 0,
         };
         let intercept = Intercept {
-            flags,
+            flags: flags.bits(),
             size: access.size,
             is_write: access.is_write.into(),
             address: access.port.into(),
@@ -212,7 +212,7 @@ impl Turn<'_> {
     fn nested_fault(&mut self, fault: &NestedFault) -> RunExit {
         self.local.pending = Pending::Memory;
         let intercept = Intercept {
-            flags: intercept_flags::STATE,
+            flags: InterceptFlags::STATE.bits(),
             is_write: fault.is_write().into(),
             address: fault.address.as_u64(),
             error_code: fault.error_code,

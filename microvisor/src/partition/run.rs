@@ -11,7 +11,7 @@ use guest_proto::hypercall::ExitKind;
 use guest_proto::ring::Push;
 use guest_proto::shared::SharedPage;
 use guest_proto::vcpu_page::{
-    Intercept, InterceptKind, RunExit, RunState, intercept_flags, reply_flags,
+    Intercept, InterceptFlags, InterceptKind, ReplyFlags, RunExit, RunState,
 };
 
 use super::Partition;
@@ -242,7 +242,7 @@ impl Turn<'_> {
 
     /// Fills the page's `intercept` in.
     pub(super) fn intercept(&mut self, kind: InterceptKind, intercept: Intercept) -> RunExit {
-        self.with_state = intercept.flags & intercept_flags::STATE != 0;
+        self.with_state = intercept.flags & InterceptFlags::STATE.bits() != 0;
         self.page.intercept.store(&Intercept {
             kind: kind.raw(),
             rip: self.local.hw.read(Register::Rip),
@@ -289,42 +289,39 @@ impl Turn<'_> {
             return Ok(());
         }
         let mut reply = self.page.reply.load();
-        let (flags, pending) = (reply.flags, self.local.pending);
-        let known = reply_flags::DATA
-            | reply_flags::REGISTERS
-            | reply_flags::EXCEPTION
-            | reply_flags::VECTORS;
+        let pending = self.local.pending;
+        let flags = ReplyFlags::from_bits(reply.flags).ok_or(RunError::BadReply)?;
         let exception = u8::try_from(reply.exception)
             .ok()
             .filter(|n| *n < 32 && *n != 2);
-        if flags & !known != 0 || (flags & reply_flags::EXCEPTION != 0 && exception.is_none()) {
+        if flags.contains(ReplyFlags::EXCEPTION) && exception.is_none() {
             return Err(RunError::BadReply);
         }
         reply.flags = 0;
         self.page.reply.store(&reply);
         self.local.pending = Pending::None;
         if pending == Pending::Memory {
-            self.vcpu.counters.exit(if flags == 0 {
+            self.vcpu.counters.exit(if flags.is_empty() {
                 ExitKind::NestedFault
             } else {
                 ExitKind::Memory
             });
         }
         let hw = &mut self.local.hw;
-        if flags & reply_flags::REGISTERS != 0 {
+        if flags.contains(ReplyFlags::REGISTERS) {
             hw.set_registers(&self.page.state.load());
         }
-        if flags & reply_flags::VECTORS != 0 {
+        if flags.contains(ReplyFlags::VECTORS) {
             hw.set_vectors(&self.page.vectors.load());
         }
-        if flags & reply_flags::EXCEPTION != 0 {
+        if flags.contains(ReplyFlags::EXCEPTION) {
             const PAGE_FAULT: u8 = 14;
             let vector = exception.unwrap_or_default();
             if vector == PAGE_FAULT {
                 hw.write(Register::Cr2, reply.fault_address);
             }
             hw.inject(Event::exception(vector, reply.error_code as u32));
-        } else if flags == reply_flags::DATA {
+        } else if flags == ReplyFlags::DATA {
             match pending {
                 Pending::PortRead(size) => {
                     let old = hw.read(Register::Rax);

@@ -5,6 +5,7 @@
 
 use core::arch::x86_64::CpuidResult;
 
+use guest_proto::cpuid::Features;
 use guest_proto::{ABI_VERSION, cpuid};
 
 /// Bits that promise what root cannot have.
@@ -60,8 +61,8 @@ const HIDDEN: &[Hidden] = &[
 /// What the answers depend on besides the CPU.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts {
-    /// `cpuid::features`.
-    pub(super) features: u32,
+    /// Features of the microvisor.
+    pub(super) features: Features,
     /// Root's CR4.
     pub(super) cr4: u64,
 }
@@ -109,7 +110,7 @@ pub(super) fn answer(
         VERSION => {
             answer = CpuidResult {
                 eax: ABI_VERSION,
-                ebx: facts.features,
+                ebx: facts.features.bits(),
                 ecx: 0,
                 edx: 0,
             };
@@ -133,7 +134,7 @@ mod tests {
     use super::*;
 
     const FACTS: Facts = Facts {
-        features: 0x55,
+        features: Features::from_bits_retain(0x55),
         cr4: 0,
     };
 

@@ -7,7 +7,7 @@
 //! §E.2).
 
 use guest_proto::ABI_VERSION;
-use guest_proto::cpuid::{SIGNATURE, leaf as ours, signature_words};
+use guest_proto::cpuid::{Features, SIGNATURE, leaf as ours, signature_words};
 
 use crate::arch::AREA_SIZE;
 
@@ -29,8 +29,8 @@ pub struct Leaf {
 pub struct Facts {
     /// Partition.
     pub partition: u8,
-    /// `cpuid::features` of the microvisor.
-    pub features: u32,
+    /// Features of the microvisor.
+    pub features: Features,
     /// APIC id of the virtual CPU.
     pub apic_id: u32,
     /// Virtual CPUs in the topology, 1 or more.
@@ -158,7 +158,7 @@ pub fn answer(host: impl Fn(u32, u32) -> Leaf, facts: &Facts, leaf: u32, subleaf
         ours::GUEST_BASE => signature(ours::GUEST_BASE + 1, SIGNATURE),
         leaf if leaf == ours::GUEST_BASE + 1 => Leaf {
             eax: ABI_VERSION,
-            ebx: facts.features,
+            ebx: facts.features.bits(),
             ecx: u32::from(facts.partition),
             edx: 0,
         },
@@ -422,7 +422,7 @@ mod tests {
 
     const FACTS: Facts = Facts {
         partition: 7,
-        features: 1,
+        features: Features::NESTED_PAGING,
         apic_id: 2,
         vcpus: 3,
         tsc_khz: 2_000_000,

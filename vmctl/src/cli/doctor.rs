@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use guest_proto::control::{DaemonInfo, Request, Response};
-use guest_proto::cpuid::features;
+use guest_proto::cpuid::Features;
 use guest_proto::limits::PAGE_SIZE;
 use serde::Serialize;
 
@@ -127,40 +127,40 @@ fn machine(hypervisor: &Hypervisor) -> Vec<Check> {
 }
 
 /// One line per feature; none but nested paging is needed.
-fn feature_checks(bits: u32) -> Vec<Check> {
+fn feature_checks(features: Features) -> Vec<Check> {
     let lines = [
         (
-            features::NESTED_PAGING,
+            Features::NESTED_PAGING,
             "nested-paging",
             "guest memory has its own tables",
         ),
         (
-            features::NEXT_RIP,
+            Features::NEXT_RIP,
             "next-rip",
             "no instruction is decoded to step over it",
         ),
         (
-            features::DECODE_ASSISTS,
+            Features::DECODE_ASSISTS,
             "decode-assists",
             "no instruction bytes are fetched",
         ),
         (
-            features::FLUSH_BY_ASID,
+            Features::FLUSH_BY_ASID,
             "flush-by-asid",
             "one guest's TLB entries go alone",
         ),
         (
-            features::CLEAN_BITS,
+            Features::CLEAN_BITS,
             "clean-bits",
             "unchanged state is not loaded again",
         ),
         (
-            features::TSC_SCALING,
+            Features::TSC_SCALING,
             "tsc-scaling",
             "a guest can have another TSC frequency",
         ),
         (
-            features::PRIVATE_MEMORY,
+            Features::PRIVATE_MEMORY,
             "private-memory",
             "a guest's memory can be hidden from root",
         ),
@@ -168,13 +168,13 @@ fn feature_checks(bits: u32) -> Vec<Check> {
     lines
         .into_iter()
         .map(|(bit, name, gain)| {
-            let present = bits & bit != 0;
+            let present = features.contains(bit);
             let mut check = Check::new(
                 &format!("feature {name}"),
                 Ok(gain.to_owned()),
                 Exit::Platform,
             );
-            if !present && bit == features::NESTED_PAGING {
+            if !present && bit == Features::NESTED_PAGING {
                 check.outcome = Outcome::Missing;
                 check.detail = "no VM can run without it".to_owned();
             } else if !present {
@@ -223,11 +223,14 @@ mod tests {
 
     #[test]
     fn only_what_is_needed_makes_it_fail() {
-        let checks = feature_checks(features::NESTED_PAGING);
+        let checks = feature_checks(Features::NESTED_PAGING);
         assert_eq!(verdict(&checks), Exit::Done);
         assert!(checks.iter().any(|c| c.outcome == Outcome::Absent));
-        assert_eq!(verdict(&feature_checks(0)), Exit::Platform);
-        assert_eq!(features::LAYOUT.variants.len(), feature_checks(0).len());
+        assert_eq!(verdict(&feature_checks(Features::empty())), Exit::Platform);
+        assert_eq!(
+            Features::LAYOUT.variants.len(),
+            feature_checks(Features::empty()).len()
+        );
         let no_daemon = Check::new("daemon", Err("not running".to_owned()), Exit::NoDaemon);
         assert_eq!(verdict(&[no_daemon]), Exit::NoDaemon);
     }

@@ -5,7 +5,7 @@
 //! devices, [`emulate()`] executes what touched memory.
 
 use guest_proto::vcpu_page::{
-    Intercept, InterceptKind, Reply, VcpuState, intercept_flags, reply_flags,
+    Intercept, InterceptFlags, InterceptKind, Reply, ReplyFlags, VcpuState,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -28,7 +28,8 @@ const LAPIC_SIZE: u64 = 0x1000;
 
 /// Whether an intercept is an access to a port that is answered without the registers.
 pub(super) fn is_plain_port(intercept: &Intercept) -> bool {
-    intercept.kind == InterceptKind::Port.raw() && intercept.flags & intercept_flags::STRING == 0
+    intercept.kind == InterceptKind::Port.raw()
+        && intercept.flags & InterceptFlags::STRING.bits() == 0
 }
 
 /// Answers an access to a port.
@@ -39,7 +40,7 @@ pub(super) fn port(intercept: &Intercept, devices: &mut Devices) -> Reply {
         return Reply::default();
     }
     Reply {
-        flags: reply_flags::DATA,
+        flags: ReplyFlags::DATA.bits(),
         data: devices.read_port(port, intercept.size),
         ..Reply::default()
     }
@@ -73,15 +74,15 @@ pub(super) fn instruction(
     };
     let executed = emulate(state, bus, &intercept.instruction[..known], cause);
     let vectors = match bus.changes_vectors {
-        true => reply_flags::VECTORS,
+        true => ReplyFlags::VECTORS.bits(),
         false => 0,
     };
     let done = Reply {
-        flags: reply_flags::REGISTERS | vectors,
+        flags: ReplyFlags::REGISTERS.bits() | vectors,
         ..Reply::default()
     };
     let exception = |vector, error_code: u32, fault_address| Reply {
-        flags: reply_flags::REGISTERS | reply_flags::EXCEPTION,
+        flags: ReplyFlags::REGISTERS.bits() | ReplyFlags::EXCEPTION.bits(),
         exception: vector,
         error_code: u64::from(error_code),
         fault_address,
@@ -244,7 +245,7 @@ mod tests {
     fn touch(gpa: u64) -> Intercept {
         Intercept {
             kind: InterceptKind::Memory.raw(),
-            flags: intercept_flags::STATE,
+            flags: InterceptFlags::STATE.bits(),
             address: gpa,
             is_write: 1,
             rip: CODE,
@@ -296,7 +297,7 @@ mod tests {
         };
         assert!(is_plain_port(&intercept));
         let reply = port(&intercept, &mut devices);
-        assert_eq!((reply.flags, reply.data), (reply_flags::DATA, 0x60));
+        assert_eq!((reply.flags, reply.data), (ReplyFlags::DATA.bits(), 0x60));
         intercept.address = u64::from(ports::SERIAL);
         intercept.is_write = 1;
         intercept.data = u64::from(b'x');
@@ -317,7 +318,9 @@ mod tests {
         state.gpr[2] = u64::from(ports::SERIAL);
         let intercept = Intercept {
             kind: InterceptKind::Port.raw(),
-            flags: intercept_flags::STRING | intercept_flags::REP | intercept_flags::STATE,
+            flags: InterceptFlags::STRING.bits()
+                | InterceptFlags::REP.bits()
+                | InterceptFlags::STATE.bits(),
             address: u64::from(ports::SERIAL),
             size: 1,
             is_write: 1,
@@ -328,7 +331,7 @@ mod tests {
         let mut fake = Fake::new(no_apic);
         let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
         let reply = instruction(&intercept, &mut state, &mut bus).unwrap();
-        assert_eq!(reply.flags, reply_flags::REGISTERS);
+        assert_eq!(reply.flags, ReplyFlags::REGISTERS.bits());
         assert_eq!((state.rip, state.gpr[1]), (CODE + 2, 0));
         assert_eq!(devices.serial_output(), b"hello");
     }
@@ -342,7 +345,7 @@ mod tests {
             let mut fake = Fake::new(apic);
             let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
             let reply = instruction(&touch(gpa), &mut state, &mut bus).unwrap();
-            assert_eq!(reply.flags, reply_flags::REGISTERS);
+            assert_eq!(reply.flags, ReplyFlags::REGISTERS.bits());
             state
         };
         // mov dword [0xfec00000], 1; mov eax, [0xfec00010]
@@ -392,7 +395,10 @@ mod tests {
         state.cr3 = 0x3000;
         state.cr2 = 0;
         let reply = instruction(&at, &mut state, &mut bus).unwrap();
-        assert_eq!(reply.flags & reply_flags::EXCEPTION, reply_flags::EXCEPTION);
+        assert_eq!(
+            reply.flags & ReplyFlags::EXCEPTION.bits(),
+            ReplyFlags::EXCEPTION.bits()
+        );
         assert_eq!(reply.exception, vector::PAGE_FAULT);
         assert_eq!(reply.fault_address, CODE);
     }
@@ -411,7 +417,10 @@ mod tests {
             let answer = instruction(&touch(layout::IOAPIC), &mut state, &mut bus);
             assert_eq!(answer.is_err(), is_end, "ring {ring}");
             if let Ok(reply) = answer {
-                assert_eq!(reply.flags & reply_flags::EXCEPTION, reply_flags::EXCEPTION);
+                assert_eq!(
+                    reply.flags & ReplyFlags::EXCEPTION.bits(),
+                    ReplyFlags::EXCEPTION.bits()
+                );
                 assert_eq!(reply.exception, vector::UNDEFINED_OPCODE);
                 assert_eq!(state.rip, CODE);
             }
@@ -429,14 +438,14 @@ mod tests {
             ([0x66, 0x0f, 0x7e, 0x1d, 0, 0, 0xc0, 0xfe], 0),
             (
                 [0x66, 0x0f, 0x6e, 0x1d, 0x10, 0, 0xc0, 0xfe],
-                reply_flags::VECTORS,
+                ReplyFlags::VECTORS.bits(),
             ),
         ] {
             let mut state = guest(&ram, &code);
             state.cr4 = 1 << 9;
             let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
             let reply = instruction(&touch(layout::IOAPIC), &mut state, &mut bus).unwrap();
-            assert_eq!(reply.flags, reply_flags::REGISTERS | flags);
+            assert_eq!(reply.flags, ReplyFlags::REGISTERS.bits() | flags);
         }
         // Register 1 of the I/O APIC: its version.
         assert_eq!(fake.vectors[3], 0x17_0020);

@@ -4,7 +4,7 @@
 //! The set is the one that stock Linux and BSD kernels touch on an AMD CPU with KVM's signature. Any other register
 //! faults with #GP, as on hardware.
 
-use guest_proto::vcpu_page::{Intercept, Reply, reply_flags};
+use guest_proto::vcpu_page::{Intercept, Reply, ReplyFlags};
 
 use super::clock::Clock;
 use super::exit::vector;
@@ -80,12 +80,12 @@ impl Msrs {
         };
         match answer {
             Ok(data) => Reply {
-                flags: reply_flags::DATA,
+                flags: ReplyFlags::DATA.bits(),
                 data,
                 ..Reply::default()
             },
             Err(GeneralProtection) => Reply {
-                flags: reply_flags::EXCEPTION,
+                flags: ReplyFlags::EXCEPTION.bits(),
                 exception: vector::PROTECTION,
                 ..Reply::default()
             },
@@ -183,13 +183,12 @@ mod tests {
             ..Intercept::default()
         };
         let reply = msrs.answer(&intercept, ram);
-        match reply.flags {
-            reply_flags::DATA => Some(reply.data),
-            _ => {
-                assert_eq!((reply.flags, reply.exception), (reply_flags::EXCEPTION, 13));
-                None
-            }
+        if reply.flags == ReplyFlags::DATA.bits() {
+            return Some(reply.data);
         }
+        let fault = (ReplyFlags::EXCEPTION.bits(), 13);
+        assert_eq!((reply.flags, reply.exception), fault);
+        None
     }
 
     #[test]

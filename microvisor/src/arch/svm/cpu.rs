@@ -1,7 +1,7 @@
 //! A physical CPU with SVM.
 
 use bitflags::bitflags;
-use guest_proto::cpuid::features as abi;
+use guest_proto::cpuid::Features as Abi;
 use x86_64::registers::control::EferFlags;
 
 use super::asid::Asids;
@@ -92,19 +92,19 @@ pub(super) fn svm_features() -> SvmFeatures {
     SvmFeatures::from_bits_retain(cpuid(SVM_LEAF, 0).edx)
 }
 
-/// Returns this CPU's `guest_proto::cpuid::features`.
-pub fn features() -> u32 {
-    const MAP: [(SvmFeatures, u32); 6] = [
-        (SvmFeatures::NESTED_PAGING, abi::NESTED_PAGING),
-        (SvmFeatures::NEXT_RIP_SAVE, abi::NEXT_RIP),
-        (SvmFeatures::TSC_RATE, abi::TSC_SCALING),
-        (SvmFeatures::CLEAN_BITS, abi::CLEAN_BITS),
-        (SvmFeatures::FLUSH_BY_ASID, abi::FLUSH_BY_ASID),
-        (SvmFeatures::DECODE_ASSISTS, abi::DECODE_ASSISTS),
+/// Returns this CPU's `guest_proto::cpuid::Features`.
+pub fn features() -> Abi {
+    const MAP: [(SvmFeatures, Abi); 6] = [
+        (SvmFeatures::NESTED_PAGING, Abi::NESTED_PAGING),
+        (SvmFeatures::NEXT_RIP_SAVE, Abi::NEXT_RIP),
+        (SvmFeatures::TSC_RATE, Abi::TSC_SCALING),
+        (SvmFeatures::CLEAN_BITS, Abi::CLEAN_BITS),
+        (SvmFeatures::FLUSH_BY_ASID, Abi::FLUSH_BY_ASID),
+        (SvmFeatures::DECODE_ASSISTS, Abi::DECODE_ASSISTS),
     ];
     let here = svm_features();
     let has = MAP.iter().filter(|(feature, _)| here.contains(*feature));
-    has.fold(0, |set, (_, feature)| set | feature)
+    has.map(|(_, feature)| *feature).collect()
 }
 
 /// EFER.AutoIBRS where the CPU has it (APM vol. 2 §3.1.7), or 0: branches of less privileged code do not

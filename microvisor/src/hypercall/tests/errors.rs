@@ -1,7 +1,7 @@
 //! Each documented error, from the argument that causes it, and no others.
 
 use guest_proto::Status::{self, *};
-use guest_proto::hypercall::{CALLS, Hypercall, Hypercall::*, partition_flags};
+use guest_proto::hypercall::{CALLS, Hypercall, Hypercall::*, PartitionFlags};
 
 use super::World;
 use crate::hypercall::{Call, dispatch};
@@ -123,7 +123,11 @@ fn errors_by_argument() {
         (Verify, &[reserved, 0], NotOwner),
         (Verify, &[PAGE, 258 << 36], OutOfRange),
         (Verify, &[PAGE, u64::MAX], OutOfRange),
-        (PartitionCreate, &[partition_flags::PRIVATE], NotSupported),
+        (
+            PartitionCreate,
+            &[PartitionFlags::PRIVATE.bits()],
+            NotSupported,
+        ),
         (PartitionCreate, &[2], InvalidArgument),
         (PartitionDestroy, &[0], NoSuchPartition),
         (PartitionDestroy, &[gone], NoSuchPartition),

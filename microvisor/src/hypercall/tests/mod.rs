@@ -49,7 +49,7 @@ impl World {
         let counters: Vec<_> = (0..4).map(|_| ExitCounters::new()).collect();
         let facts = MachineFacts {
             cpu: CpuFacts {
-                features: 1,
+                features: guest_proto::cpuid::Features::NESTED_PAGING,
                 tpr_window: true,
                 speculation: Speculation::Safe,
             },

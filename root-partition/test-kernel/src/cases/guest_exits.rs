@@ -1,7 +1,7 @@
 //! What a guest does, and the exit that root sees.
 
 use guest_proto::hypercall::CALLS;
-use guest_proto::vcpu_page::{InterceptKind, intercept_flags as flags};
+use guest_proto::vcpu_page::{InterceptFlags as Flags, InterceptKind};
 
 use crate::guest::code::code;
 use crate::guest::{Exit, Guest, Mode, Plan, layout};
@@ -29,7 +29,10 @@ fn a_halt_ends_the_turn() -> Outcome {
 fn a_triple_fault_is_a_shutdown() -> Outcome {
     let guest = Guest::new(code!["push 0", "push 0", "lidt [rsp]", "ud2",])?;
     let intercept = guest.intercept(0, InterceptKind::Shutdown)?;
-    ensure("it has the state", intercept.flags & flags::STATE != 0)?;
+    ensure(
+        "it has the state",
+        intercept.flags & Flags::STATE.bits() != 0,
+    )?;
     equal("rip", guest.shared(0).state.load().rip, intercept.rip)?;
     // It is down for good, or until its state is set.
     guest.intercept(0, InterceptKind::Shutdown)?;

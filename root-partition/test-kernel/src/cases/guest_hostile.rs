@@ -3,7 +3,7 @@
 
 use guest_proto::Status;
 use guest_proto::hypercall::{DoorbellSpace, Hypercall};
-use guest_proto::vcpu_page::{InterceptKind, Reply, Segment, VcpuState, reply_flags};
+use guest_proto::vcpu_page::{InterceptKind, Reply, ReplyFlags, Segment, VcpuState};
 
 use crate::guest::code::code;
 use crate::guest::{Exit, Guest, layout};
@@ -120,10 +120,10 @@ fn a_bad_reply_is_refused() -> Outcome {
     let bad = [
         (1 << 5, 0),
         (1 << 31, 0),
-        (reply_flags::EXCEPTION, 32),
-        (reply_flags::EXCEPTION, 2),
-        (reply_flags::EXCEPTION, u32::MAX),
-        (reply_flags::DATA | 1 << 4, 0),
+        (ReplyFlags::EXCEPTION.bits(), 32),
+        (ReplyFlags::EXCEPTION.bits(), 2),
+        (ReplyFlags::EXCEPTION.bits(), u32::MAX),
+        (ReplyFlags::DATA.bits() | 1 << 4, 0),
     ];
     for (flags, exception) in bad {
         guest.shared(0).reply.store(&Reply {

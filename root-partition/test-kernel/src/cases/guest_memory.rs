@@ -2,8 +2,8 @@
 
 use core::sync::atomic::Ordering;
 
-use guest_proto::hypercall::{Hypercall, MapRange, map_flags};
-use guest_proto::vcpu_page::{InterceptKind, RunState, intercept_flags as flags};
+use guest_proto::hypercall::{Hypercall, MapFlags, MapRange};
+use guest_proto::vcpu_page::{InterceptFlags as Flags, InterceptKind, RunState};
 
 use crate::guest::code::code;
 use crate::guest::{self, Guest, layout};
@@ -32,7 +32,10 @@ fn a_read_of_nothing_is_an_intercept() -> Outcome {
     let intercept = guest.intercept(0, InterceptKind::Memory)?;
     equal("address", intercept.address, NOTHING + 8)?;
     equal("present, write", intercept.error_code & 0b11, 0)?;
-    ensure("it has the state", intercept.flags & flags::STATE != 0)?;
+    ensure(
+        "it has the state",
+        intercept.flags & Flags::STATE.bits() != 0,
+    )?;
     let state = guest.shared(0).state.load();
     equal(
         "rip",
@@ -105,7 +108,7 @@ fn read_only_memory_is_not_written() -> Outcome {
             gpa_pfn: NOTHING >> 12,
             pfn: page.pfn(),
             pages: 1,
-            flags: map_flags::READ_ONLY,
+            flags: MapFlags::READ_ONLY.bits(),
         },
     );
     hv::deposit(guest.id, 8)?;

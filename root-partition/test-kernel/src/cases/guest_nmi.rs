@@ -1,6 +1,6 @@
 //! NMIs into a guest.
 
-use guest_proto::vcpu_page::{InterceptKind, Reply, reply_flags};
+use guest_proto::vcpu_page::{InterceptKind, Reply, ReplyFlags};
 
 use crate::guest::code::code;
 use crate::guest::{Guest, layout, map};
@@ -219,7 +219,7 @@ fn an_nmi_comes_with_the_end_of_an_exceptions_handler() -> Outcome {
     ])?;
     guest.port()?;
     guest.shared(0).reply.store(&Reply {
-        flags: reply_flags::EXCEPTION,
+        flags: ReplyFlags::EXCEPTION.bits(),
         exception: PROTECTION as u32,
         ..Reply::default()
     });

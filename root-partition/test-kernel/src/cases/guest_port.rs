@@ -1,6 +1,6 @@
 //! A guest's port accesses, and the worker's answers.
 
-use guest_proto::vcpu_page::{Reply, intercept_flags as flags, reply_flags};
+use guest_proto::vcpu_page::{InterceptFlags as Flags, Reply, ReplyFlags};
 
 use crate::guest::code::code;
 use crate::guest::{Guest, layout};
@@ -39,7 +39,7 @@ fn a_port_write_tells_its_operands() -> Outcome {
             "write, flags",
             (
                 intercept.is_write,
-                intercept.flags & (flags::STRING | flags::REP),
+                intercept.flags & (Flags::STRING.bits() | Flags::REP.bits()),
             ),
             (1, 0),
         )?;
@@ -89,7 +89,7 @@ fn a_string_write_is_left_to_the_worker() -> Outcome {
         ; source = const SOURCE,
     ])?;
     let intercept = guest.port()?;
-    let expected = flags::STRING | flags::REP | flags::STATE;
+    let expected = Flags::STRING.bits() | Flags::REP.bits() | Flags::STATE.bits();
     equal("flags", intercept.flags, expected)?;
     equal(
         "port, size, write",
@@ -119,7 +119,7 @@ fn a_string_read_is_left_to_the_worker() -> Outcome {
         ; target = const layout::DATA,
     ])?;
     let intercept = guest.port()?;
-    let expected = flags::STRING | flags::REP | flags::STATE;
+    let expected = Flags::STRING.bits() | Flags::REP.bits() | Flags::STATE.bits();
     equal("flags", intercept.flags, expected)?;
     equal(
         "port, size, write",
@@ -157,7 +157,7 @@ fn the_worker_may_answer_with_an_exception() -> Outcome {
     ])?;
     guest.port()?;
     guest.shared(0).reply.store(&Reply {
-        flags: reply_flags::EXCEPTION,
+        flags: ReplyFlags::EXCEPTION.bits(),
         exception: PAGE_FAULT,
         error_code: 2,
         fault_address: 0x1234_5000,
@@ -188,7 +188,7 @@ fn a_string_that_faults_keeps_its_progress() -> Outcome {
         state.gpr[1] = 2;
     });
     guest.shared(0).reply.store(&Reply {
-        flags: reply_flags::REGISTERS | reply_flags::EXCEPTION,
+        flags: ReplyFlags::REGISTERS.bits() | ReplyFlags::EXCEPTION.bits(),
         exception: PROTECTION,
         ..Reply::default()
     });

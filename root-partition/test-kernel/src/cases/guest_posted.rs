@@ -1,6 +1,6 @@
 //! Posted writes: doorbells as a guest rings them.
 
-use guest_proto::hypercall::{DoorbellSpace, Hypercall, doorbell_flags};
+use guest_proto::hypercall::{DoorbellFlags, DoorbellSpace, Hypercall};
 use guest_proto::limits::RING_ENTRIES;
 use guest_proto::ring::{Consumer, Ring};
 use guest_proto::vcpu_page::{InterceptKind, PostedKind, PostedWrite};
@@ -130,7 +130,7 @@ fn a_signal_only_doorbell_posts_nothing() -> Outcome {
     add(
         &guest,
         DoorbellSpace::Port,
-        doorbell_flags::SIGNAL_ONLY,
+        DoorbellFlags::SIGNAL_ONLY.bits(),
         PORT,
     )?;
     for _ in 0..2 {

@@ -1,7 +1,7 @@
 //! A virtual CPU's state: as root sets and reads it, and kept apart from root's own and from other
 //! guests'.
 
-use guest_proto::vcpu_page::{InterceptKind, Segment, VcpuState, Vectors, reply_flags};
+use guest_proto::vcpu_page::{InterceptKind, ReplyFlags, Segment, VcpuState, Vectors};
 
 use crate::guest::code::code;
 use crate::guest::{Guest, layout};
@@ -173,7 +173,7 @@ fn a_worker_reads_and_sets_vector_registers() -> Outcome {
     page.vectors.store(&vectors);
     guest.emulate(0, |state| state.rip = state.gpr[3]);
     let mut reply = page.reply.load();
-    reply.flags |= reply_flags::VECTORS;
+    reply.flags |= ReplyFlags::VECTORS.bits();
     page.reply.store(&reply);
     guest.halt(0)?;
     let stored: [u64; 4] = guest.ram.load(layout::DATA);

@@ -1,6 +1,6 @@
 //! Calls about the machine, and what holds for every call.
 
-use guest_proto::cpuid::{SIGNATURE, features, leaf};
+use guest_proto::cpuid::{Features, SIGNATURE, leaf};
 use guest_proto::hypercall::{CALLS, Counters, ExitKind, Hypercall};
 use guest_proto::{ABI_VERSION, Status};
 
@@ -76,7 +76,10 @@ fn cpuid_shows_the_microvisor_and_hides_svm() -> Outcome {
         (next.eax, next.ecx, next.edx),
         (ABI_VERSION, 0, 0),
     )?;
-    ensure("nested paging", next.ebx & features::NESTED_PAGING != 0)?;
+    ensure(
+        "nested paging",
+        next.ebx & Features::NESTED_PAGING.bits() != 0,
+    )?;
     equal("SVM's bit", cpu::cpuid(0x8000_0001, 0).ecx & 1 << 2, 0)?;
     let svm = cpu::cpuid(0x8000_000a, 0);
     equal("SVM's leaf", [svm.eax, svm.ebx, svm.ecx, svm.edx], [0; 4])

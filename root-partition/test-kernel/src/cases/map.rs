@@ -1,7 +1,7 @@
 //! Guest RAM: donated, shared, taken back.
 
 use guest_proto::Status;
-use guest_proto::hypercall::{Hypercall, MapRange, map_flags};
+use guest_proto::hypercall::{Hypercall, MapFlags, MapRange};
 
 use super::FOREIGN_PAGES;
 use crate::hv;
@@ -178,7 +178,7 @@ fn bad_entries_have_names() -> Outcome {
     map(
         id,
         &[MapRange {
-            flags: map_flags::READ_ONLY,
+            flags: MapFlags::READ_ONLY.bits(),
             ..good
         }],
     )
@@ -278,7 +278,7 @@ fn verify_looks_at_every_frame_and_page() -> Outcome {
     hv::deposit(id, 32)?;
     let large = Pages::take_aligned(512, 512);
     let small = MapRange {
-        flags: map_flags::READ_ONLY,
+        flags: MapFlags::READ_ONLY.bits(),
         ..range(1 << 20, Pages::take(3))
     };
     map(id, &[range(0, large), small]).ok()?;

@@ -1,7 +1,7 @@
 //! The life of partitions, and their properties.
 
 use guest_proto::Status;
-use guest_proto::hypercall::{Hypercall, Property, partition_flags};
+use guest_proto::hypercall::{Hypercall, PartitionFlags, Property};
 use guest_proto::limits::MAX_PARTITIONS;
 
 use super::NO_PARTITIONS;
@@ -36,7 +36,7 @@ fn only_known_flags_are_taken() -> Outcome {
     for flags in [2, 1 << 32, u64::MAX] {
         hv::call(Hypercall::PartitionCreate, [flags]).is(Status::InvalidArgument)?;
     }
-    let private = hv::call(Hypercall::PartitionCreate, [partition_flags::PRIVATE]);
+    let private = hv::call(Hypercall::PartitionCreate, [PartitionFlags::PRIVATE.bits()]);
     private.is(Status::NotSupported)?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! A guest that reads and writes model-specific registers as it is told.
 
 use super::code::code;
-use guest_proto::vcpu_page::{InterceptKind, Reply, reply_flags};
+use guest_proto::vcpu_page::{InterceptKind, Reply, ReplyFlags};
 
 use super::{Exit, Guest, layout};
 use crate::report::Outcome;
@@ -52,7 +52,7 @@ impl Guest {
             state.gpr[7] = write.unwrap_or_default();
         })?;
         let gp = Reply {
-            flags: reply_flags::EXCEPTION,
+            flags: ReplyFlags::EXCEPTION.bits(),
             exception: 13,
             ..Reply::default()
         };

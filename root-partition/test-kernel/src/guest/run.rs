@@ -1,7 +1,7 @@
 //! A guest's turns: run, answered, and what ended them.
 
 use guest_proto::hypercall::Hypercall;
-use guest_proto::vcpu_page::{Intercept, InterceptKind, Reply, RunExit, VcpuState, reply_flags};
+use guest_proto::vcpu_page::{Intercept, InterceptKind, Reply, ReplyFlags, RunExit, VcpuState};
 
 use super::{Guest, layout};
 use crate::report::{Outcome, equal, fail};
@@ -44,7 +44,7 @@ impl Guest {
     /// Answers a read.
     pub fn reply(&self, vcpu: usize, data: u64) {
         self.shared(vcpu).reply.store(&Reply {
-            flags: reply_flags::DATA,
+            flags: ReplyFlags::DATA.bits(),
             data,
             ..Reply::default()
         });
@@ -57,7 +57,7 @@ impl Guest {
         change(&mut state);
         page.state.store(&state);
         page.reply.store(&Reply {
-            flags: reply_flags::REGISTERS,
+            flags: ReplyFlags::REGISTERS.bits(),
             ..Reply::default()
         });
     }

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use guest_proto::vcpu_page::{Intercept, InterceptKind, Reply, RunState, reply_flags};
+use guest_proto::vcpu_page::{Intercept, InterceptKind, Reply, ReplyFlags, RunState};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::{Errno, pread, pwrite};
 use vmctl::driver::page::Ring;
@@ -87,7 +87,7 @@ impl Guest {
     /// Answers a read.
     pub(crate) fn answer(&mut self, data: u64) {
         self.vcpu.reply(&Reply {
-            flags: reply_flags::DATA,
+            flags: ReplyFlags::DATA.bits(),
             data,
             ..Reply::default()
         });

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use guest_proto::driver::memory_flags::{POPULATE, READ_ONLY};
+use guest_proto::driver::MemoryFlags;
 use guest_proto::vcpu_page::InterceptKind;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::Errno;
@@ -72,8 +72,15 @@ fn memory_is_held_when_it_is_populated_and_let_go_with_the_partition() {
     assert_eq!(device.vm_info(vm.id()).unwrap().ram_pages, 0);
     // Neither end at a chunk's.
     let (gpa, size) = ((32 << 20) + 5 * PAGE, (7 << 20) + PAGE);
-    vm.set_memory(1, memory.as_fd(), gpa, size, 16 << 20, POPULATE)
-        .unwrap();
+    vm.set_memory(
+        1,
+        memory.as_fd(),
+        gpa,
+        size,
+        16 << 20,
+        MemoryFlags::POPULATE.bits(),
+    )
+    .unwrap();
     let info = device.vm_info(vm.id()).unwrap();
     assert_eq!(info.ram_pages, size / PAGE);
     assert_eq!(info.memory, (16 << 20) + size);
@@ -112,8 +119,15 @@ fn writes_to_read_only_memory_and_to_none_reach_the_worker() {
     let vm = guest.device.create_vm("read-only", 0).unwrap();
     vm.set_memory(0, guest.memfd.as_fd(), 0, 0x10000, 0, 0)
         .unwrap();
-    vm.set_memory(1, guest.memfd.as_fd(), 0x10000, PAGE, 0x10000, READ_ONLY)
-        .unwrap();
+    vm.set_memory(
+        1,
+        guest.memfd.as_fd(),
+        0x10000,
+        PAGE,
+        0x10000,
+        MemoryFlags::READ_ONLY.bits(),
+    )
+    .unwrap();
     let (mut vcpu, _ring) = vm.vcpu(0).unwrap();
     start_at(&mut vcpu, CODE);
     write(&guest.memfd, 0x10000, &[0x55]);

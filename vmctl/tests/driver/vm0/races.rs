@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use guest_proto::driver::{Msi, memory_flags::POPULATE};
+use guest_proto::driver::{MemoryFlags, Msi};
 use guest_proto::hypercall::DoorbellSpace;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{Errno, write};
@@ -65,7 +65,16 @@ fn a_partition_ends_whatever_is_under_way() {
             scope.spawn(|| until_gone(|| vm.memory(1)));
             scope.spawn(|| {
                 let gpa = 1 << 30;
-                until_gone(|| vm.set_memory(1, ram.as_fd(), gpa, 64 << 20, 0, POPULATE));
+                until_gone(|| {
+                    vm.set_memory(
+                        1,
+                        ram.as_fd(),
+                        gpa,
+                        64 << 20,
+                        0,
+                        MemoryFlags::POPULATE.bits(),
+                    )
+                });
             });
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
@@ -105,7 +114,7 @@ fn pages_come_back() {
     let cycle = || {
         let vm = device.create_vm("cycle", 0).unwrap();
         let ram = memfd(16 << 20);
-        vm.set_memory(0, ram.as_fd(), 0, 16 << 20, 0, POPULATE)
+        vm.set_memory(0, ram.as_fd(), 0, 16 << 20, 0, MemoryFlags::POPULATE.bits())
             .unwrap();
         for index in 0..4 {
             vm.vcpu(index).unwrap();
