@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every check, then every test, and one line that counts them.
 
 mod checks;
+mod dependencies;
 mod door;
 mod faults;
 mod host;
@@ -42,6 +43,7 @@ impl LazyParts {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut report = Report::new(options.filter.clone());
     checks::run(&mut report);
+    dependencies::run(&mut report);
     host::run(&mut report)?;
     if report.wants_some_of(TEST_KERNEL) {
         test_kernel::run(&mut |name, result| report.record(name, result));
