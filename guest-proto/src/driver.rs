@@ -66,6 +66,9 @@ abi_consts! {
         VM_KICK_ALL = super::ioc(super::NONE, 0x17, 0),
         /// VM, no argument: as DEV_DESTROY_VM. The fds answer ENODEV afterwards.
         VM_DESTROY = super::ioc(super::NONE, 0x18, 0),
+        /// VM, argument is an eventfd: signals it when the end of a level-triggered interrupt finds its consumer
+        /// asleep. -1 unbinds the eventfd. EADDRINUSE where one is bound, ENOENT where none is.
+        VM_EOI_EVENTFD = super::ioc(super::NONE, 0x19, 0),
         /// VCPU, no argument: runs until the guest needs the worker. 0: see `intercept`;
         /// EINTR: a signal, a kick, or the kernel wants the thread to pass through user space;
         /// ENODEV: the partition is gone. EBUSY, as from each of those that follow but KICK: a
@@ -227,9 +230,7 @@ abi_flags! {
 }
 
 abi_struct! {
-    /// Binds a range of guest ports or memory to an eventfd. With the tag `doorbell_tags::EOI` there
-    /// is no range: the eventfd is signalled when the end of a level-triggered interrupt finds its
-    /// consumer asleep.
+    /// Binds a range of guest ports or memory to an eventfd.
     pub struct Doorbell: 32 {
         /// First port or guest physical address.
         pub base: u64,
@@ -239,7 +240,7 @@ abi_struct! {
         pub space: u8,
         /// `DoorbellFlags`.
         pub flags: u8,
-        /// Tag, chosen by the worker.
+        /// Tag, chosen by the worker: not `doorbell_tags::EOI`.
         pub tag: u16,
         /// Eventfd signalled on Notify; -1 removes the doorbell of this tag.
         pub eventfd: i32,

@@ -115,6 +115,8 @@ static long vm_ioctl(struct file *file, unsigned int command, unsigned long argu
 		return mv_vcpu_open(attachment, argument);
 	case MV_IOCTL_VM_DOORBELL:
 		return mv_doorbell(vm, user);
+	case MV_IOCTL_VM_EOI_EVENTFD:
+		return mv_eoi_eventfd(vm, argument);
 	case MV_IOCTL_VM_IRQFD:
 		return mv_irqfd(vm, user);
 	case MV_IOCTL_VM_MSI:

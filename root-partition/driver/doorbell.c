@@ -2,7 +2,8 @@
 /*
  * Doorbells: eventfds that are signalled when a posted write finds its consumer asleep.
  *
- * The ranges are the microvisor's business; here are the eventfds, by tag.
+ * The microvisor has the ranges; here are the eventfds, by tag. The end of a level-triggered interrupt has a tag of its own,
+ * and no range.
  */
 #include <linux/eventfd.h>
 #include <linux/rcupdate.h>
@@ -29,50 +30,57 @@ static u64 packed(const struct mv_doorbell *wanted)
 	return wanted->space | wanted->flags << 8 | (u64)wanted->length << 16;
 }
 
+/* Has the eventfd of the worker's signalled for this tag. */
+static int bind(struct mv_vm *vm, u16 tag, int fd)
+{
+	struct eventfd_ctx *eventfd = eventfd_ctx_fdget(fd);
+	int error;
+
+	if (IS_ERR(eventfd))
+		return PTR_ERR(eventfd);
+	error = xa_insert(&vm->doorbells, tag, eventfd, GFP_KERNEL_ACCOUNT);
+	if (error)
+		eventfd_ctx_put(eventfd);
+	return error == -EBUSY ? -EADDRINUSE : error;
+}
+
+static int unbind(struct mv_vm *vm, u16 tag)
+{
+	struct eventfd_ctx *eventfd = xa_erase(&vm->doorbells, tag);
+
+	if (!eventfd)
+		return -ENOENT;
+	synchronize_rcu();
+	eventfd_ctx_put(eventfd);
+	return 0;
+}
+
 static int add(struct mv_vm *vm, const struct mv_doorbell *wanted)
 {
-	struct eventfd_ctx *eventfd;
 	int error;
 
 	/* The call has 16 bits for it. */
 	if (wanted->length > U16_MAX)
 		return -ERANGE;
-	eventfd = eventfd_ctx_fdget(wanted->eventfd);
-	if (IS_ERR(eventfd))
-		return PTR_ERR(eventfd);
 	/* First, so that it is there when the first write is. */
-	error = xa_insert(&vm->doorbells, wanted->tag, eventfd, GFP_KERNEL_ACCOUNT);
-	if (error) {
-		eventfd_ctx_put(eventfd);
-		return error == -EBUSY ? -EADDRINUSE : error;
-	}
-	if (wanted->tag == MV_DOORBELL_TAG_EOI)
-		return 0;
+	error = bind(vm, wanted->tag, wanted->eventfd);
+	if (error)
+		return error;
 	error = mv_call4(MV_CALL_DOORBELL_ADD, vm->id, packed(wanted), wanted->base, wanted->tag,
 			 NULL);
-	if (error) {
-		xa_erase(&vm->doorbells, wanted->tag);
-		synchronize_rcu();
-		eventfd_ctx_put(eventfd);
-	}
+	if (error)
+		unbind(vm, wanted->tag);
 	return error;
 }
 
 static int remove(struct mv_vm *vm, u16 tag)
 {
-	struct eventfd_ctx *eventfd = xa_load(&vm->doorbells, tag);
-	int error = 0;
+	int error;
 
-	if (!eventfd)
+	if (!xa_load(&vm->doorbells, tag))
 		return -ENOENT;
-	if (tag != MV_DOORBELL_TAG_EOI)
-		error = mv_call2(MV_CALL_DOORBELL_REMOVE, vm->id, tag, NULL);
-	if (error)
-		return error;
-	xa_erase(&vm->doorbells, tag);
-	synchronize_rcu();
-	eventfd_ctx_put(eventfd);
-	return 0;
+	error = mv_call2(MV_CALL_DOORBELL_REMOVE, vm->id, tag, NULL);
+	return error ? error : unbind(vm, tag);
 }
 
 long mv_doorbell(struct mv_vm *vm, struct mv_doorbell __user *user)
@@ -84,10 +92,27 @@ long mv_doorbell(struct mv_vm *vm, struct mv_doorbell __user *user)
 		return -EFAULT;
 	if (wanted.reserved || wanted.reserved2 || wanted.eventfd < -1)
 		return -EINVAL;
+	if (wanted.tag == MV_DOORBELL_TAG_EOI)
+		return -ERANGE;
 	error = mv_vm_lock(vm);
 	if (error)
 		return error;
 	error = wanted.eventfd == -1 ? remove(vm, wanted.tag) : add(vm, &wanted);
+	mv_vm_unlock(vm);
+	return error;
+}
+
+long mv_eoi_eventfd(struct mv_vm *vm, unsigned long argument)
+{
+	int fd = argument;
+	long error;
+
+	if (argument != fd || fd < -1)
+		return -EINVAL;
+	error = mv_vm_lock(vm);
+	if (error)
+		return error;
+	error = fd == -1 ? unbind(vm, MV_DOORBELL_TAG_EOI) : bind(vm, MV_DOORBELL_TAG_EOI, fd);
 	mv_vm_unlock(vm);
 	return error;
 }

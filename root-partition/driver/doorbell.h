@@ -11,6 +11,9 @@ struct mv_vm;
 
 long mv_doorbell(struct mv_vm *vm, struct mv_doorbell __user *user);
 
+/* The argument of the ioctl is an eventfd, or -1. */
+long mv_eoi_eventfd(struct mv_vm *vm, unsigned long argument);
+
 /* Signals the eventfd of a tag, if it has one. */
 void mv_doorbell_ring(struct mv_vm *vm, u16 tag);
 

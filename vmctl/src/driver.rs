@@ -25,7 +25,7 @@ use guest_proto::driver::{
     SetProperty, Verify, VmInfo, VmList, ioctl as number,
 };
 use guest_proto::hypercall::{
-    Counters, DoorbellFlags, DoorbellSpace, MachineInfo, Property, VerifyReport, doorbell_tags,
+    Counters, DoorbellFlags, DoorbellSpace, MachineInfo, Property, VerifyReport,
 };
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, NoArg, Opcode, Updater, ioctl};
@@ -480,13 +480,28 @@ impl Vm {
             .map_err(failed("register a doorbell"))
     }
 
-    /// Has `eventfd` signalled when the end of an interrupt finds its consumer asleep.
+    /// Has `eventfd` signalled when the end of a level-triggered interrupt finds its consumer asleep.
     ///
     /// # Errors
     ///
-    /// The driver's errno.
+    /// Fails with EADDRINUSE if an eventfd is bound.
     pub fn eoi_eventfd(&self, eventfd: BorrowedFd<'_>) -> Result<(), DriverError> {
-        self.doorbell(DoorbellSpace::Port, 0, 1, doorbell_tags::EOI, eventfd)
+        self.bind_eoi(eventfd.as_raw_fd())
+    }
+
+    /// Unbinds the eventfd of [`Vm::eoi_eventfd`].
+    ///
+    /// # Errors
+    ///
+    /// Fails with ENOENT if no eventfd is bound.
+    pub fn remove_eoi_eventfd(&self) -> Result<(), DriverError> {
+        self.bind_eoi(-1)
+    }
+
+    fn bind_eoi(&self, eventfd: i32) -> Result<(), DriverError> {
+        by_value::<{ opcode(number::VM_EOI_EVENTFD) }>(&self.fd, i64::from(eventfd) as u64)
+            .map(|_| ())
+            .map_err(failed("bind the eventfd for ends of interrupts"))
     }
 
     /// Removes the doorbell of a tag.

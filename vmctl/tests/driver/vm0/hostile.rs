@@ -159,6 +159,7 @@ fn no_address_is_believed() {
                 number::VM_VCPU,
                 number::VM_KICK_ALL,
                 number::VM_DESTROY,
+                number::VM_EOI_EVENTFD,
                 number::VCPU_RUN,
                 number::VCPU_GET_STATE,
                 number::VCPU_SET_STATE,

@@ -224,10 +224,11 @@ fn doorbells_are_removed_by_hand_and_with_who_made_them() {
     add(0x20, 1, 10).unwrap();
     guest.vm.eoi_eventfd(bell.as_fd()).unwrap();
     assert_eq!(errno(guest.vm.eoi_eventfd(bell.as_fd())), Errno::ADDRINUSE);
-    guest
-        .vm
-        .remove_doorbell(guest_proto::hypercall::doorbell_tags::EOI)
-        .unwrap();
+    let eoi = guest_proto::hypercall::doorbell_tags::EOI;
+    assert_eq!(errno(guest.vm.remove_doorbell(eoi)), Errno::RANGE);
+    assert_eq!(errno(add(0x40, 1, eoi)), Errno::RANGE);
+    guest.vm.remove_eoi_eventfd().unwrap();
+    assert_eq!(errno(guest.vm.remove_eoi_eventfd()), Errno::NOENT);
     guest.vm.eoi_eventfd(bell.as_fd()).unwrap();
 }
 
