@@ -65,7 +65,6 @@ pub const CATALOG: &[Section] = &[
             C("CALL_", &hypercall::Hypercall::LAYOUT),
             C("PARTITION_", &hypercall::PartitionFlags::LAYOUT),
             C("PROPERTY_", &hypercall::Property::LAYOUT),
-            C("DOORBELL_SPACE_", &hypercall::DoorbellSpace::LAYOUT),
             C("DOORBELL_", &hypercall::DoorbellFlags::LAYOUT),
             C("DOORBELL_TAG_", &hypercall::doorbell_tags::LAYOUT),
             C("MAP_", &hypercall::MapFlags::LAYOUT),

@@ -230,24 +230,18 @@ abi_flags! {
 }
 
 abi_struct! {
-    /// Binds a range of guest ports or memory to an eventfd.
+    /// Binds a range of guest ports to an eventfd.
     pub struct Doorbell: 32 {
-        /// First port or guest physical address.
-        pub base: u64,
-        /// Bytes.
-        pub length: u32,
-        /// `DoorbellSpace`.
-        pub space: u8,
+        /// First port.
+        pub port: u64,
+        /// Ports, 1 to 4096.
+        pub length: u64,
         /// `DoorbellFlags`.
-        pub flags: u8,
+        pub flags: u64,
         /// Tag, chosen by the worker: not `doorbell_tags::EOI`.
-        pub tag: u16,
+        pub tag: u32,
         /// Eventfd signalled on Notify; -1 removes the doorbell of this tag.
         pub eventfd: i32,
-        /// Reserved, 0.
-        pub reserved: u32,
-        /// Reserved, 0.
-        pub reserved2: u64,
     }
 }
 

@@ -147,18 +147,19 @@ hypercalls! {
         InvalidState: "a virtual CPU has run, or the partition ends"
     ];
 
-    /// Registers a doorbell: guest writes to this range are posted to the writing virtual CPU's
+    /// Registers a doorbell: guest writes to these ports are posted to the writing virtual CPU's
     /// ring instead of ending its turn.
     DoorbellAdd = 0x0104, "doorbell_add"(
         "partition": "id",
-        "space": "`DoorbellSpace` in bits 7:0, `DoorbellFlags` in bits 15:8, length in bytes (1 to 4096) in bits 31:16",
-        "base": "first port, or guest physical address",
-        "tag": "0 to 65534; identifies the range in ring entries and NOTIFY"
+        "port": "first port",
+        "length": "ports, 1 to 4096",
+        "tag": "0 to 65534; identifies the range in ring entries and Notify",
+        "flags": "`DoorbellFlags`"
     ) -> "0" errors [
         NoSuchPartition: "no partition has this id",
         Overlap: "a doorbell overlaps it, or has this tag",
         Full: "64 doorbells exist",
-        OutOfRange: "the range is empty, longer than 4096 bytes or leaves its space, or the tag is above 65534"
+        OutOfRange: "the range is empty, longer than 4096 ports or has a port above 65535, or the tag is above 65534"
     ];
 
     /// Removes a doorbell. Entries that are already in rings stay there.
@@ -314,19 +315,9 @@ abi_enum! {
     }
 }
 
-abi_enum! {
-    /// Where a doorbell lies.
-    pub enum DoorbellSpace: u8 {
-        /// I/O ports.
-        Port = 1,
-        /// Guest physical memory.
-        Memory = 2,
-    }
-}
-
 abi_flags! {
     /// Flags of `doorbell_add`.
-    pub struct DoorbellFlags: u8 {
+    pub struct DoorbellFlags: u64 {
         /// Never put into the ring: each write returns Notify (for consumers that only have an
         /// eventfd, such as vhost).
         SIGNAL_ONLY = 1 << 0,

@@ -174,8 +174,6 @@ abi_enum! {
     pub enum PostedKind: u8 {
         /// Write to a port doorbell.
         Port = 1,
-        /// Write to a memory doorbell.
-        Memory = 2,
         /// End of interrupt of a level-triggered vector (`data`).
         Eoi = 3,
     }
@@ -190,7 +188,7 @@ abi_struct! {
         pub size: u8,
         /// Tag of the doorbell.
         pub tag: u16,
-        /// Bytes from the start of the doorbell's range.
+        /// Ports from the start of the doorbell's range.
         pub offset: u32,
         /// Value written.
         pub data: u64,

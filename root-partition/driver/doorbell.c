@@ -25,11 +25,6 @@ void mv_doorbell_ring(struct mv_vm *vm, u16 tag)
 	rcu_read_unlock();
 }
 
-static u64 packed(const struct mv_doorbell *wanted)
-{
-	return wanted->space | wanted->flags << 8 | (u64)wanted->length << 16;
-}
-
 /* Has the eventfd of the worker's signalled for this tag. */
 static int bind(struct mv_vm *vm, u16 tag, int fd)
 {
@@ -59,15 +54,12 @@ static int add(struct mv_vm *vm, const struct mv_doorbell *wanted)
 {
 	int error;
 
-	/* The call has 16 bits for it. */
-	if (wanted->length > U16_MAX)
-		return -ERANGE;
 	/* First, so that it is there when the first write is. */
 	error = bind(vm, wanted->tag, wanted->eventfd);
 	if (error)
 		return error;
-	error = mv_call4(MV_CALL_DOORBELL_ADD, vm->id, packed(wanted), wanted->base, wanted->tag,
-			 NULL);
+	error = mv_hypercall(MV_CALL_DOORBELL_ADD, vm->id, wanted->port, wanted->length,
+			     wanted->tag, wanted->flags, NULL);
 	if (error)
 		unbind(vm, wanted->tag);
 	return error;
@@ -90,9 +82,9 @@ long mv_doorbell(struct mv_vm *vm, struct mv_doorbell __user *user)
 
 	if (copy_from_user(&wanted, user, sizeof(wanted)))
 		return -EFAULT;
-	if (wanted.reserved || wanted.reserved2 || wanted.eventfd < -1)
+	if (wanted.eventfd < -1)
 		return -EINVAL;
-	if (wanted.tag == MV_DOORBELL_TAG_EOI)
+	if (wanted.tag >= MV_DOORBELL_TAG_EOI)
 		return -ERANGE;
 	error = mv_vm_lock(vm);
 	if (error)

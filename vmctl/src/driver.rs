@@ -24,9 +24,7 @@ use guest_proto::driver::{
     AttachVm, CreateVm, DeviceInfo, Doorbell, IrqFd, MemorySlot, Msi, ReadCounters, ReadLog,
     SetProperty, Verify, VmInfo, VmList, ioctl as number,
 };
-use guest_proto::hypercall::{
-    Counters, DoorbellFlags, DoorbellSpace, MachineInfo, Property, VerifyReport,
-};
+use guest_proto::hypercall::{Counters, DoorbellFlags, MachineInfo, Property, VerifyReport};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, NoArg, Opcode, Updater, ioctl};
 use zerocopy::{FromBytes, IntoBytes};
@@ -427,28 +425,20 @@ impl Vm {
         Ok((Vcpu::new(fd, page), ring))
     }
 
-    /// Has guest writes to `length` ports or bytes from `base` on posted with `tag`, and `eventfd`
+    /// Has guest writes to `length` ports from `port` on posted with `tag`, and `eventfd`
     /// signalled when one finds its consumer asleep.
     ///
     /// # Errors
     ///
-    /// The driver's errno.
+    /// Fails with the driver's errno.
     pub fn doorbell(
         &self,
-        space: DoorbellSpace,
-        base: u64,
-        length: u32,
+        port: u16,
+        length: u16,
         tag: u16,
         eventfd: BorrowedFd<'_>,
     ) -> Result<(), DriverError> {
-        self.add_doorbell(Doorbell {
-            base,
-            length,
-            space: space.raw(),
-            tag,
-            eventfd: eventfd.as_raw_fd(),
-            ..Doorbell::default()
-        })
+        self.add_doorbell(port, length, tag, DoorbellFlags::empty(), eventfd)
     }
 
     /// Has each write of the guest to one of `length` ports from `port` on signal `eventfd`. The
@@ -456,26 +446,32 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// The driver's errno.
+    /// Fails with the driver's errno.
     pub fn signal_doorbell(
         &self,
         port: u16,
-        length: u32,
+        length: u16,
         tag: u16,
         eventfd: BorrowedFd<'_>,
     ) -> Result<(), DriverError> {
-        self.add_doorbell(Doorbell {
-            base: u64::from(port),
-            length,
-            space: DoorbellSpace::Port.raw(),
-            flags: DoorbellFlags::SIGNAL_ONLY.bits(),
-            tag,
-            eventfd: eventfd.as_raw_fd(),
-            ..Doorbell::default()
-        })
+        self.add_doorbell(port, length, tag, DoorbellFlags::SIGNAL_ONLY, eventfd)
     }
 
-    fn add_doorbell(&self, mut arg: Doorbell) -> Result<(), DriverError> {
+    fn add_doorbell(
+        &self,
+        port: u16,
+        length: u16,
+        tag: u16,
+        flags: DoorbellFlags,
+        eventfd: BorrowedFd<'_>,
+    ) -> Result<(), DriverError> {
+        let mut arg = Doorbell {
+            port: port.into(),
+            length: length.into(),
+            flags: flags.bits(),
+            tag: tag.into(),
+            eventfd: eventfd.as_raw_fd(),
+        };
         update::<{ opcode(number::VM_DOORBELL) }, _>(&self.fd, &mut arg)
             .map_err(failed("register a doorbell"))
     }
@@ -511,7 +507,7 @@ impl Vm {
     /// ENOENT: there is none.
     pub fn remove_doorbell(&self, tag: u16) -> Result<(), DriverError> {
         let mut arg = Doorbell {
-            tag,
+            tag: tag.into(),
             eventfd: -1,
             ..Doorbell::default()
         };

@@ -1,7 +1,7 @@
 //! Calls about partitions: life, properties, doorbells, interrupts.
 
 use guest_proto::Status;
-use guest_proto::hypercall::{DoorbellFlags, DoorbellSpace, PartitionFlags, Property};
+use guest_proto::hypercall::{DoorbellFlags, PartitionFlags, Property};
 use guest_proto::limits::MAX_VCPUS;
 
 use super::args::{control, live, take};
@@ -54,22 +54,12 @@ pub(super) fn set(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
 }
 
 pub(super) fn doorbell_add(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
-    let [partition, packed, base, tag] = take(args)?;
-    let [space, flags, low, high, 0, 0, 0, 0] = packed.to_le_bytes() else {
-        return Err(Status::InvalidArgument.into());
-    };
-    let space = DoorbellSpace::from_raw(space).ok_or(Status::InvalidArgument)?;
+    let [partition, port, length, tag, flags] = args;
     let flags = DoorbellFlags::from_bits(flags).ok_or(Status::InvalidArgument)?;
-    let doorbell = Doorbell {
-        space,
-        base,
-        length: u16::from_le_bytes([low, high]),
-        tag: u16::try_from(tag)
-            .ok()
-            .filter(|tag| *tag != EOI_TAG)
-            .ok_or(Status::OutOfRange)?,
-        signal_only: flags.contains(DoorbellFlags::SIGNAL_ONLY),
-    };
+    let tag = u16::try_from(tag).ok().filter(|tag| *tag != EOI_TAG);
+    let tag = tag.ok_or(Status::OutOfRange)?;
+    let signal_only = flags.contains(DoorbellFlags::SIGNAL_ONLY);
+    let doorbell = Doorbell::new(port, length, tag, signal_only)?;
     let (partition, _control) = live(cx.machine, partition)?;
     partition.doorbells.add(doorbell)?;
     Ok(0)

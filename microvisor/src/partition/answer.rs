@@ -1,6 +1,6 @@
 //! The answer to each exit of a guest.
 
-use guest_proto::hypercall::{DoorbellSpace, ExitKind};
+use guest_proto::hypercall::ExitKind;
 use guest_proto::ring::Push;
 use guest_proto::vcpu_page::InterceptFlags;
 use guest_proto::vcpu_page::{
@@ -183,17 +183,15 @@ impl Turn<'_> {
         if !access.is_write || access.string {
             return Posting::None;
         }
-        let port = u64::from(access.port);
         let doorbells = &self.partition.doorbells;
-        let Some(doorbell) = doorbells.find(DoorbellSpace::Port, port, access.size) else {
+        let Some(doorbell) = doorbells.find(access.port, access.size) else {
             return Posting::None;
         };
         let entry = PostedWrite {
             kind: PostedKind::Port.raw(),
             size: access.size,
             tag: doorbell.tag,
-            // Inside the doorbell, which is not longer than a page.
-            offset: (port - doorbell.base) as u32,
+            offset: u32::from(access.port - doorbell.port),
             data: self.port_data(access.size),
         };
         let posting = if doorbell.signal_only {

@@ -1,190 +1,168 @@
-//! A partition's doorbells: ranges whose writes are posted rather than answered.
+//! A partition's doorbells: ranges of ports whose writes are posted rather than answered.
 //!
-//! Changed under the partition's control lock; looked up by running virtual CPUs without one. Each
-//! entry is two words. `meta` is zero while the entry is free, is written last and cleared first,
-//! and is read on both sides of `base`: a reader sees an entry as it was or as it is, or none, and
-//! none is always safe (the write becomes an intercept).
+//! They change under the partition's control lock; running virtual CPUs look them up without a lock. Each entry is one
+//! word, so a reader sees an entry as it was or as it is.
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use guest_proto::hypercall::DoorbellSpace;
 use guest_proto::limits::MAX_DOORBELLS;
 
 const ENTRIES: usize = MAX_DOORBELLS as usize;
-/// Largest range in bytes.
-pub const MAX_LENGTH: u64 = 4096;
-/// Guest physical addresses end here.
-const MEMORY_END: u64 = 1 << 48;
-const PORT_END: u64 = 1 << 16;
+/// Most ports of one doorbell.
+const MAX_LENGTH: u64 = 4096;
+/// Bit of an entry that is in use.
+const USED: u64 = 1 << 63;
+const SIGNAL_ONLY: u64 = 1 << 48;
 
-/// A range and what its writes become.
+/// A range of ports, and where its writes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Doorbell {
-    /// Where it lies.
-    pub space: DoorbellSpace,
-    /// First port or address.
-    pub base: u64,
-    /// Bytes.
+    /// First port.
+    pub port: u16,
+    /// Ports.
     pub length: u16,
-    /// What root calls it.
+    /// Root's name for the range.
     pub tag: u16,
-    /// Never in the ring: each write ends the turn with Notify.
+    /// A write is never put into the ring: each ends the turn with Notify.
     pub signal_only: bool,
 }
 
 /// Why a doorbell was not added or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DoorbellError {
-    /// It overlaps one that exists, or has the tag of one.
+    /// The range overlaps that of a doorbell, or a doorbell has this tag.
     Overlap,
     /// There are as many as there can be.
     Full,
-    /// The range is empty, too long, or leaves its space.
+    /// The range is empty, too long, or has ports that do not exist.
     OutOfRange,
     /// No doorbell has this tag.
     NoSuchTag,
 }
 
 impl Doorbell {
-    fn end(&self) -> u64 {
-        self.base.saturating_add(u64::from(self.length))
-    }
-
-    fn check(&self) -> Result<(), DoorbellError> {
-        let end = match self.space {
-            DoorbellSpace::Port => PORT_END,
-            DoorbellSpace::Memory => MEMORY_END,
-        };
-        let length = u64::from(self.length);
-        if length == 0 || length > MAX_LENGTH || self.base >= end || self.end() > end {
+    /// Makes a doorbell.
+    ///
+    /// # Errors
+    ///
+    /// Fails with [`DoorbellError::OutOfRange`].
+    pub fn new(port: u64, length: u64, tag: u16, signal_only: bool) -> Result<Self, DoorbellError> {
+        const PORTS: u64 = 1 << 16;
+        let end = port.saturating_add(length);
+        if !(1..=MAX_LENGTH).contains(&length) || end > PORTS {
             return Err(DoorbellError::OutOfRange);
         }
-        Ok(())
-    }
-
-    fn meta(&self) -> u64 {
-        u64::from(self.space.raw())
-            | u64::from(self.signal_only) << 8
-            | u64::from(self.tag) << 16
-            | u64::from(self.length) << 32
-    }
-
-    fn unpack(meta: u64, base: u64) -> Option<Self> {
-        Some(Self {
-            space: DoorbellSpace::from_raw(meta as u8)?,
-            base,
-            length: (meta >> 32) as u16,
-            tag: (meta >> 16) as u16,
-            signal_only: meta & 1 << 8 != 0,
+        Ok(Self {
+            port: port as u16,
+            length: length as u16,
+            tag,
+            signal_only,
         })
     }
-}
 
-#[derive(Debug)]
-struct Entry {
-    meta: AtomicU64,
-    base: AtomicU64,
-}
+    fn end(&self) -> u32 {
+        u32::from(self.port) + u32::from(self.length)
+    }
 
-impl Entry {
-    fn load(&self) -> Option<Doorbell> {
-        let meta = self.meta.load(Ordering::Acquire);
-        if meta == 0 {
-            return None;
-        }
-        let base = self.base.load(Ordering::Acquire);
-        if self.meta.load(Ordering::Relaxed) != meta {
-            return None;
-        }
-        Doorbell::unpack(meta, base)
+    fn pack(&self) -> u64 {
+        let signal_only = if self.signal_only { SIGNAL_ONLY } else { 0 };
+        let [port, length, tag] = [self.port, self.length, self.tag].map(u64::from);
+        USED | signal_only | port | length << 16 | tag << 32
+    }
+
+    fn unpack(entry: u64) -> Option<Self> {
+        (entry & USED != 0).then_some(Self {
+            port: entry as u16,
+            length: (entry >> 16) as u16,
+            tag: (entry >> 32) as u16,
+            signal_only: entry & SIGNAL_ONLY != 0,
+        })
     }
 }
 
 /// The doorbells of one partition.
 #[derive(Debug)]
 pub struct Doorbells {
-    entries: [Entry; ENTRIES],
+    entries: [AtomicU64; ENTRIES],
     /// Entries at and after this index were never used.
     used: AtomicUsize,
 }
 
 impl Doorbells {
-    /// None.
+    /// No doorbell.
     pub const fn new() -> Self {
         Self {
-            entries: [const {
-                Entry {
-                    meta: AtomicU64::new(0),
-                    base: AtomicU64::new(0),
-                }
-            }; ENTRIES],
+            entries: [const { AtomicU64::new(0) }; ENTRIES],
             used: AtomicUsize::new(0),
         }
     }
 
-    /// Registers one. The caller holds the partition's control lock.
+    /// Adds a doorbell. The caller holds the partition's control lock.
+    ///
+    /// # Errors
+    ///
+    /// Fails with [`DoorbellError::Overlap`] or [`DoorbellError::Full`].
     pub fn add(&self, doorbell: Doorbell) -> Result<(), DoorbellError> {
-        doorbell.check()?;
-        let clashes = |other: &Doorbell| {
-            other.tag == doorbell.tag
-                || (other.space == doorbell.space
-                    && other.base < doorbell.end()
-                    && doorbell.base < other.end())
+        let clashes = |other: Doorbell| {
+            let apart = other.end() <= doorbell.port.into() || doorbell.end() <= other.port.into();
+            other.tag == doorbell.tag || !apart
         };
-        if self
-            .entries
-            .iter()
-            .filter_map(Entry::load)
-            .any(|other| clashes(&other))
-        {
+        if self.all().any(clashes) {
             return Err(DoorbellError::Overlap);
         }
-        let free = |entry: &Entry| entry.meta.load(Ordering::Relaxed) == 0;
-        let index = self
-            .entries
-            .iter()
-            .position(free)
+        let is_free = |entry: &AtomicU64| entry.load(Ordering::Relaxed) == 0;
+        let mut entries = self.entries.iter().enumerate();
+        let (index, entry) = entries
+            .find(|(_, entry)| is_free(entry))
             .ok_or(DoorbellError::Full)?;
-        let entry = self.entries.get(index).ok_or(DoorbellError::Full)?;
-        entry.base.store(doorbell.base, Ordering::Release);
-        entry.meta.store(doorbell.meta(), Ordering::Release);
+        entry.store(doorbell.pack(), Ordering::Release);
         self.used.fetch_max(index + 1, Ordering::Release);
         Ok(())
     }
 
-    /// Removes one. The caller holds the partition's control lock.
+    /// Removes the doorbell of a tag. The caller holds the partition's control lock.
+    ///
+    /// # Errors
+    ///
+    /// Fails with [`DoorbellError::NoSuchTag`].
     pub fn remove(&self, tag: u16) -> Result<(), DoorbellError> {
-        let has_tag = |entry: &&Entry| entry.load().is_some_and(|doorbell| doorbell.tag == tag);
-        let entry = self
-            .entries
-            .iter()
-            .find(has_tag)
-            .ok_or(DoorbellError::NoSuchTag)?;
-        entry.meta.store(0, Ordering::Release);
+        let has_tag = |entry: &&AtomicU64| {
+            let doorbell = Doorbell::unpack(entry.load(Ordering::Acquire));
+            doorbell.is_some_and(|doorbell| doorbell.tag == tag)
+        };
+        let entry = self.entries.iter().find(has_tag);
+        entry
+            .ok_or(DoorbellError::NoSuchTag)?
+            .store(0, Ordering::Release);
         Ok(())
     }
 
-    /// Removes all.
+    /// Removes all doorbells.
     pub fn clear(&self) {
         for entry in &self.entries {
-            entry.meta.store(0, Ordering::Release);
+            entry.store(0, Ordering::Release);
         }
         self.used.store(0, Ordering::Release);
     }
 
-    /// The doorbell that a write of `size` bytes at `address` lies in whole.
-    pub fn find(&self, space: DoorbellSpace, address: u64, size: u8) -> Option<Doorbell> {
+    fn all(&self) -> impl Iterator<Item = Doorbell> {
         let used = self.used.load(Ordering::Acquire).min(ENTRIES);
-        let hit = |doorbell: &Doorbell| {
-            doorbell.space == space
-                && address >= doorbell.base
-                && address.saturating_add(u64::from(size)) <= doorbell.end()
-        };
-        self.entries
-            .iter()
-            .take(used)
-            .filter_map(Entry::load)
-            .find(hit)
+        let entries = self.entries.iter().take(used);
+        entries.filter_map(|entry| Doorbell::unpack(entry.load(Ordering::Acquire)))
+    }
+
+    /// Returns the doorbell that a write to `size` ports from `port` on lies in whole.
+    pub fn find(&self, port: u16, size: u8) -> Option<Doorbell> {
+        let used = self.used.load(Ordering::Acquire).min(ENTRIES);
+        let mut entries = self.entries.iter().take(used);
+        let hit = entries.find_map(|entry| {
+            let entry = entry.load(Ordering::Acquire);
+            // No range goes past the last port, so the distance to a port below it is longer than the range.
+            let offset = port.wrapping_sub(entry as u16);
+            let length = (entry >> 16) as u16;
+            (u32::from(offset) + u32::from(size) <= u32::from(length)).then_some(entry)
+        });
+        hit.and_then(Doorbell::unpack)
     }
 }
 
@@ -198,65 +176,64 @@ impl Default for Doorbells {
 mod tests {
     use super::*;
 
-    fn port(base: u64, length: u16, tag: u16) -> Doorbell {
-        Doorbell {
-            space: DoorbellSpace::Port,
-            base,
-            length,
-            tag,
-            signal_only: false,
-        }
+    fn add(doorbells: &Doorbells, port: u64, length: u64, tag: u16) -> Result<(), DoorbellError> {
+        doorbells.add(Doorbell::new(port, length, tag, false)?)
     }
 
     #[test]
     fn a_write_must_lie_in_the_range_whole() {
         let doorbells = Doorbells::new();
-        assert_eq!(doorbells.add(port(0x3f8, 8, 1)), Ok(()));
-        assert_eq!(
-            doorbells.find(DoorbellSpace::Port, 0x3f8, 1).map(|d| d.tag),
-            Some(1)
-        );
-        assert_eq!(
-            doorbells.find(DoorbellSpace::Port, 0x3ff, 1).map(|d| d.tag),
-            Some(1)
-        );
-        assert_eq!(doorbells.find(DoorbellSpace::Port, 0x3ff, 2), None);
-        assert_eq!(doorbells.find(DoorbellSpace::Port, 0x3f7, 1), None);
-        assert_eq!(doorbells.find(DoorbellSpace::Memory, 0x3f8, 1), None);
+        assert_eq!(add(&doorbells, 0x3f8, 8, 1), Ok(()));
+        let tag = |port, size| doorbells.find(port, size).map(|doorbell| doorbell.tag);
+        assert_eq!(tag(0x3f8, 1), Some(1));
+        assert_eq!(tag(0x3ff, 1), Some(1));
+        assert_eq!(tag(0x3ff, 2), None);
+        assert_eq!(tag(0x3f7, 1), None);
+        assert_eq!(tag(0x3f7, 2), None);
+        assert_eq!(add(&doorbells, 0xfff0, 16, 2), Ok(()));
+        assert_eq!(tag(0xffff, 1), Some(2));
+        assert_eq!((tag(0, 1), tag(0xffff, 2)), (None, None));
     }
 
     #[test]
     fn ranges_and_tags_are_unique() {
         let doorbells = Doorbells::new();
-        assert_eq!(doorbells.add(port(0x10, 8, 1)), Ok(()));
-        assert_eq!(doorbells.add(port(0x17, 1, 2)), Err(DoorbellError::Overlap));
-        assert_eq!(doorbells.add(port(0x20, 1, 1)), Err(DoorbellError::Overlap));
-        let memory = Doorbell {
-            space: DoorbellSpace::Memory,
-            ..port(0x10, 8, 2)
-        };
-        assert_eq!(doorbells.add(memory), Ok(()));
-        assert_eq!(doorbells.find(DoorbellSpace::Memory, 0x10, 8), Some(memory));
+        assert_eq!(add(&doorbells, 0x10, 8, 1), Ok(()));
+        assert_eq!(add(&doorbells, 0x17, 1, 2), Err(DoorbellError::Overlap));
+        assert_eq!(add(&doorbells, 0xf, 2, 2), Err(DoorbellError::Overlap));
+        assert_eq!(add(&doorbells, 0x20, 1, 1), Err(DoorbellError::Overlap));
+        assert_eq!(add(&doorbells, 0x18, 8, 2), Ok(()));
         assert_eq!(doorbells.remove(3), Err(DoorbellError::NoSuchTag));
         assert_eq!(doorbells.remove(1), Ok(()));
-        assert_eq!(doorbells.find(DoorbellSpace::Port, 0x10, 1), None);
+        assert_eq!(doorbells.find(0x10, 1), None);
+        assert_eq!(
+            doorbells.find(0x18, 1).map(|doorbell| doorbell.tag),
+            Some(2)
+        );
     }
 
     #[test]
-    fn ranges_end_inside_their_space() {
+    fn an_entry_keeps_every_field() {
+        let doorbells = Doorbells::new();
+        let all = Doorbell::new(0xf001, 0xfff, 0xfffe, true).unwrap();
+        doorbells.add(all).unwrap();
+        assert_eq!(doorbells.find(0xffff, 1), Some(all));
+        let first = Doorbell::new(0, 1, 0, false).unwrap();
+        doorbells.add(first).unwrap();
+        assert_eq!(doorbells.find(0, 1), Some(first));
+    }
+
+    #[test]
+    fn ranges_end_at_the_last_port() {
         let doorbells = Doorbells::new();
         let out = Err(DoorbellError::OutOfRange);
-        assert_eq!(doorbells.add(port(0, 0, 1)), out);
-        assert_eq!(doorbells.add(port(0, 4097, 1)), out);
-        assert_eq!(doorbells.add(port(0xffff, 2, 1)), out);
-        assert_eq!(doorbells.add(port(u64::MAX, 2, 1)), out);
-        assert_eq!(doorbells.add(port(0xffff, 1, 1)), Ok(()));
-        for tag in 2..=MAX_DOORBELLS as u16 {
-            assert_eq!(doorbells.add(port(u64::from(tag), 1, tag)), Ok(()));
+        for (port, length) in [(0, 0), (0, 4097), (0xffff, 2), (0x1_0000, 1), (u64::MAX, 2)] {
+            assert_eq!(add(&doorbells, port, length, 1), out);
         }
-        assert_eq!(
-            doorbells.add(port(0x8000, 1, 900)),
-            Err(DoorbellError::Full)
-        );
+        assert_eq!(add(&doorbells, 0xffff, 1, 1), Ok(()));
+        for tag in 2..=MAX_DOORBELLS as u16 {
+            assert_eq!(add(&doorbells, u64::from(tag), 1, tag), Ok(()));
+        }
+        assert_eq!(add(&doorbells, 0x8000, 1, 900), Err(DoorbellError::Full));
     }
 }

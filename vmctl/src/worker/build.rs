@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use guest_proto::ABI_VERSION;
-use guest_proto::hypercall::{DoorbellSpace, Property};
+use guest_proto::hypercall::Property;
 
 use super::clock::Clock;
 use super::devices::{Devices, Facts};
@@ -188,13 +188,8 @@ impl Partition {
     /// Has writes to COM1's data register posted. Writes to its other registers are not: two CPUs
     /// that enable and disable its interrupts need their order.
     fn bind(&self, wake: &Event) -> Result<(), DriverError> {
-        self.vm.doorbell(
-            DoorbellSpace::Port,
-            u64::from(devices::port::SERIAL),
-            1,
-            devices::SERIAL_TAG,
-            wake.as_fd(),
-        )?;
+        self.vm
+            .doorbell(devices::port::SERIAL, 1, devices::SERIAL_TAG, wake.as_fd())?;
         self.vm.eoi_eventfd(wake.as_fd())
     }
 

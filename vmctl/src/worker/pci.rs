@@ -78,7 +78,7 @@ pub enum Effect {
         /// First port.
         port: u16,
         /// Number of ports.
-        length: u32,
+        length: u16,
         /// The doorbell's tag.
         tag: u16,
         /// The event.

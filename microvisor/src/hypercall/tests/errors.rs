@@ -140,16 +140,14 @@ fn errors_by_argument() {
         (PartitionSet, &[id, 3, 0], OutOfRange),
         (PartitionSet, &[id, 3, 65], OutOfRange),
         (PartitionSet, &[id, 4, 2], OutOfRange),
-        (DoorbellAdd, &[gone, 0x0001_0001, 0, 0], NoSuchPartition),
-        (DoorbellAdd, &[id, 0x0001_0003, 0, 0], InvalidArgument),
-        (DoorbellAdd, &[id, 0x0001_0000, 0, 0], InvalidArgument),
-        (DoorbellAdd, &[id, 0x0001_0201, 0, 0], InvalidArgument),
-        (DoorbellAdd, &[id, 0x1_0001_0001, 0, 0], InvalidArgument),
-        (DoorbellAdd, &[id, 0x0000_0001, 0, 0], OutOfRange),
-        (DoorbellAdd, &[id, 0x1001_0001, 0, 0], OutOfRange),
-        (DoorbellAdd, &[id, 0x0001_0001, 0x1_0000, 0], OutOfRange),
-        (DoorbellAdd, &[id, 0x0001_0002, 1 << 48, 0], OutOfRange),
-        (DoorbellAdd, &[id, 0x0001_0001, 0, 0x1_0000], OutOfRange),
+        (DoorbellAdd, &[gone, 0, 1, 0, 0], NoSuchPartition),
+        (DoorbellAdd, &[id, 0, 1, 0, 2], InvalidArgument),
+        (DoorbellAdd, &[id, 0, 1, 0, 1 << 63], InvalidArgument),
+        (DoorbellAdd, &[id, 0, 0, 0, 0], OutOfRange),
+        (DoorbellAdd, &[id, 0, 0x1001, 0, 0], OutOfRange),
+        (DoorbellAdd, &[id, 0x1_0000, 1, 0, 0], OutOfRange),
+        (DoorbellAdd, &[id, 0, 1, 0xffff, 0], OutOfRange),
+        (DoorbellAdd, &[id, 0, 1, 0x1_0000, 0], OutOfRange),
         (DoorbellRemove, &[gone, 0], NoSuchPartition),
         (DoorbellRemove, &[id, 7], OutOfRange),
         (DoorbellRemove, &[id, 1 << 16], OutOfRange),
@@ -186,12 +184,12 @@ fn a_table_of_partitions_or_doorbells_gets_full() {
     world.destroy(2);
     assert_eq!(world.ok(PartitionCreate, &[0]), 2);
     for port in 0..64 {
-        world.ok(DoorbellAdd, &[1, 0x0001_0001, port, port]);
+        world.ok(DoorbellAdd, &[1, port, 1, port, 0]);
     }
-    world.fails(DoorbellAdd, &[1, 0x0001_0001, 64, 64], Full);
-    world.fails(DoorbellAdd, &[1, 0x0001_0001, 63, 64], Overlap);
+    world.fails(DoorbellAdd, &[1, 64, 1, 64, 0], Full);
+    world.fails(DoorbellAdd, &[1, 63, 1, 64, 0], Overlap);
     world.ok(DoorbellRemove, &[1, 5]);
-    world.ok(DoorbellAdd, &[1, 0x0001_0001, 64, 64]);
+    world.ok(DoorbellAdd, &[1, 64, 1, 64, 0]);
 }
 
 #[test]

@@ -108,11 +108,7 @@ fn a_partition_that_ends_takes_nothing_more() {
     world.fails(MemoryMap, &[id, PAGE, 0, 1], Status::InvalidState);
     world.fails(MemoryUnmap, &[id, 0, 1], Status::InvalidState);
     world.fails(PartitionSet, &[id, 3, 1], Status::InvalidState);
-    world.fails(
-        DoorbellAdd,
-        &[id, 0x0001_0001, 0, 0],
-        Status::NoSuchPartition,
-    );
+    world.fails(DoorbellAdd, &[id, 0, 1, 0, 0], Status::NoSuchPartition);
     world.fails(DoorbellRemove, &[id, 0], Status::NoSuchPartition);
     world.fails(CountersRead, &[id, 0, PAGE], Status::NoSuchPartition);
     // Its number is not given out again before the end.

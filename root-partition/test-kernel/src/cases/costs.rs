@@ -3,7 +3,7 @@
 //! Each figure is the difference of two runs of the same loop, divided by the difference of their lengths, so that
 //! making the call and entering the guest do not count. The guest's own instructions of the loop do.
 
-use guest_proto::hypercall::{DoorbellSpace, Hypercall};
+use guest_proto::hypercall::Hypercall;
 use guest_proto::ring::{Consumer, Ring};
 
 use crate::guest::Guest;
@@ -43,8 +43,7 @@ fn print() -> Outcome {
         "jnz 2b",
         "hlt"
     ])?;
-    let packed = u64::from(DoorbellSpace::Port.raw()) | 4 << 16;
-    hv::call(Hypercall::DoorbellAdd, [posted.id, packed, PORT, 1]).ok()?;
+    hv::call(Hypercall::DoorbellAdd, [posted.id, PORT, 4, 1, 0]).ok()?;
     cost("port write, posted", &posted, |guest, times| {
         let ticks = turn(guest, times)?;
         let ring = Ring::from(guest.shared(0));

@@ -2,7 +2,7 @@
 //! machine goes on.
 
 use guest_proto::Status;
-use guest_proto::hypercall::{DoorbellSpace, Hypercall};
+use guest_proto::hypercall::Hypercall;
 use guest_proto::vcpu_page::{InterceptKind, Reply, ReplyFlags, Segment, VcpuState};
 
 use crate::guest::code::code;
@@ -182,8 +182,7 @@ fn garbage_in_the_page_has_named_answers() -> Outcome {
         ; notes = const layout::NOTES, stack = const layout::STACK,
     ])?;
     guest.end_interrupts();
-    let packed = u64::from(DoorbellSpace::Port.raw()) | 4 << 16;
-    hv::call(Hypercall::DoorbellAdd, [guest.id, packed, 0x600, 1]).ok()?;
+    hv::call(Hypercall::DoorbellAdd, [guest.id, 0x600, 4, 1, 0]).ok()?;
     let page = guest.page_of(0);
     let good = guest.state(0)?;
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;

@@ -1,12 +1,12 @@
 //! Posted writes: doorbells as a guest rings them.
 
-use guest_proto::hypercall::{DoorbellFlags, DoorbellSpace, Hypercall};
+use guest_proto::hypercall::{DoorbellFlags, Hypercall};
 use guest_proto::limits::RING_ENTRIES;
 use guest_proto::ring::{Consumer, Ring};
-use guest_proto::vcpu_page::{InterceptKind, PostedKind, PostedWrite};
+use guest_proto::vcpu_page::{PostedKind, PostedWrite};
 
 use crate::guest::code::code;
-use crate::guest::{Exit, Guest, layout};
+use crate::guest::{Exit, Guest};
 use crate::hv;
 use crate::report::{Outcome, cases, ensure, equal};
 
@@ -17,22 +17,20 @@ cases![
     a_signal_only_doorbell_posts_nothing,
     reads_and_writes_across_the_end_are_intercepts,
     a_removed_doorbell_rings_no_more,
-    a_memory_doorbell_is_posted_or_an_intercept,
 ];
 
 const TAG: u16 = 7;
 const PORT: u64 = 0x600;
 const LENGTH: u64 = 4;
 
-fn add(guest: &Guest, space: DoorbellSpace, flags: u8, base: u64) -> Outcome {
-    let packed = u64::from(space.raw()) | u64::from(flags) << 8 | LENGTH << 16;
-    let args = [guest.id, packed, base, TAG.into()];
+fn add(guest: &Guest, flags: DoorbellFlags) -> Outcome {
+    let args = [guest.id, PORT, LENGTH, TAG.into(), flags.bits()];
     hv::call(Hypercall::DoorbellAdd, args).ok().map(|_| ())
 }
 
 fn with_doorbell(code: &[u8]) -> Outcome<Guest> {
     let guest = Guest::new(code)?;
-    add(&guest, DoorbellSpace::Port, 0, PORT)?;
+    add(&guest, DoorbellFlags::empty())?;
     Ok(guest)
 }
 
@@ -127,12 +125,7 @@ fn a_full_ring_makes_an_intercept() -> Outcome {
 
 fn a_signal_only_doorbell_posts_nothing() -> Outcome {
     let guest = Guest::new(code!["mov edx, 0x600", "out dx, ax", "out dx, ax", "hlt"])?;
-    add(
-        &guest,
-        DoorbellSpace::Port,
-        DoorbellFlags::SIGNAL_ONLY.bits(),
-        PORT,
-    )?;
+    add(&guest, DoorbellFlags::SIGNAL_ONLY)?;
     for _ in 0..2 {
         match guest.run(0)? {
             Exit::Notify(TAG) => {}
@@ -173,44 +166,10 @@ fn a_removed_doorbell_rings_no_more() -> Outcome {
     let guest = ringing(2)?;
     hv::call(Hypercall::DoorbellRemove, [guest.id, TAG.into()]).ok()?;
     equal("data", guest.port()?.data, 2)?;
-    add(&guest, DoorbellSpace::Port, 0, PORT)?;
+    add(&guest, DoorbellFlags::empty())?;
     guest.halt(0)?;
     let ring = ring(&guest);
     let entry = Consumer::attach(ring).pop(ring);
     equal("the second", entry, posted(4, 0, 1))?;
-    guest.end()
-}
-
-fn a_memory_doorbell_is_posted_or_an_intercept() -> Outcome {
-    const BASE: u64 = 0x1000_0000;
-    const INSTRUCTION: u64 = 2;
-    let guest = Guest::new(code![
-        "mov rbx, {base}",
-        "mov eax, 0x1234",
-        "mov [rbx], eax",
-        "hlt",
-        ; base = const BASE,
-    ])?;
-    add(&guest, DoorbellSpace::Memory, 0, BASE)?;
-    let ring = ring(&guest);
-    // Where the CPU gives no instruction bytes the worker decodes it.
-    match guest.run(0)? {
-        Exit::Halted(0) => {
-            let expected = posted(4, 0, 0x1234).map(|entry| PostedWrite {
-                kind: PostedKind::Memory.raw(),
-                ..entry
-            });
-            equal("the entry", Consumer::attach(ring).pop(ring), expected)?;
-        }
-        Exit::Intercept(InterceptKind::Memory, intercept) => {
-            equal("address", intercept.address, BASE)?;
-            let mut state = guest.state(0)?;
-            equal("rip", state.rip, layout::CODE + 12)?;
-            state.rip += INSTRUCTION;
-            guest.set_state(0, &state)?;
-            guest.halt(0)?;
-        }
-        other => return guest.not(other, "a posted write or an intercept"),
-    }
     guest.end()
 }

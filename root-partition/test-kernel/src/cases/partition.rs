@@ -65,7 +65,7 @@ fn what_does_not_exist_is_refused() -> Outcome {
         let calls = [
             hv::call(Hypercall::PartitionDestroy, [id]),
             hv::call(Hypercall::PartitionSet, [id, tsc, 1_000_000]),
-            hv::call(Hypercall::DoorbellAdd, [id, 1 << 16 | 1, 0x3f8, 0]),
+            hv::call(Hypercall::DoorbellAdd, [id, 0x3f8, 1, 0, 0]),
             hv::call(Hypercall::DoorbellRemove, [id, 0]),
             hv::call(Hypercall::Deposit, [id, 0x8000, 1]),
             hv::call(Hypercall::MemoryMap, [id, 0x8000, 0, 1]),
@@ -125,7 +125,7 @@ fn one_that_ends_can_only_end() -> Outcome {
         answer.is(Status::InvalidState)?;
     }
     let uses = [
-        hv::call(Hypercall::DoorbellAdd, [id, 1 << 16 | 1, 0x3f8, 0]),
+        hv::call(Hypercall::DoorbellAdd, [id, 0x3f8, 1, 0, 0]),
         hv::call(Hypercall::VcpuRun, [id, 0]),
         hv::call(Hypercall::VcpuGetState, [id, 0]),
         hv::call(Hypercall::CountersRead, [id, 0, page.pfn()]),

@@ -254,7 +254,7 @@ impl Transport {
             }
             effects.extend(wanted.map(|base| Effect::AddDoorbell {
                 port: base + index * NOTIFY_PORTS as u16,
-                length: NOTIFY_PORTS,
+                length: NOTIFY_PORTS as u16,
                 tag,
                 event: Arc::clone(&queue.kick),
             }));

@@ -80,22 +80,17 @@ fn no_argument_is_believed() {
         ..MemorySlot::default()
     };
     assert_eq!(with(vm, number::VM_SET_MEMORY, closed), Err(Errno::BADF));
-    for reserved in [
-        Doorbell {
-            reserved: 1,
-            ..Doorbell::default()
-        },
-        Doorbell {
-            reserved2: 1,
-            ..Doorbell::default()
-        },
-        Doorbell {
-            eventfd: -2,
-            ..Doorbell::default()
-        },
-    ] {
-        assert_eq!(with(vm, number::VM_DOORBELL, reserved), Err(Errno::INVAL));
-    }
+    let none = Doorbell {
+        eventfd: -2,
+        ..Doorbell::default()
+    };
+    assert_eq!(with(vm, number::VM_DOORBELL, none), Err(Errno::INVAL));
+    let far = Doorbell {
+        tag: 0x1_0001,
+        eventfd: -1,
+        ..Doorbell::default()
+    };
+    assert_eq!(with(vm, number::VM_DOORBELL, far), Err(Errno::RANGE));
     for reserved in [
         IrqFd {
             reserved: 1,

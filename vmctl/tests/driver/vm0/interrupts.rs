@@ -5,7 +5,6 @@ use std::thread;
 use std::time::Duration;
 
 use guest_proto::driver::Msi;
-use guest_proto::hypercall::DoorbellSpace;
 use guest_proto::vcpu_page::PostedKind;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{Errno, write};
@@ -182,10 +181,7 @@ fn a_doorbell_is_posted_and_rings_only_for_a_sleeper() {
         0xb0, 7, 0xe6, 0x20, 0xe6, 0x20, 0xe6, 0x10, 0xe6, 0x20, 0xe6, 0x10,
     ]);
     let bell = new_eventfd();
-    guest
-        .vm
-        .doorbell(DoorbellSpace::Port, 0x20, 4, 9, bell.as_fd())
-        .unwrap();
+    guest.vm.doorbell(0x20, 4, 9, bell.as_fd()).unwrap();
     assert!(guest.ring.prepare_sleep());
     assert_eq!(guest.run_to_out().0, 0x10);
     assert!(is_signalled(&bell, Duration::ZERO));
@@ -209,17 +205,13 @@ fn doorbells_are_removed_by_hand_and_with_who_made_them() {
     // out 0x20, al, four times
     let guest = Guest::new(&[0xe6, 0x20, 0xe6, 0x20, 0xe6, 0x20, 0xe6, 0x20]);
     let bell = new_eventfd();
-    let add = |base, length, tag| {
-        guest
-            .vm
-            .doorbell(DoorbellSpace::Port, base, length, tag, bell.as_fd())
-    };
+    let add = |base, length, tag| guest.vm.doorbell(base, length, tag, bell.as_fd());
     assert_eq!(errno(guest.vm.remove_doorbell(9)), Errno::NOENT);
     add(0x20, 1, 9).unwrap();
     assert_eq!(errno(add(0x20, 1, 10)), Errno::ADDRINUSE);
     assert_eq!(errno(add(0x30, 1, 9)), Errno::ADDRINUSE);
     assert_eq!(errno(add(0x30, 0, 10)), Errno::RANGE);
-    assert_eq!(errno(add(0x30, 0x1_0001, 10)), Errno::RANGE);
+    assert_eq!(errno(add(0x30, 4097, 10)), Errno::RANGE);
     guest.vm.remove_doorbell(9).unwrap();
     add(0x20, 1, 10).unwrap();
     guest.vm.eoi_eventfd(bell.as_fd()).unwrap();

@@ -6,7 +6,6 @@ use std::thread;
 use std::time::Duration;
 
 use guest_proto::driver::{MemoryFlags, Msi};
-use guest_proto::hypercall::DoorbellSpace;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{Errno, write};
 use vmctl::driver::{DriverError, Vm};
@@ -32,7 +31,7 @@ fn until_gone<T>(mut call: impl FnMut() -> Result<T, DriverError>) {
 fn bind_and_unbind(vm: &Vm) {
     until_gone(|| {
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        vm.doorbell(DoorbellSpace::Port, 0x20, 1, 1, bell.as_fd())?;
+        vm.doorbell(0x20, 1, 1, bell.as_fd())?;
         vm.irqfd(bell.as_fd(), MSI)?;
         vm.remove_doorbell(1)?;
         vm.remove_irqfd(bell.as_fd())
