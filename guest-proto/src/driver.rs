@@ -43,7 +43,7 @@ abi_consts! {
         DEV_READ_LOG = super::ioc(super::BOTH, 0x05, size_of::<super::ReadLog>()),
         /// DEV, `ReadCounters`.
         DEV_READ_COUNTERS = super::ioc(super::BOTH, 0x06, size_of::<super::ReadCounters>()),
-        /// DEV, `CreateVm` has only `id`: fills in a `VmInfo` for it.
+        /// DEV, `VmInfo` with `id` set: fills in the rest.
         DEV_VM_INFO = super::ioc(super::BOTH, 0x07, size_of::<super::VmInfo>()),
         /// DEV, `Verify`: one step of the check of all nested maps; go on until the position is 0.
         DEV_VERIFY = super::ioc(super::BOTH, 0x08, size_of::<super::Verify>()),

@@ -3,8 +3,8 @@
 //! `vmmcall` (AMD) or `vmcall` (Intel) with RAX = number and RDI, RSI, RDX, R10, R8 = arguments.
 //! RAX returns a [`Status`](crate::Status), RDX a value. All other general registers keep their
 //! values; vector registers are clobbered by `vcpu_run`. Only ring 0 of the root partition may
-//! call; from root's ring 3 and from guests the status is `NotPermitted` (a guest's own calls are
-//! KVM's, numbers below 0x100, and answered `-ENOSYS`). Arguments a call does not name must be 0.
+//! call; from root's ring 3 the status is `NotPermitted`. (A guest's own calls are KVM's, and their answer is
+//! `-ENOSYS`.) Arguments that a call does not name must be 0.
 
 use crate::layout::{abi_consts, abi_enum, abi_flags, abi_struct};
 
@@ -64,18 +64,17 @@ macro_rules! hypercalls {
 }
 
 hypercalls! {
-    /// Answers the ABI version. The driver refuses to load where the major number differs.
+    /// Returns the ABI version. The driver refuses to load if its major number differs.
     AbiVersion = 0x0001, "abi_version"() -> "ABI version" errors [];
 
     /// Passes a TLB epoch on the calling CPU. A frame that left a nested map becomes usable for
-    /// its new purpose once every CPU has passed; the microvisor sends no interrupts, so the
+    /// its new purpose once every CPU has passed the epoch. The microvisor sends no interrupts, so the
     /// driver makes each CPU call this after `deposit` or `memory_unmap`.
     EpochPass = 0x0002, "epoch_pass"() -> "epoch that every CPU has passed by now" errors [];
 
     /// Copies from the microvisor's in-memory log (a ring; positions count bytes since boot) into
-    /// one page of root's. A position that the ring has lost moves to its oldest byte: the value
-    /// minus the count of bytes copied says where it began. The first 8 bytes of the page hold
-    /// that count.
+    /// one page of root's. If the ring no longer has the position, the copy begins at the oldest byte: the value
+    /// minus the count of bytes tells where. The first 8 bytes of the page hold that count.
     LogRead = 0x0003, "log_read"(
         "pfn": "page of root's to fill: `u64` count, then at most 4088 bytes of text",
         "position": "bytes since boot, where to start"
@@ -107,18 +106,18 @@ hypercalls! {
 
     /// Checks the nested maps and the frame table against each other, some thousand pages a call: start at
     /// position 0 and call again with each value until it is 0. Fills a page of root's with a
-    /// `VerifyReport`, which describes the first difference of this call, if there is one. What other CPUs
-    /// change meanwhile is no difference.
+    /// `VerifyReport`, which describes the first difference of this call, if there is one. A change that another CPU
+    /// makes meanwhile is no difference.
     Verify = 0x0006, "verify"(
         "pfn": "page of root's to fill",
         "position": "0, or the value of the call before"
     ) -> "position of the next call; 0 after the last, and after a difference" errors [
         BadAddress: "`pfn` is not RAM",
         NotOwner: "`pfn` is not root's alone",
-        OutOfRange: "no call answers this position"
+        OutOfRange: "no call returns this position"
     ];
 
-    /// Makes an empty partition. It has no memory, no virtual CPU and an empty pool.
+    /// Makes an empty partition, which has no memory, no virtual CPU and an empty pool.
     PartitionCreate = 0x0101, "partition_create"(
         "flags": "`PartitionFlags`"
     ) -> "partition id, 1 to 255" errors [
@@ -132,7 +131,7 @@ hypercalls! {
         "partition": "id"
     ) -> "frames given back by this call (also with TryAgain)" errors [
         NoSuchPartition: "no partition has this id",
-        Busy: "a virtual CPU runs, or is looked at",
+        Busy: "a virtual CPU is running, or another call is reading its state",
         TryAgain: "frames are left: call again"
     ];
 
@@ -148,7 +147,7 @@ hypercalls! {
     ];
 
     /// Registers a doorbell: guest writes to these ports are posted to the writing virtual CPU's
-    /// ring instead of ending its turn.
+    /// ring instead of ending the turn.
     DoorbellAdd = 0x0104, "doorbell_add"(
         "partition": "id",
         "port": "first port",
@@ -157,12 +156,12 @@ hypercalls! {
         "flags": "`DoorbellFlags`"
     ) -> "0" errors [
         NoSuchPartition: "no partition has this id",
-        Overlap: "a doorbell overlaps it, or has this tag",
+        Overlap: "a doorbell has one of the ports, or this tag",
         Full: "64 doorbells exist",
         OutOfRange: "the range is empty, longer than 4096 ports or has a port above 65535, or the tag is above 65534"
     ];
 
-    /// Removes a doorbell. Entries that are already in rings stay there.
+    /// Removes a doorbell. Its entries that are in rings stay there.
     DoorbellRemove = 0x0105, "doorbell_remove"(
         "partition": "id",
         "tag": "as registered"
@@ -173,7 +172,7 @@ hypercalls! {
 
     /// Delivers a message-signalled interrupt (MSI), or a line of a virtual IOAPIC, to the virtual
     /// CPUs that it addresses, by the rules of the vLAPIC (physical, logical, lowest priority).
-    /// Fixed physical ones need no hypercall: see `PostedInterrupts`.
+    /// Fixed interrupts with a physical destination need no hypercall: see `PostedInterrupts`.
     InterruptSend = 0x0106, "interrupt_send"(
         "partition": "id",
         "address": "MSI address, 0xFEExxxxx",
@@ -197,9 +196,9 @@ hypercalls! {
         InvalidState: "the partition ends"
     ];
 
-    /// Donates root's frames as a partition's RAM and maps them. Ordinary guests share them with
-    /// root, which keeps them mapped. Works entry by entry and stops at the first error, or after
-    /// some thousand frames with `TryAgain`; entries before stay done.
+    /// Donates root's frames as a partition's RAM and maps them. Ordinary guests share the frames with
+    /// root, which keeps them mapped. The call goes through the entries in order, and stops at the first error, or
+    /// after some thousand frames with `TryAgain`. The entries before stay mapped.
     MemoryMap = 0x0202, "memory_map"(
         "partition": "id",
         "pfn": "page of root's that holds `MapRange` entries; copied once",
@@ -210,14 +209,14 @@ hypercalls! {
         NeedPages: "the pool lacks nested tables",
         NotOwner: "the list, or a frame of it, is not root's alone",
         BadAddress: "the list, or a frame of it, is not RAM",
-        Overlap: "something is mapped there",
-        TryAgain: "a batch is full, or the pool waits for an epoch (then the value has not grown: pass one on every CPU)",
-        OutOfRange: "`count`, `start`, or guest pages that do not exist",
+        Overlap: "a guest page is mapped already",
+        TryAgain: "a batch is full, or the pool lacks tables for the next entry, or waits for an epoch (if the value has not grown, pass one on every CPU)",
+        OutOfRange: "`count` or `start` is out of range, or a guest page does not exist",
         InvalidState: "the partition ends"
     ];
 
-    /// Takes RAM back from a partition. Frames return to root scrubbed where they were private;
-    /// they are root's to reuse when every CPU has passed the epoch.
+    /// Takes RAM back from a partition. Frames of private memory return to root scrubbed. Root may
+    /// use the frames again when every CPU has passed the epoch.
     MemoryUnmap = 0x0203, "memory_unmap"(
         "partition": "id",
         "gpa_pfn": "first guest page",
@@ -230,24 +229,24 @@ hypercalls! {
         InvalidState: "the partition ends"
     ];
 
-    /// Makes a virtual CPU. Its state is that of a CPU after INIT, waiting for a SIPI; index 0 is
-    /// the boot CPU. The page stays root's, and shared with the microvisor until the partition ends.
+    /// Makes a virtual CPU in the state after INIT. It waits for a SIPI, except for index 0, which is
+    /// the boot CPU. The page stays root's, which shares it with the microvisor until the partition ends.
     VcpuCreate = 0x0301, "vcpu_create"(
         "partition": "id",
         "vcpu": "index, 0 to 63; also its APIC id",
         "pfn": "page of root's that becomes the `VcpuPage`"
     ) -> "0; with NeedPages: pages to deposit" errors [
         NoSuchPartition: "no partition has this id",
-        NeedPages: "the pool lacks its frames",
+        NeedPages: "the pool lacks frames for the virtual CPU",
         TryAgain: "the pool waits for an epoch",
-        Exists: "there is one of this index",
+        Exists: "the partition has a virtual CPU of this index",
         OutOfRange: "the index is above 63",
         NotOwner: "`pfn` is not root's alone",
         BadAddress: "`pfn` is not RAM",
         InvalidState: "the partition ends"
     ];
 
-    /// Runs a virtual CPU on the calling CPU until something needs root. Call it with interrupts
+    /// Runs a virtual CPU on the calling CPU until an event needs root. Call it with interrupts
     /// disabled and the task's vector state saved.
     VcpuRun = 0x0302, "vcpu_run"(
         "partition": "id",
@@ -255,7 +254,7 @@ hypercalls! {
     ) -> "`RunExit` in bits 7:0; with Notify in bits 31:16 the doorbell's tag, or `doorbell_tags::EOI`" errors [
         NoSuchPartition: "no partition has this id",
         NoSuchVcpu: "it has no virtual CPU of this index",
-        Busy: "it runs on another CPU, or is looked at",
+        Busy: "the virtual CPU is running on another CPU, or another call is reading its state",
         InvalidState: "the partition has no memory"
     ];
 
@@ -266,7 +265,7 @@ hypercalls! {
     ) -> "0" errors [
         NoSuchPartition: "no partition has this id",
         NoSuchVcpu: "it has no virtual CPU of this index",
-        Busy: "it runs"
+        Busy: "the virtual CPU is running"
     ];
 
     /// Sets a stopped virtual CPU's state from its page's `state`, copied once and checked.
@@ -276,7 +275,7 @@ hypercalls! {
     ) -> "0" errors [
         NoSuchPartition: "no partition has this id",
         NoSuchVcpu: "it has no virtual CPU of this index",
-        Busy: "it runs"
+        Busy: "the virtual CPU is running"
     ];
 
     /// Reads or writes a register of a stopped virtual CPU's vLAPIC: the worker's half of an
@@ -289,9 +288,9 @@ hypercalls! {
     ) -> "value read; for a write, the set of virtual CPUs to wake or kick" errors [
         NoSuchPartition: "no partition has this id",
         NoSuchVcpu: "it has no virtual CPU of this index",
-        Busy: "it runs",
-        OutOfRange: "the register or the value",
-        InvalidState: "its vLAPIC is not in xAPIC mode"
+        Busy: "the virtual CPU is running",
+        OutOfRange: "the register does not exist, or the value has more than 32 bits",
+        InvalidState: "the vLAPIC is not in xAPIC mode"
     ];
 }
 

@@ -22,7 +22,7 @@ abi_enum! {
         TryAgain = -11,
         /// The partition's pool lacks pages: deposit RDX more, then call again.
         NeedPages = -12,
-        /// A frame does not belong to who gives it away.
+        /// A frame does not belong to the partition that gives it away.
         NotOwner = -13,
         /// An address is not RAM, or not mapped, where RAM is needed.
         BadAddress = -14,

@@ -9,7 +9,7 @@ use crate::memory::Frame;
 use crate::memory::physmap::FRAME_BYTES;
 use crate::partition::{Control, Partition, PartitionError};
 
-/// The first `N` arguments; the others are reserved.
+/// Returns the first `N` arguments. The others are reserved, and must be 0.
 pub(super) fn take<const N: usize>(args: [u64; 5]) -> Result<[u64; N], Failure> {
     let (named, reserved) = args.split_at_checked(N).ok_or(Status::InvalidArgument)?;
     if reserved.iter().any(|arg| *arg != 0) {
@@ -18,13 +18,13 @@ pub(super) fn take<const N: usize>(args: [u64; 5]) -> Result<[u64; N], Failure> 
     Ok(named.try_into().map_err(|_| Status::InvalidArgument)?)
 }
 
-/// A live partition, locked.
+/// Locks a live partition.
 pub(super) fn control(machine: &Machine, number: u64) -> Result<Locked, Failure> {
     let partition = machine.partitions.find(number)?;
     Ok((partition, partition.control()?))
 }
 
-/// The same for calls that do not tell an ending partition from none.
+/// Locks a live partition for a call that does not tell an ending partition from none.
 pub(super) fn live(machine: &Machine, number: u64) -> Result<Locked, Failure> {
     let gone = |error| match error {
         PartitionError::Ending => PartitionError::NoSuchPartition,
@@ -37,7 +37,7 @@ pub(super) fn live(machine: &Machine, number: u64) -> Result<Locked, Failure> {
 /// A partition and its control lock.
 pub(super) type Locked = (&'static Partition, MutexGuard<'static, Control>);
 
-/// A page frame number of RAM, whoever owns it.
+/// Returns the frame with this page frame number, if the frame table covers it. Its owner is not checked.
 pub(super) fn frame(machine: &Machine, pfn: u64) -> Result<Frame, Failure> {
     if pfn >= machine.memory.frames.frames() {
         return Err(Status::BadAddress.into());
@@ -45,8 +45,8 @@ pub(super) fn frame(machine: &Machine, pfn: u64) -> Result<Frame, Failure> {
     Ok(Frame::new(pfn))
 }
 
-/// A page of root's that this call reads or writes: root's alone, at the time of the check and,
-/// since an epoch outlasts the call, not put to another use before the call's end.
+/// A page that this call reads or writes. It is root's alone at the time of the check. Since an epoch outlasts
+/// the call, the page is not put to another use before the call's end.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RootPage(Frame);
 
@@ -58,7 +58,7 @@ impl RootPage {
         Ok(Self(frame))
     }
 
-    /// Copies the page, once.
+    /// Copies the page once.
     pub(super) fn read(self, machine: &Machine) -> Result<[u8; FRAME_BYTES], Failure> {
         let mut copy = [0; FRAME_BYTES];
         if machine.memory.map.read(self.0.base(), &mut copy) {
@@ -68,7 +68,7 @@ impl RootPage {
         }
     }
 
-    /// Fills the start of the page; `bytes` is a multiple of 8.
+    /// Fills the start of the page. The length of `bytes` is a multiple of 8.
     pub(super) fn write(self, machine: &Machine, bytes: &[u8]) -> Result<(), Failure> {
         if machine.memory.map.write(self.0.base(), bytes) {
             Ok(())

@@ -11,13 +11,12 @@ use crate::machine::Machine;
 use crate::memory::Frame;
 use crate::memory::nested::GUEST_PAGES;
 use crate::memory::nested::guest::{MapError, Run};
-use crate::memory::physmap::FRAME_BYTES;
+use crate::partition::Control;
 
-/// Pages that one call maps or unmaps at most.
+/// The most pages that one call maps or unmaps.
 const BATCH: u64 = 4096;
-/// Frames of one deposit at most.
+/// The most frames of one deposit.
 const MAX_DEPOSIT: u64 = 512;
-const RANGES: usize = MAX_MAP_RANGES as usize;
 
 pub(super) fn deposit(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     let [partition, pfn, count] = take(args)?;
@@ -30,42 +29,49 @@ pub(super) fn deposit(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     Ok(control.pool.deposit(&machine.memory, first, count)?)
 }
 
-/// `memory_map`: the list is copied, then read entry by entry up to the batch's end; the tables
-/// that this takes are counted, and only then is anything changed.
+/// `memory_map` copies the list, then maps it entry by entry, up to a batch.
 pub(super) fn map(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     let [partition, pfn, start, count] = take(args)?;
     let machine = cx.machine;
-    let memory = &machine.memory;
     let (partition, mut control) = control(machine, partition)?;
     if !(1..=MAX_MAP_RANGES).contains(&count) {
         return Err(Status::OutOfRange.into());
     }
     let list = RootPage::new(machine, pfn)?.read(machine)?;
-    let mut runs = [EMPTY; RANGES];
-    let plan = plan(machine, &list, count as usize, start, &mut runs);
-    let runs = runs.get(..plan.runs).unwrap_or_default();
-
-    let control = &mut *control;
-    let (pool, map) = (&mut control.pool, &mut control.map);
-    if !runs.is_empty() {
-        let needed = map.tables_needed(&memory.map, runs);
-        let short = |shortage| Failure::from(shortage).at(start);
-        pool.check(memory, needed).map_err(short)?;
-    }
-    let mut done = start;
-    for run in runs {
-        let (pages, result) = map.map(memory, pool, *run, || partition.flush_all());
-        done += pages;
-        if let Err(error) = result {
-            partition.publish_top(map);
-            return Err(Failure::from(error).at(done));
+    let Control { pool, map } = &mut *control;
+    let (mut skip, mut room, mut done) = (start, BATCH, start);
+    let entries = list
+        .chunks_exact(size_of::<MapRange>())
+        .take(count as usize);
+    for entry in entries.filter_map(|bytes| MapRange::read_from_bytes(bytes).ok()) {
+        let run = check(machine, &entry).map_err(|status| Failure::new(status, done))?;
+        if skip >= run.pages {
+            skip -= run.pages;
+            continue;
+        }
+        let rest = run.after(core::mem::take(&mut skip));
+        let part = rest.first(room);
+        let (pages, result) = map.map(&machine.memory, pool, part, || partition.flush_all());
+        partition.publish_top(map);
+        (room, done) = (room - pages, done + pages);
+        result.map_err(|error| failure(error, start, done))?;
+        if part.pages < rest.pages {
+            return Err(Failure::new(Status::TryAgain, done));
         }
     }
-    partition.publish_top(map);
-    match plan.end {
-        End::List => Ok(done),
-        End::Batch => Err(Failure::new(Status::TryAgain, done)),
-        End::Error(status) => Err(Failure::new(status, done)),
+    if skip > 0 {
+        // A start beyond the list is not a former value.
+        return Err(Failure::new(Status::OutOfRange, done));
+    }
+    Ok(done)
+}
+
+/// Returns the failure of a call that began at page `start` and has done the pages up to `done`. A count of pages to
+/// deposit would hide how many are done, so the next call tells it.
+fn failure(error: MapError, start: u64, done: u64) -> Failure {
+    match error {
+        MapError::Shortage(_) if done > start => Failure::new(Status::TryAgain, done),
+        error => Failure::from(error).at(done),
     }
 }
 
@@ -80,102 +86,17 @@ pub(super) fn unmap(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     if end.is_none() {
         return Err(Status::BadAddress.into());
     }
-    let control = &mut *control;
-    let (pool, map) = (&mut control.pool, &mut control.map);
+    let Control { pool, map } = &mut *control;
     let flush = || partition.flush_all();
     let (done, result) = map.unmap(&machine.memory, pool, page, count.min(BATCH), flush);
     match result {
         Ok(()) if done == count => Ok(done),
         Ok(()) => Err(Failure::new(Status::TryAgain, done)),
-        // A count of pages to deposit would hide how many are done.
-        Err(MapError::Shortage(_)) if done > 0 => Err(Failure::new(Status::TryAgain, done)),
-        Err(error) => Err(Failure::from(error).at(done)),
+        Err(error) => Err(failure(error, 0, done)),
     }
 }
 
-/// Why a plan ends where it does.
-enum End {
-    /// The list ends.
-    List,
-    /// The batch is full.
-    Batch,
-    /// The next entry is wrong.
-    Error(Status),
-}
-
-struct Plan {
-    runs: usize,
-    end: End,
-}
-
-const EMPTY: Run = Run {
-    page: 0,
-    frame: Frame::new(0),
-    pages: 0,
-    writable: false,
-};
-
-/// Fills `runs` with what the first `count` entries of the list say, less the first `skip` pages,
-/// up to a batch.
-fn plan(
-    machine: &Machine,
-    list: &[u8; FRAME_BYTES],
-    count: usize,
-    skip: u64,
-    runs: &mut [Run; RANGES],
-) -> Plan {
-    let (mut skip, mut room, mut used) = (skip, BATCH, 0);
-    let entries = list.chunks_exact(size_of::<MapRange>()).take(count);
-    for entry in entries.filter_map(|bytes| MapRange::read_from_bytes(bytes).ok()) {
-        let run = match check(machine, &entry) {
-            Ok(run) => run,
-            Err(end) => {
-                return Plan {
-                    runs: used,
-                    end: End::Error(end),
-                };
-            }
-        };
-        if skip >= run.pages {
-            skip -= run.pages;
-            continue;
-        }
-        if room == 0 {
-            return Plan {
-                runs: used,
-                end: End::Batch,
-            };
-        }
-        let rest = Run {
-            page: run.page + skip,
-            frame: run.frame.offset(skip),
-            pages: run.pages - skip,
-            ..run
-        };
-        skip = 0;
-        let part = rest.first(room);
-        if let Some(slot) = runs.get_mut(used) {
-            *slot = part;
-            used += 1;
-        }
-        room -= part.pages;
-        if part.pages < rest.pages {
-            return Plan {
-                runs: used,
-                end: End::Batch,
-            };
-        }
-    }
-    // A start beyond the list is not a former value.
-    let end = if skip > 0 {
-        End::Error(Status::OutOfRange)
-    } else {
-        End::List
-    };
-    Plan { runs: used, end }
-}
-
-/// An entry of the list, if it names pages that there can be.
+/// Returns the run of an entry of the list, if its pages and frames can exist.
 fn check(machine: &Machine, entry: &MapRange) -> Result<Run, Status> {
     let flags = MapFlags::from_bits(entry.flags).ok_or(Status::InvalidArgument)?;
     let pages = u64::from(entry.pages);
@@ -192,7 +113,7 @@ fn check(machine: &Machine, entry: &MapRange) -> Result<Run, Status> {
     frame.map(|_| run)
 }
 
-/// The first of `count` frames that the frame table covers.
+/// Returns the first of `count` frames, if the frame table covers all of them.
 fn run_of_frames(machine: &Machine, pfn: u64, count: u64) -> Result<Frame, Failure> {
     let first = frame(machine, pfn)?;
     let last = pfn

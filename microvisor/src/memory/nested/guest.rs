@@ -1,11 +1,11 @@
 //! A guest's nested map: the RAM that root donated to it.
 //!
-//! Its tables are frames of the partition's pool. How many a request needs is counted before
+//! Its tables are frames of the partition's pool. The tables that a request needs are counted before
 //! anything changes. Pages of 2 MiB are used where guest page, frame and length allow.
 //!
-//! What leaves the map goes in this order: its entry is cleared; `flush` makes each CPU forget the
-//! partition's translations before it enters the partition again; only then do frames change hands, and
-//! the epoch begins after which the pool gives its tables out again. A CPU that enters the partition in
+//! A page leaves the map in this order. Its entry is cleared. `flush` makes each CPU forget the
+//! partition's translations before it enters the partition again. Only then do frames change hands, and
+//! the epoch begins after which the pool gives the tables out again. A CPU that enters the partition in
 //! between has either flushed, or has yet to pass that epoch.
 
 use super::entry::Entry;
@@ -21,22 +21,22 @@ pub struct Run {
     pub page: u64,
     /// First frame.
     pub frame: Frame,
-    /// Pages; `page + pages` is at most [`GUEST_PAGES`].
+    /// Count of pages; `page + pages` is at most [`GUEST_PAGES`].
     pub pages: u64,
     /// The guest may write.
     pub writable: bool,
 }
 
-/// Why a page was not mapped or unmapped.
+/// Error: a page was not mapped or unmapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapError {
-    /// Something is mapped there.
+    /// A frame is mapped at the page.
     Overlap,
-    /// Nothing is mapped there.
+    /// No frame is mapped at the page.
     NotMapped,
-    /// The frame is not the giver's.
+    /// The frame is not root's to give.
     Frame(FrameError),
-    /// The pool lacks a table.
+    /// The pool lacks a frame for a table.
     Shortage(Shortage),
 }
 
@@ -52,7 +52,7 @@ impl From<Shortage> for MapError {
     }
 }
 
-/// The map of one partition.
+/// The nested map of one partition.
 #[derive(Debug)]
 pub struct GuestMap {
     id: PartitionId,
@@ -60,12 +60,12 @@ pub struct GuestMap {
 }
 
 impl GuestMap {
-    /// A map without a single table.
+    /// Makes a map without a single table.
     pub const fn new(id: PartitionId) -> Self {
         Self { id, top: None }
     }
 
-    /// Its top table, once there is one.
+    /// Returns the top table, once there is one.
     pub fn top(&self) -> Option<Frame> {
         self.top
     }
@@ -81,41 +81,27 @@ impl GuestMap {
         Ok(table)
     }
 
-    /// Tables that mapping `runs`, in this order, takes from the pool: exact if all of them can
-    /// be mapped.
-    pub fn tables_needed(&self, map: &PhysMap, runs: &[Run]) -> u64 {
-        let mut needed = u64::from(self.top.is_none());
-        for (n, run) in runs.iter().enumerate() {
-            let earlier = runs.get(..n).unwrap_or_default();
-            for level in 1..=3 {
-                needed += self.tables_below(map, run, earlier, level);
-            }
-        }
-        needed
+    /// Returns how many tables it takes to map `run`. The count is exact if all of it can be mapped.
+    pub fn tables_needed(&self, map: &PhysMap, run: &Run) -> u64 {
+        let below = (1..=3).map(|level| self.tables_below(map, run, level));
+        u64::from(self.top.is_none()) + below.sum::<u64>()
     }
 
-    /// Tables that entries of `level` lack for `run`, but that `earlier` runs do not bring.
-    fn tables_below(&self, map: &PhysMap, run: &Run, earlier: &[Run], level: u32) -> u64 {
+    /// Returns how many tables entries of `level` lack for `run`.
+    fn tables_below(&self, map: &PhysMap, run: &Run, level: u32) -> u64 {
         let span = span(level);
         let first = run.page / span;
         let last = (run.page + run.pages - 1) / span;
-        (first..=last)
-            .filter(|n| {
-                let start = n * span;
-                let touches = |run: &Run| {
-                    run.page < start + span
-                        && start < run.page + run.pages
-                        && !(level == 1 && run.covers_large(start))
-                };
-                touches(run)
-                    && !self.entry(map, start, level).is_present()
-                    && !earlier.iter().any(touches)
-            })
-            .count() as u64
+        let lacks_table = |n: &u64| {
+            let start = n * span;
+            let is_large = level == 1 && run.covers_large(start);
+            !is_large && !self.entry(map, start, level).is_present()
+        };
+        (first..=last).filter(lacks_table).count() as u64
     }
 
-    /// Maps as much of a run as goes, and answers how many pages that was, with the error that
-    /// stopped it. The pool has been checked for [`GuestMap::tables_needed`].
+    /// Maps a run up to its first page that can't be mapped, or nothing if the pool lacks tables for it. Returns how
+    /// many pages it mapped, and the error that stopped it.
     pub fn map(
         &mut self,
         memory: &Memory,
@@ -123,14 +109,13 @@ impl GuestMap {
         run: Run,
         flush: impl Fn(),
     ) -> (u64, Result<(), MapError>) {
+        let needed = self.tables_needed(&memory.map, &run);
+        if let Err(shortage) = pool.check(memory, needed) {
+            return (0, Err(shortage.into()));
+        }
         let mut done = 0;
         while done < run.pages {
-            let rest = Run {
-                page: run.page + done,
-                frame: run.frame.offset(done),
-                pages: run.pages - done,
-                writable: run.writable,
-            };
+            let rest = run.after(done);
             match self.map_one(memory, pool, rest) {
                 Ok(pages) => done += pages,
                 Err(error) => {
@@ -145,7 +130,7 @@ impl GuestMap {
         (done, Ok(()))
     }
 
-    /// Maps the first page of `rest`, or the first 512 as a large one.
+    /// Maps the first page of `rest`, or its first 512 pages as a large one.
     fn map_one(&mut self, memory: &Memory, pool: &mut Pool, rest: Run) -> Result<u64, MapError> {
         let map = &memory.map;
         let mut table = self.ensure_top(memory, pool)?;
@@ -180,8 +165,8 @@ impl GuestMap {
         }
     }
 
-    /// Unmaps up to `pages` pages from `page` on and gives their frames to root. Answers how many,
-    /// with the error that stopped it.
+    /// Unmaps up to `pages` pages from `page` on and gives their frames to root. Returns how many pages it unmapped,
+    /// and the error that stopped it.
     pub fn unmap(
         &mut self,
         memory: &Memory,
@@ -209,7 +194,7 @@ impl GuestMap {
     }
 
     /// Gives the frames of `pages` cleared pages from `page` on to root, and the tables that have become empty to
-    /// the pool; whether there were such tables.
+    /// the pool. Returns whether there were such tables.
     fn release(&mut self, memory: &Memory, pool: &mut Pool, page: u64, pages: u64) -> bool {
         let map = &memory.map;
         let mut is_pruned = false;
@@ -239,7 +224,7 @@ impl GuestMap {
         is_pruned
     }
 
-    /// Clears the entry of `page`, or of the first 512 of `pages` pages; how many pages that was.
+    /// Clears the entry of `page`, or of the first 512 of `pages` pages. Returns how many pages it cleared.
     fn clear(
         &mut self,
         memory: &Memory,
@@ -273,8 +258,8 @@ impl GuestMap {
         Ok(1)
     }
 
-    /// Gives up to `budget` frames back to root and the tables to the pool, until nothing is
-    /// left. No virtual CPU runs any more. Answers how many frames went to root.
+    /// Gives up to `budget` frames back to root, and the tables to the pool. No virtual CPU runs any more. Returns how
+    /// many frames went to root.
     pub fn tear_down(&mut self, memory: &Memory, pool: &mut Pool, budget: u64) -> u64 {
         let Some(top) = self.top else {
             return 0;
@@ -294,7 +279,7 @@ impl GuestMap {
         super::lookup(map, self.top?, page)
     }
 
-    /// True when all of a table's entries are gone.
+    /// Tears down a table. Returns true when all of its entries are gone.
     fn tear_table(
         &self,
         memory: &Memory,
@@ -326,7 +311,7 @@ impl GuestMap {
         true
     }
 
-    /// Frees the tables on the way to `page` that have become empty; whether there are any.
+    /// Frees the tables on the way to `page` that have become empty. Returns whether there were any.
     fn prune(&mut self, memory: &Memory, pool: &mut Pool, page: u64) -> bool {
         let mut is_pruned = false;
         for level in 0..3 {
@@ -366,7 +351,7 @@ impl GuestMap {
         Ok(below)
     }
 
-    /// The table of `level` on the way to `page`.
+    /// Returns the table of `level` on the way to `page`.
     fn table(&self, map: &PhysMap, page: u64, level: u32) -> Option<Frame> {
         let mut table = self.top?;
         for above in (level + 1..=3).rev() {
@@ -379,7 +364,7 @@ impl GuestMap {
         Some(table)
     }
 
-    /// The entry of `level` for `page`, absent if there is no table for it.
+    /// Returns the entry of `level` for `page`; it is absent if there is no table for it.
     fn entry(&self, map: &PhysMap, page: u64, level: u32) -> Entry {
         self.table(map, page, level)
             .map_or(Entry::ABSENT, |table| load(map, table, index(page, level)))
@@ -407,8 +392,8 @@ impl GuestMap {
 }
 
 impl Run {
-    /// The run as one piece covers the 2 MiB at guest page `start`, and its frames are aligned
-    /// like it.
+    /// Returns whether the run covers the 2 MiB at guest page `start` in one piece, with frames that are aligned
+    /// as its pages are.
     fn covers_large(&self, start: u64) -> bool {
         let Some(before) = start.checked_sub(self.page) else {
             return false;
@@ -418,7 +403,18 @@ impl Run {
             && (self.frame.number() + before).is_multiple_of(LARGE_PAGES)
     }
 
-    /// The first `pages` of it, less what would leave a piece of a large page at the end.
+    /// Returns the run without its first `pages` pages.
+    #[must_use]
+    pub fn after(self, pages: u64) -> Self {
+        Self {
+            page: self.page + pages,
+            frame: self.frame.offset(pages),
+            pages: self.pages - pages,
+            ..self
+        }
+    }
+
+    /// Returns the first `pages` pages of the run, or fewer, so that no piece of a large page is left at the end.
     #[must_use]
     pub fn first(self, pages: u64) -> Self {
         if self.pages <= pages {
@@ -434,7 +430,7 @@ impl Run {
         Self { pages, ..self }
     }
 
-    /// The run names guest pages that exist.
+    /// Returns whether all guest pages of the run exist.
     pub fn in_range(&self) -> bool {
         self.pages > 0
             && self
@@ -444,7 +440,7 @@ impl Run {
     }
 }
 
-/// The entry for `page` in the page table that `directory` points to, if it does.
+/// Returns the entry for `page` in the page table that `directory` points to, if it points to one.
 fn load_page(map: &PhysMap, directory: Entry, page: u64) -> Entry {
     if directory.is_present() && !directory.is_large() {
         load(map, directory.frame(), index(page, 0))
