@@ -1,4 +1,4 @@
-//! Exit counters of one CPU, virtual or physical: one writer, any number of readers.
+//! Exit counters of one CPU, virtual or physical. They have one writer, and any number of readers.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -40,7 +40,7 @@ pub struct ExitCounters {
 }
 
 impl ExitCounters {
-    /// All zero.
+    /// Makes counters that are all zero.
     pub const fn new() -> Self {
         Self {
             exits: [const { AtomicU64::new(0) }; EXIT_KINDS],
@@ -49,7 +49,7 @@ impl ExitCounters {
         }
     }
 
-    /// Counts an exit. Only the CPU that the counters are of calls this.
+    /// Counts an exit. Only the CPU itself, whose counters these are, calls this.
     pub fn exit(&self, kind: ExitKind) {
         if let Some(counter) = self.exits.get(kind.raw() as usize) {
             add(counter, 1);
@@ -61,12 +61,12 @@ impl ExitCounters {
         add(&self.guest_tsc, ticks);
     }
 
-    /// Counts a `vcpu_run`, or for root a hypercall.
+    /// Counts a `vcpu_run`, or a hypercall of root's.
     pub fn run(&self) {
         add(&self.runs, 1);
     }
 
-    /// A copy, taken at `now_tsc`.
+    /// Returns a copy, taken at `now_tsc`.
     pub fn read(&self, now_tsc: u64) -> Counters {
         let mut copy = Counters {
             guest_tsc: self.guest_tsc.load(Ordering::Relaxed),
@@ -81,13 +81,7 @@ impl ExitCounters {
     }
 }
 
-impl Default for ExitCounters {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// There is one writer, so this needs no locked instruction.
+/// Adds `n`. There is one writer, so this needs no locked instruction.
 fn add(counter: &AtomicU64, n: u64) {
     let now = counter.load(Ordering::Relaxed);
     counter.store(now.wrapping_add(n), Ordering::Relaxed);

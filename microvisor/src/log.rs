@@ -1,4 +1,4 @@
-//! The in-memory log: the last 64 KiB that the microvisor said, by position since boot.
+//! The in-memory log: the last 64 KiB of the microvisor's messages, by position since boot.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,12 +14,12 @@ pub static LOG: Log = Log::new();
 #[derive(Debug)]
 pub struct Log {
     bytes: Mutex<[u8; SIZE]>,
-    /// Changes under the lock only.
+    /// Bytes ever written. It changes under the lock only.
     written: AtomicU64,
 }
 
 impl Log {
-    /// An empty log.
+    /// Makes an empty log.
     pub const fn new() -> Self {
         Self {
             bytes: Mutex::new([0; SIZE]),
@@ -27,12 +27,12 @@ impl Log {
         }
     }
 
-    /// Bytes ever written: the position after the last.
+    /// Returns the count of bytes ever written, which is the position after the last.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Acquire)
     }
 
-    /// Adds `text`; at most its last 64 KiB can be read again.
+    /// Adds `text`, of which the last 64 KiB can be read again.
     pub fn append(&self, text: &[u8]) {
         let Some(mut bytes) = self.lock() else {
             return;
@@ -45,7 +45,7 @@ impl Log {
         self.written.store(position, Ordering::Release);
     }
 
-    /// Copies text from `position` on, or from the oldest that there is; how many bytes, and the
+    /// Copies text from `position` on, or from the oldest byte if that is later. Returns the count of bytes, and the
     /// position after them.
     pub fn read(&self, position: u64, to: &mut [u8]) -> (usize, u64) {
         let Some(bytes) = self.lock() else {
@@ -61,18 +61,12 @@ impl Log {
         ((at - start) as usize, at)
     }
 
-    /// Bounded: a CPU that a fault stopped while it held the lock costs the log, and nothing else.
+    /// Takes the lock, or gives up after a while: a CPU that stopped while it held the lock costs the log alone.
     fn lock(&self) -> Option<MutexGuard<'_, [u8; SIZE]>> {
         (0..1 << 20).find_map(|_| {
             core::hint::spin_loop();
             self.bytes.try_lock()
         })
-    }
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

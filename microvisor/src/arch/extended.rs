@@ -1,13 +1,16 @@
 //! State that a world switch does not swap by itself: vector registers, XCR0, PKRU, XSS, TSC_AUX,
 //! debug registers.
 //!
-//! Each is written only where guest and root differ.
+//! A register is written only where the values of guest and root differ.
 #![allow(unsafe_code, reason = "privileged instructions")]
 
 use core::arch::asm;
 use core::ops::Range;
 
 use guest_proto::vcpu_page::Vectors;
+use x86_64::registers::control::{Cr4, Cr4Flags};
+use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr1, Dr2, Dr3};
+use x86_64::registers::xcontrol::XCr0;
 
 use super::{cpuid, read_msr, write_msr};
 
@@ -24,7 +27,7 @@ const XMM: Range<usize> = 160..416;
 /// Where the area says which components are not in their initial configuration.
 const XSTATE_BV: usize = 512;
 
-/// What this CPU has of it.
+/// Extended-state features that this CPU supports.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Features {
     xsave: bool,
@@ -38,7 +41,7 @@ pub(super) struct Features {
 }
 
 impl Features {
-    /// Finds out, and turns on what the microvisor itself needs of it.
+    /// Returns the features of this CPU, and turns on those that the microvisor itself needs.
     pub(super) fn enable() -> Self {
         let xsave = cpuid(1, 0).ecx & 1 << 26 != 0;
         let most = cpuid(0, 0).eax;
@@ -60,24 +63,17 @@ impl Features {
             spec_ctrl: extended & (1 << 14 | 1 << 15 | 1 << 24 | 1 << 28) != 0,
             prediction_barrier: extended & 1 << 12 != 0,
         };
-        // MCE, OSFXSR and OSXMMEXCPT; OSXSAVE, PKE.
-        let mut cr4: u64 = 1 << 6 | 3 << 9;
-        if this.xsave {
-            cr4 |= 1 << 18;
-        }
-        if this.protection_keys {
-            cr4 |= 1 << 22;
-        }
+        let mut cr4 =
+            Cr4Flags::MACHINE_CHECK_EXCEPTION | Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE;
+        cr4.set(Cr4Flags::OSXSAVE, this.xsave);
+        cr4.set(Cr4Flags::PROTECTION_KEY_USER, this.protection_keys);
         // SAFETY: the CPU has what these bits turn on; no page of the microvisor's is a user's, so
         // protection keys touch nothing.
-        unsafe {
-            asm!("mov {t}, cr4", "or {t}, {bits}", "mov cr4, {t}", t = out(reg) _, bits = in(reg) cr4,
-                options(nostack));
-        }
+        unsafe { Cr4::write_raw(Cr4::read_raw() | cr4.bits()) };
         this
     }
 
-    /// Nothing: of a CPU that no guest runs on.
+    /// The features of a CPU that no guest runs on.
     #[cfg(test)]
     pub(super) fn none() -> Self {
         Self {
@@ -92,7 +88,7 @@ impl Features {
         }
     }
 
-    /// The time-stamp counter, and TSC_AUX if there is one.
+    /// Reads the time-stamp counter, and TSC_AUX, which is 0 where the CPU has none.
     fn tsc_aux(&self) -> (u64, u32) {
         if !self.rdtscp {
             return (super::tsc(), 0);
@@ -103,8 +99,8 @@ impl Features {
         (tsc, aux)
     }
 
-    /// Overwrites the pointers of the last x87 instruction. Where they leak, the restore of a state without a
-    /// pending x87 exception leaves them as they are, and the next one who saves the state reads them (APM
+    /// Overwrites the pointers of the last x87 instruction. On CPUs where they leak, the restore of a state without a
+    /// pending x87 exception leaves them unchanged, and the next save of the state reads them (APM
     /// vol. 2 §11.4.4, CVE-2006-1056; Linux does the same).
     fn forget_x87_pointers(&self) {
         if self.x87_pointers_leak {
@@ -116,7 +112,7 @@ impl Features {
         }
     }
 
-    /// Forgets what branches were predicted for another guest.
+    /// Makes the CPU forget the branch predictions of other guests.
     pub(super) fn prediction_barrier(&self) {
         if self.prediction_barrier {
             predict_anew(1);
@@ -124,7 +120,7 @@ impl Features {
     }
 }
 
-/// Writes PRED_CMD. The CPU has the bits of `command`.
+/// Writes PRED_CMD. The CPU must have the bits of `command`.
 pub fn predict_anew(command: u64) {
     // SAFETY: IBPB and SBPB change no state that software sees (APM vol. 2 §3.2.9); a bit that the CPU has
     // not would be an exception with a report.
@@ -140,8 +136,8 @@ pub const AREA_SIZE: u32 = size_of::<Area>() as u32;
 pub(super) struct Area([u8; 4096]);
 
 impl Area {
-    /// The state after reset: everything as in its initial configuration, MXCSR and x87 control word
-    /// where FXRSTOR takes them from.
+    /// Makes the state after reset: every component is in its initial configuration, and MXCSR and the x87 control
+    /// word stand where FXRSTOR takes them from.
     pub(super) const fn reset() -> Self {
         let mut bytes = [0; 4096];
         [bytes[0], bytes[1]] = 0x037f_u16.to_le_bytes();
@@ -151,7 +147,7 @@ impl Area {
         Self(bytes)
     }
 
-    /// XMM0 to XMM15.
+    /// Returns XMM0 to XMM15.
     pub(super) fn vectors(&self) -> Vectors {
         let mut vectors = Vectors::default();
         if self.has(SSE) {
@@ -172,13 +168,13 @@ impl Area {
         self.0[XSTATE_BV] |= 1 << SSE;
     }
 
-    /// PKRU, which a guest with protection keys has.
+    /// Returns PKRU of a guest with protection keys.
     pub(super) fn pkru(&self) -> u32 {
         self.component(PKRU, cpuid(0xd, PKRU).ebx)
     }
 
-    /// The first word of a component of XSAVE's standard form at `offset`; 0, its initial value, if the area has
-    /// none (APM vol. 2 §11.5.2).
+    /// Returns the first word of a component of XSAVE's standard form, which lies at `offset`. It is 0, the initial
+    /// value, if the area does not have the component (APM vol. 2 §11.5.2).
     fn component(&self, number: u32, offset: u32) -> u32 {
         let at = offset as usize;
         let word = self.0.get(at..at + 4).and_then(|bytes| bytes.first_chunk());
@@ -188,7 +184,7 @@ impl Area {
         }
     }
 
-    /// Whether component `number`, below 16, is not in its initial configuration.
+    /// Returns whether component `number`, below 16, is not in its initial configuration.
     fn has(&self, number: u32) -> bool {
         let [low, high] = [self.0[XSTATE_BV], self.0[XSTATE_BV + 1]];
         u16::from_le_bytes([low, high]) & 1 << number != 0
@@ -210,13 +206,13 @@ pub(super) struct Root {
 /// A guest's values while they are not in the CPU.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extended {
-    /// Components that the guest may ever use: what XSAVE keeps.
+    /// Components that the guest may ever use, which XSAVE keeps.
     pub(super) components: u64,
     /// XCR0.
     pub(super) xcr0: u64,
     /// SPEC_CTRL.
     pub(super) spec_ctrl: u64,
-    /// SPEC_CTRL is swapped here: VMRUN does not do it.
+    /// SPEC_CTRL is swapped here, because VMRUN does not do it.
     pub(super) swaps_spec_ctrl: bool,
     /// TSC_AUX.
     pub(super) tsc_aux: u32,
@@ -225,7 +221,7 @@ pub(super) struct Extended {
 }
 
 impl Extended {
-    /// Puts the guest's values in.
+    /// Puts the guest's values into the CPU, and keeps root's.
     pub(super) fn load(&self, features: &Features, area: &Area, root: &mut Root) {
         *root = Root::default();
         if features.protection_keys {
@@ -276,7 +272,7 @@ impl Extended {
         }
     }
 
-    /// Takes the guest's values out, and puts root's back.
+    /// Takes the guest's values out of the CPU, and puts root's back.
     pub(super) fn unload(&mut self, features: &Features, area: &mut Area, root: &mut Root) {
         if let Some(debug) = root.debug.take() {
             self.debug = read_debug();
@@ -325,13 +321,13 @@ impl Extended {
         write_xcr0(value);
     }
 
-    /// Puts the guest's SPEC_CTRL in.
+    /// Puts the guest's SPEC_CTRL into the CPU.
     pub(super) fn load_spec_ctrl(&self) {
         // SAFETY: `vcpu::cpuid::spec_ctrl_allowed` lets only bits pass that the CPU has; they cost speed at most.
         unsafe { write_msr(SPEC_CTRL, self.spec_ctrl) };
     }
 
-    /// Puts the guest's debug registers in, if they are not.
+    /// Puts the guest's debug registers into the CPU, if they are not there.
     pub(super) fn load_debug(&self, root: &mut Root) {
         if root.debug.is_none() {
             root.debug = Some(read_debug());
@@ -341,22 +337,15 @@ impl Extended {
 }
 
 fn read_xcr0() -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: CR4.OSXSAVE is set where there is XSAVE.
-    unsafe {
-        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
-    }
-    u64::from(high) << 32 | u64::from(low)
+    // CR4.OSXSAVE is set where there is XSAVE.
+    XCr0::read_raw()
 }
 
-/// The value is root's own with components that the CPU has, or one that a guest's XSETBV was
+/// Writes XCR0. The value is root's own with components that the CPU has, or one that a guest's XSETBV was
 /// allowed.
 fn write_xcr0(value: u64) {
-    // SAFETY: as above; the microvisor uses no vector register.
-    unsafe {
-        asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32,
-            options(nomem, nostack));
-    }
+    // SAFETY: CR4.OSXSAVE is set where there is XSAVE; the microvisor uses no vector register.
+    unsafe { XCr0::write_raw(value) };
 }
 
 unsafe fn xrstor(area: &Area, components: u64) {
@@ -388,21 +377,15 @@ fn write_pkru(pkru: u32) {
 }
 
 fn read_debug() -> [u64; 4] {
-    let (a, b, c, d);
-    // SAFETY: reading DR0 to DR3; the microvisor's own DR7 enables none of them.
-    unsafe {
-        asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
-            out(reg) a, out(reg) b, out(reg) c, out(reg) d, options(nomem, nostack));
-    }
-    [a, b, c, d]
+    [Dr0::read(), Dr1::read(), Dr2::read(), Dr3::read()]
 }
 
+/// Writes DR0 to DR3. Any value goes: the microvisor's own DR7 enables none of them.
 fn write_debug([a, b, c, d]: [u64; 4]) {
-    // SAFETY: any value goes; the microvisor's own DR7 enables none of them.
-    unsafe {
-        asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
-            in(reg) a, in(reg) b, in(reg) c, in(reg) d, options(nomem, nostack));
-    }
+    Dr0::write(a);
+    Dr1::write(b);
+    Dr2::write(c);
+    Dr3::write(d);
 }
 
 #[cfg(test)]

@@ -1,14 +1,17 @@
-//! The microvisor's own page tables: nothing is writable and executable, nothing is mapped that
-//! it does not need, and below each stack nothing is mapped at all.
+//! The microvisor's own page tables. No page is writable and executable, only pages that the microvisor needs are
+//! mapped, and the page below each stack is not mapped.
 //!
 //! They map the image at its link address by the permissions of its sections, and RAM at `BASE`,
-//! less the image: what may be written there is not code. Built once at boot; every CPU enters
-//! them before it runs VM 0, and `#VMEXIT` comes back to them.
+//! less the image, so that no code can be written there. Boot builds them once. Every CPU enters them before it
+//! runs VM 0, and `#VMEXIT` comes back to them.
 #![allow(unsafe_code, reason = "loads page tables")]
 
 use core::arch::asm;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
+
+use x86_64::registers::control::{Cr4, Cr4Flags};
+use x86_64::structures::paging::PageTableFlags;
 
 use super::layout::{BASE, IMAGE, SIZE, image_physical};
 use super::{cpuid, stack};
@@ -18,19 +21,19 @@ const LARGE: u64 = 2 << 20;
 const GIB: u64 = 1 << 30;
 const ENTRIES: usize = 512;
 
-const PRESENT: u64 = 1;
-const WRITE: u64 = 1 << 1;
-const LARGE_ENTRY: u64 = 1 << 7;
-/// Accessed and dirty: the CPU never has to set them.
-const USED: u64 = 1 << 5 | 1 << 6;
-const NO_EXECUTE: u64 = 1 << 63;
+const PRESENT: u64 = PageTableFlags::PRESENT.bits();
+const WRITE: u64 = PageTableFlags::WRITABLE.bits();
+const LARGE_ENTRY: u64 = PageTableFlags::HUGE_PAGE.bits();
+/// Accessed and dirty, so that the CPU never has to set them.
+const USED: u64 = PageTableFlags::ACCESSED.bits() | PageTableFlags::DIRTY.bits();
+const NO_EXECUTE: u64 = PageTableFlags::NO_EXECUTE.bits();
 
-/// GiB of RAM with holes or the image in them that are mapped by 2 MiB; any more as a whole.
+/// Tables for GiB of RAM that contain holes or the image, and are mapped by 2 MiB. Further ones are mapped as a whole.
 const DIRECTORIES: usize = 8;
-/// 2 MiB that the image may reach into; the linker script checks it.
+/// Tables for the 2 MiB that the image may reach into, as the linker script checks.
 const IMAGE_TABLES: usize = 4;
 
-/// What may be done with a section.
+/// The access to a section that is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Read.
@@ -41,19 +44,19 @@ pub enum Access {
     Write,
 }
 
-/// Where the image is in physical memory.
+/// The place of the image in physical memory.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// First byte.
     pub start: u64,
-    /// Past its last.
+    /// The byte past the last.
     pub end: u64,
-    /// Its parts but the start-up code, in whole pages, by link address.
+    /// The sections except the start-up code, in whole pages, by link address.
     pub sections: [(Range<u64>, Access); 5],
 }
 
 impl Image {
-    /// All of it, and the rest of its last large page: the microvisor's own.
+    /// Returns the image and the rest of its last large page, which are the microvisor's own.
     pub fn own(&self) -> Range<u64> {
         self.start..self.end.next_multiple_of(LARGE)
     }
@@ -73,7 +76,7 @@ impl Table {
         self.0[index].store(entry, Ordering::Relaxed);
     }
 
-    /// An entry of the table above that leads to this one. The last level alone restricts.
+    /// Returns the entry that leads to this table. Only entries of the last level restrict the access.
     fn entry(&self) -> u64 {
         image_physical(self).as_u64() | PRESENT | WRITE | USED
     }
@@ -88,7 +91,7 @@ struct Tables {
     pages: [Table; IMAGE_TABLES],
 }
 
-/// Mapped for reading only, as its section is.
+/// The tables. Their section is mapped for reading only.
 #[cfg_attr(target_os = "none", unsafe(link_section = ".protected"))]
 static TABLES: Tables = Tables::new();
 
@@ -133,7 +136,7 @@ impl Tables {
         }
     }
 
-    /// Maps what is in `ram`, rounded out to 2 MiB, less `own`.
+    /// Maps the ranges of `ram`, rounded out to 2 MiB, less `own`.
     fn map_ram(&self, ram: impl Iterator<Item = Range<u64>> + Clone, own: &Range<u64>) {
         const LEAF: u64 = PRESENT | WRITE | LARGE_ENTRY | USED | NO_EXECUTE;
         let overlap = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
@@ -164,7 +167,7 @@ impl Tables {
     }
 }
 
-/// Builds the tables for `image` and `ram`. Once, on the boot CPU.
+/// Builds the tables for `image` and `ram`. The boot CPU calls this once.
 pub fn build(image: &Image, ram: impl Iterator<Item = Range<u64>> + Clone) {
     TABLES.map_image(image);
     for guard in stack::guards() {
@@ -175,31 +178,31 @@ pub fn build(image: &Image, ram: impl Iterator<Item = Range<u64>> + Clone) {
     RAM_END.store(end.min(SIZE), Ordering::Release);
 }
 
-/// End of the RAM that is mapped: 0 before the tables are built.
+/// Returns the end of the RAM that is mapped, or 0 before the tables are built.
 pub(super) fn ram_end() -> u64 {
     RAM_END.load(Ordering::Acquire)
 }
 
 /// Puts this CPU on the tables, which [`build`] has built.
 pub fn enter() {
-    const MACHINE_CHECK: u64 = 1 << 6;
-    // Bits of CPUID 7 EBX, and the bits of CR4 that they stand for: SMEP and SMAP.
-    const OPTIONAL: [(u32, u64); 2] = [(1 << 7, 1 << 20), (1 << 20, 1 << 21)];
+    // Features in CPUID 7 EBX, and the bits of CR4 that turn them on.
+    const OPTIONAL: [(u32, Cr4Flags); 2] = [
+        (1 << 7, Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION),
+        (1 << 20, Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION),
+    ];
     let features = match cpuid(0, 0).eax {
         7.. => cpuid(7, 0).ebx,
         _ => 0,
     };
-    let bits = OPTIONAL
-        .iter()
-        .filter(|(feature, _)| features & feature != 0)
-        .fold(MACHINE_CHECK, |bits, (_, bit)| bits | bit);
+    let has = OPTIONAL.iter().filter(|(bit, _)| features & bit != 0);
+    let bits = has.fold(Cr4Flags::MACHINE_CHECK_EXCEPTION, |all, (_, flag)| {
+        all | *flag
+    });
+    let tables = image_physical(&raw const TABLES.top).as_u64();
     // SAFETY: the tables map the code that runs, its stack and its data as they were mapped.
     unsafe {
-        asm!(
-            "mov cr3, {tables}", "mov {scratch}, cr4", "or {scratch}, {bits}", "mov cr4, {scratch}",
-            tables = in(reg) image_physical(&raw const TABLES.top).as_u64(), bits = in(reg) bits,
-            scratch = out(reg) _, options(nostack)
-        );
+        asm!("mov cr3, {}", in(reg) tables, options(nostack));
+        Cr4::write_raw(Cr4::read_raw() | bits.bits());
     }
 }
 

@@ -1,8 +1,8 @@
-//! TLB epochs: when has every CPU forgotten a translation?
+//! TLB epochs: they tell when every CPU has forgotten a translation.
 //!
 //! The microvisor sends no interrupts, so it cannot make another CPU flush. Instead each CPU
-//! flushes on its way back into VM 0 and notes the epoch it has seen. What left a nested map
-//! before epoch `e` began is out of every TLB once all CPUs have passed `e`. A CPU in the middle
+//! flushes on its way back into VM 0 and notes the epoch that it has seen. A translation that left a nested map
+//! before epoch `e` began is in no TLB once all CPUs have passed `e`. A CPU in the middle
 //! of a hypercall has not passed, so an epoch also outlasts each access that the microvisor makes
 //! on behalf of a call.
 
@@ -21,7 +21,7 @@ pub struct Epochs {
 }
 
 impl Epochs {
-    /// No CPU online, epoch 1.
+    /// Epoch 1, with no CPU online.
     pub const fn new() -> Self {
         Self {
             current: AtomicU64::new(1),
@@ -30,7 +30,8 @@ impl Epochs {
         }
     }
 
-    /// A CPU is about to enter VM 0 with root's nested map for the first time, and with an empty TLB.
+    /// Counts a CPU from here on. It is about to enter VM 0 with root's nested map for the first time, and with an
+    /// empty TLB.
     pub fn online(&self, cpu: usize) {
         if let Some(passed) = self.passed.get(cpu) {
             passed.store(self.current.load(Ordering::SeqCst), Ordering::SeqCst);
@@ -38,13 +39,13 @@ impl Epochs {
         }
     }
 
-    /// A new epoch, begun after the caller changed a nested map.
+    /// Begins a new epoch after the caller changed a nested map, and returns it.
     pub fn advance(&self) -> u64 {
         self.current.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// The CPU goes back into VM 0, and has no access of the microvisor's under way. If this
-    /// answers true it must flush VM 0's translations in the same entry.
+    /// Notes that a CPU, which has no access of the microvisor's under way, goes back into VM 0. Returns whether it
+    /// must flush VM 0's translations in the same entry.
     #[must_use]
     pub fn pass(&self, cpu: usize) -> bool {
         let current = self.current.load(Ordering::SeqCst);
@@ -53,18 +54,18 @@ impl Epochs {
             .is_some_and(|passed| passed.swap(current, Ordering::SeqCst) != current)
     }
 
-    /// The epoch now.
+    /// Returns the current epoch.
     #[cfg(test)]
     pub(crate) fn current(&self) -> u64 {
         self.current.load(Ordering::SeqCst)
     }
 
-    /// The epoch that every CPU has passed.
+    /// Returns the epoch that every CPU has passed.
     pub fn passed_by_all(&self) -> u64 {
         self.passed_by(self.online.load(Ordering::SeqCst))
     }
 
-    /// The epoch that every CPU has passed once `cpu`, which is on its way, has.
+    /// Returns the epoch that every CPU has passed, if `cpu` passes the current one now.
     pub fn passed_with(&self, cpu: usize) -> u64 {
         let online = self.online.load(Ordering::SeqCst);
         self.passed_by(online & !1_u64.checked_shl(cpu as u32).unwrap_or(0))
@@ -78,12 +79,6 @@ impl Epochs {
             .filter(|(cpu, _)| cpus & (1 << cpu) != 0)
             .map(|(_, passed)| passed.load(Ordering::SeqCst))
             .fold(current, u64::min)
-    }
-}
-
-impl Default for Epochs {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

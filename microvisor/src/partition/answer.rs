@@ -242,10 +242,10 @@ impl Turn<'_> {
     }
 }
 
-/// The vLAPIC timer's clock.
+/// Frequency of the vLAPIC timer's clock.
 const APIC_KHZ: u32 = (crate::vcpu::vlapic::timer::BUS_HZ / 1000) as u32;
 
-/// CPUID of this CPU in the form that the policy takes.
+/// Returns this CPU's own answer of CPUID, in the form that the policy takes.
 pub fn host_cpuid(leaf: u32, subleaf: u32) -> Leaf {
     let answer = arch::cpuid(leaf, subleaf);
     Leaf {

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use guest_proto::limits::MAX_DOORBELLS;
 
 const ENTRIES: usize = MAX_DOORBELLS as usize;
-/// Most ports of one doorbell.
+/// The most ports of one doorbell.
 const MAX_LENGTH: u64 = 4096;
 /// Bit of an entry that is in use.
 const USED: u64 = 1 << 63;
@@ -19,7 +19,7 @@ const SIGNAL_ONLY: u64 = 1 << 48;
 pub struct Doorbell {
     /// First port.
     pub port: u16,
-    /// Ports.
+    /// Count of ports.
     pub length: u16,
     /// Root's name for the range.
     pub tag: u16,
@@ -27,12 +27,12 @@ pub struct Doorbell {
     pub signal_only: bool,
 }
 
-/// Why a doorbell was not added or removed.
+/// Error: a doorbell was not added or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DoorbellError {
     /// The range overlaps that of a doorbell, or a doorbell has this tag.
     Overlap,
-    /// There are as many as there can be.
+    /// The partition has as many doorbells as it can have.
     Full,
     /// The range is empty, too long, or has ports that do not exist.
     OutOfRange,
@@ -89,7 +89,7 @@ pub struct Doorbells {
 }
 
 impl Doorbells {
-    /// No doorbell.
+    /// Makes a table without any doorbell.
     pub const fn new() -> Self {
         Self {
             entries: [const { AtomicU64::new(0) }; ENTRIES],
@@ -163,12 +163,6 @@ impl Doorbells {
             (u32::from(offset) + u32::from(size) <= u32::from(length)).then_some(entry)
         });
         hit.and_then(Doorbell::unpack)
-    }
-}
-
-impl Default for Doorbells {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

@@ -5,7 +5,7 @@ use crate::memory::Memory;
 use crate::vcpu::vlapic::Message;
 
 impl Partition {
-    /// Delivers a message from virtual CPU `sender`, or from outside. Answers the set of virtual
+    /// Delivers a message from virtual CPU `sender`, or from outside if it is `None`. Returns the set of virtual
     /// CPUs that root has to wake or kick.
     pub fn deliver(&self, memory: &Memory, sender: Option<u8>, message: &Message) -> u64 {
         let address = |id: u8| {

@@ -1,11 +1,11 @@
-//! Partitions: the table of them, what one consists of, and the turns of its virtual CPUs.
+//! Partitions: their table, their parts, and the turns of their virtual CPUs.
 //!
 //! A partition is a pool of metadata frames, a nested map, doorbells, properties and virtual CPUs.
-//! It is *free*, *live* or *ending*; its number is used again only once it is free, which is when
-//! its last frame is root's again.
+//! It is *free*, *live* or *ending*. It becomes free, and its number can be used again, when its last frame is
+//! root's again.
 //!
 //! Locks, in order: [`Partition::control`], then a virtual CPU's claim, then `Memory::root`. A
-//! claim is only ever tried for, never waited for. Running a virtual CPU takes its claim and
+//! claim is tried for, and never waited for. Running a virtual CPU takes its claim and
 //! reads atomics; it never takes `control`.
 
 mod answer;
@@ -31,31 +31,31 @@ use doorbell::Doorbells;
 use properties::Properties;
 use slots::VcpuSlots;
 
-/// Where a partition is in its life.
+/// The stage of a partition's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
-    /// There is none of this number.
+    /// No partition has this number.
     Free,
-    /// It can be used.
+    /// The partition can be used.
     Live,
-    /// It is being destroyed, and only that can go on.
+    /// The partition is being destroyed. Only its destruction can go on.
     Ending,
 }
 
-/// Why a partition cannot be had.
+/// Error: a partition cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PartitionError {
     /// No partition has this number.
     NoSuchPartition,
-    /// It is being destroyed.
+    /// The partition is being destroyed.
     Ending,
-    /// All numbers are taken.
+    /// All partition numbers are in use.
     Full,
-    /// A virtual CPU of it is in use.
+    /// A virtual CPU of the partition is in use.
     Busy,
 }
 
-/// What only one CPU at a time works on.
+/// The parts of a partition that one CPU at a time works on.
 #[derive(Debug)]
 pub struct Control {
     /// Metadata frames.
@@ -64,33 +64,33 @@ pub struct Control {
     pub map: GuestMap,
 }
 
-/// One partition, or room for it.
+/// One partition, or the room for one.
 #[derive(Debug)]
 pub struct Partition {
-    /// Its number, once it was used.
+    /// Number of the partition, once the room was used.
     id: AtomicU8,
     life: AtomicU8,
     control: Mutex<Control>,
-    /// Top nested table as a frame number plus 1, 0 for none: for entry, which takes no lock.
+    /// Top nested table as a frame number plus 1, or 0 for none. Entry reads it without a lock.
     top: AtomicU64,
-    /// Which state of the nested map a TLB must not be older than. Unique in the machine's life.
+    /// Generation of the nested map, unique in the machine's life. A TLB must hold no translation of an older one.
     flush: AtomicU64,
-    /// Unlike that of any partition before it, of this number too.
+    /// A number that no other partition has or had, not even one with the same partition number.
     serial: AtomicU64,
     /// Ranges whose writes are posted.
     pub doorbells: Doorbells,
-    /// What `partition_set` sets.
+    /// Properties, which `partition_set` sets.
     pub properties: Properties,
     /// Virtual CPUs.
     pub vcpus: VcpuSlots,
 }
 
-/// The next value for [`Partition::flush`], of any partition: an address space identifier that a
-/// CPU gives to another partition is thereby flushed too.
+/// The next value for [`Partition::flush`] of any partition. So a CPU that gives an address space identifier to
+/// another partition flushes it, too.
 static NEXT_FLUSH: AtomicU64 = AtomicU64::new(1);
 
 impl Partition {
-    /// Room for one. All zeros, so that 255 of them take no room in the image.
+    /// Makes the room for one. It is all zeros, so that 255 of them take no room in the image.
     pub const fn new() -> Self {
         const NOBODY: PartitionId = PartitionId(0);
         Self {
@@ -109,12 +109,12 @@ impl Partition {
         }
     }
 
-    /// Its number.
+    /// Returns the partition's number.
     pub fn id(&self) -> PartitionId {
         PartitionId(self.id.load(Ordering::Relaxed))
     }
 
-    /// Where it is in its life, if nobody changes that at the moment.
+    /// Returns the stage of the partition's life, which may change unless it is locked.
     pub fn life(&self) -> Life {
         match self.life.load(Ordering::Acquire) {
             1 => Life::Live,
@@ -123,13 +123,13 @@ impl Partition {
         }
     }
 
-    /// Locks it. Where it is in its life does not change before it is unlocked.
+    /// Locks the partition. The stage of its life does not change before it is unlocked.
     pub fn lock(&self) -> (MutexGuard<'_, Control>, Life) {
         let control = self.control.lock();
         (control, self.life())
     }
 
-    /// Locks it for a change, if it is live.
+    /// Locks the partition for a change, if it is live.
     pub fn control(&self) -> Result<MutexGuard<'_, Control>, PartitionError> {
         let (control, life) = self.lock();
         match life {
@@ -144,12 +144,12 @@ impl Partition {
         local.tsc_adjust.wrapping_sub(self.properties.tsc_zero())
     }
 
-    /// What no other partition has or had, whatever its number.
+    /// Returns a number that no other partition has or had, not even one with the same partition number.
     pub fn serial(&self) -> u64 {
         self.serial.load(Ordering::Relaxed)
     }
 
-    /// Its top nested table, once it has one.
+    /// Returns the top nested table, once there is one.
     pub fn top(&self) -> Option<Frame> {
         self.top
             .load(Ordering::Acquire)
@@ -157,12 +157,12 @@ impl Partition {
             .map(Frame::new)
     }
 
-    /// The state of the nested map that a TLB must not be older than.
+    /// Returns the generation of the nested map. A TLB must hold no translation of an older one.
     pub fn flush(&self) -> u64 {
         self.flush.load(Ordering::Acquire)
     }
 
-    /// Shows entries the top table of `map`, which does not change while there is one.
+    /// Lets entries find the top table of `map`, which does not change while there is one.
     pub fn publish_top(&self, map: &GuestMap) {
         let top = map.top().map_or(0, |frame| frame.number() + 1);
         self.top.store(top, Ordering::Release);
@@ -183,7 +183,7 @@ impl Partition {
         self.life.store(life, Ordering::Release);
     }
 
-    /// Makes it live as partition `id` if it is free.
+    /// Makes the room live as partition `id`, if it is free. Returns whether it did.
     fn start(&self, id: PartitionId, now_tsc: u64) -> bool {
         let Some(mut control) = self.control.try_lock() else {
             return false;
@@ -205,8 +205,8 @@ impl Partition {
         true
     }
 
-    /// Gives back up to some `budget` of frames, and answers how many, and whether it is over.
-    /// Whatever was begun stays begun: call again until it is.
+    /// Gives back about `budget` frames. Returns how many frames it gave back, and whether the partition is free now.
+    /// Call it again until it is: a destruction that has begun cannot be undone.
     pub fn destroy(&self, memory: &Memory, budget: u64) -> Result<(u64, bool), PartitionError> {
         let (mut control, life) = self.lock();
         match life {
@@ -235,12 +235,6 @@ impl Partition {
     }
 }
 
-impl Default for Partition {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// All partitions but root, by number from 1 on.
 #[derive(Clone, Copy, Debug)]
 pub struct Partitions {
@@ -248,12 +242,12 @@ pub struct Partitions {
 }
 
 impl Partitions {
-    /// The partitions that `slots` has room for; entry `n` is number `n + 1`.
+    /// Makes the table of the partitions that `slots` has room for. Entry `n` is number `n + 1`.
     pub const fn new(slots: &'static [Partition]) -> Self {
         Self { slots }
     }
 
-    /// Makes one.
+    /// Makes a partition.
     pub fn create(&self, now_tsc: u64) -> Result<PartitionId, PartitionError> {
         (1..=u8::MAX)
             .map(PartitionId)
@@ -263,20 +257,20 @@ impl Partitions {
             .ok_or(PartitionError::Full)
     }
 
-    /// The partition of this number, live or ending.
+    /// Returns the partition with this number, live or ending.
     pub fn find(&self, number: u64) -> Result<&'static Partition, PartitionError> {
         self.slot(number)
             .filter(|slot| slot.life() != Life::Free)
             .ok_or(PartitionError::NoSuchPartition)
     }
 
-    /// The partition of this number, or the room for it.
+    /// Returns the partition with this number, or the room for it.
     pub fn slot(&self, number: u64) -> Option<&'static Partition> {
         let index = usize::try_from(number.checked_sub(1)?).ok()?;
         self.slots.get(index)
     }
 
-    /// How many there are.
+    /// Returns the count of partitions that are live or ending.
     pub fn count(&self) -> usize {
         let used = |slot: &&Partition| slot.life() != Life::Free;
         self.slots.iter().filter(used).count()

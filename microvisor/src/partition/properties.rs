@@ -1,4 +1,4 @@
-//! What root tells a partition about itself: set once, read by running virtual CPUs.
+//! Properties of a partition. Root sets them before a virtual CPU runs; running virtual CPUs read them.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -14,7 +14,7 @@ pub struct Properties {
 }
 
 impl Properties {
-    /// Nothing set: [`Properties::reset`] comes before any use.
+    /// Properties of no partition: [`Properties::reset`] comes before any use.
     pub const fn new() -> Self {
         Self {
             tsc_zero: AtomicU64::new(0),
@@ -25,7 +25,7 @@ impl Properties {
         }
     }
 
-    /// As at creation, `now_tsc`.
+    /// Sets the properties of a partition that is made at `now_tsc`.
     pub fn reset(&self, now_tsc: u64) {
         self.tsc_zero.store(now_tsc, Ordering::Relaxed);
         self.tsc_khz.store(0, Ordering::Relaxed);
@@ -34,12 +34,12 @@ impl Properties {
         self.started.store(false, Ordering::Relaxed);
     }
 
-    /// TSC of root's at which the guest's was zero.
+    /// Returns root's TSC at which the guest's was zero.
     pub fn tsc_zero(&self) -> u64 {
         self.tsc_zero.load(Ordering::Relaxed)
     }
 
-    /// Frequency of the TSC in kHz, 0 if it was not set.
+    /// Returns the frequency of the TSC in kHz, or 0 if it was not set.
     pub fn tsc_khz(&self) -> u64 {
         self.tsc_khz.load(Ordering::Relaxed)
     }
@@ -49,7 +49,7 @@ impl Properties {
         self.tsc_khz.store(khz, Ordering::Relaxed);
     }
 
-    /// Virtual CPUs of the guest's topology, 1 to 64.
+    /// Returns the count of virtual CPUs in the guest's topology, 1 to 64.
     pub fn vcpus(&self) -> u32 {
         self.vcpus.load(Ordering::Relaxed)
     }
@@ -59,31 +59,25 @@ impl Properties {
         self.vcpus.store(count, Ordering::Relaxed);
     }
 
-    /// vLAPICs start in x2APIC mode.
+    /// Returns whether vLAPICs start in x2APIC mode.
     pub fn x2apic(&self) -> bool {
         self.x2apic.load(Ordering::Relaxed)
     }
 
-    /// Sets how vLAPICs start.
+    /// Sets whether vLAPICs start in x2APIC mode.
     pub fn set_x2apic(&self, on: bool) {
         self.x2apic.store(on, Ordering::Relaxed);
     }
 
-    /// A virtual CPU has run: nothing can be set any more.
+    /// Returns whether a virtual CPU has run. After that no property can be set.
     pub fn started(&self) -> bool {
         self.started.load(Ordering::Relaxed)
     }
 
-    /// A virtual CPU runs.
+    /// Notes that a virtual CPU runs.
     pub fn start(&self) {
         if !self.started() {
             self.started.store(true, Ordering::Relaxed);
         }
-    }
-}
-
-impl Default for Properties {
-    fn default() -> Self {
-        Self::new()
     }
 }

@@ -1,4 +1,4 @@
-//! A virtual CPU's turn: from `vcpu_run` to the exit that needs root.
+//! A virtual CPU's turn, from `vcpu_run` to the exit that needs root.
 //!
 //! [`run`] loads the virtual CPU, enters it again and again, and answers its exits (`answer`) until
 //! one of them, or something that arrived, ends the turn. A physical interrupt ends it at once, so
@@ -24,12 +24,12 @@ use crate::vcpu::{Local, Pending, Vcpu};
 
 pub use guest_proto::hypercall::doorbell_tags::EOI as EOI_TAG;
 
-/// Why a turn was not begun.
+/// Error: a turn was not begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunError {
     /// The reply in the virtual CPU's page makes no sense.
     BadReply,
-    /// There is nothing to run in.
+    /// The partition has no memory.
     NoMemory,
 }
 
@@ -178,7 +178,7 @@ impl Turn<'_> {
         (deadline != 0 && (known == 0 || deadline < known)).then_some(RunExit::Timer)
     }
 
-    /// Whether something ends HLT.
+    /// Returns whether an interrupt or NMI ends HLT.
     fn wakes(&self) -> bool {
         let lapic = &self.local.lapic;
         let nmi = lapic.has_nmi() && !self.local.nmi_masked;
@@ -280,7 +280,7 @@ impl Turn<'_> {
         self.local.deadline = deadline;
     }
 
-    /// Completes what the last turn's intercept left.
+    /// Completes the instruction of the last turn's intercept by root's reply.
     fn take_reply(&mut self) -> Result<(), RunError> {
         // Kind, flags, size, direction: nothing is outstanding.
         self.set_word(offset_of!(Intercept, kind), 0);
@@ -338,8 +338,8 @@ impl Turn<'_> {
     }
 }
 
-/// Root's TSC when the guest's, which is ahead of it by `offset`, is `at`; `now` is root's. A time that root's
-/// counter does not reach is the last one that there is, and 0, which is none, is 1.
+/// Returns root's TSC at the time when the guest's, which is ahead by `offset`, is `at`; `now` is root's. A time that
+/// root's counter never reaches becomes the counter's last value. 0, which would mean no deadline, becomes 1.
 fn roots_time(at: u64, offset: u64, now: u64) -> u64 {
     match at.checked_sub(now.wrapping_add(offset)) {
         Some(left) => now.saturating_add(left),
@@ -348,7 +348,7 @@ fn roots_time(at: u64, offset: u64, now: u64) -> u64 {
     .max(1)
 }
 
-/// RAX after an IN of `size` bytes: as for any operand, 4 bytes clear the upper half.
+/// Returns RAX after an IN of `size` bytes. As for any operand, 4 bytes clear the upper half.
 pub fn port_value(old: u64, data: u64, size: u8) -> u64 {
     match size {
         1 => old & !0xff | data & 0xff,

@@ -1,10 +1,9 @@
 //! The virtual CPUs of a partition, by index.
 //!
-//! A slot's lock is written only to make a virtual CPU and to end it, and held for reading while
-//! one runs or is looked at, which never waits on the way in. So a virtual CPU can post to another
-//! of its partition while either runs, and the object stays; and a partition ends only when no
-//! slot is held. Who holds one without running it has the control lock, or a claim on it
-//! ([`Vcpu::claim`]).
+//! A slot's lock is held for writing only to make a virtual CPU and to end it. It is held for reading while the
+//! virtual CPU runs, or while another call reads its state; taking it for reading never waits. So a virtual CPU can
+//! post to another one of its partition while either runs, and a partition ends only when no slot is held. Code that
+//! holds a slot without running the virtual CPU has the control lock, or a claim ([`Vcpu::claim`]).
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,16 +18,16 @@ use crate::vcpu::Vcpu;
 
 const SLOTS: usize = MAX_VCPUS as usize;
 
-/// The slots.
+/// The slots of a partition.
 #[derive(Debug)]
 pub struct VcpuSlots {
     slots: [RwLock<Option<Placed<Vcpu>>>; SLOTS],
-    /// The indices that have one.
+    /// Set of the indices that have a virtual CPU.
     present: AtomicU64,
 }
 
 impl VcpuSlots {
-    /// No virtual CPU.
+    /// Slots without any virtual CPU.
     pub const fn new() -> Self {
         Self {
             slots: [const { RwLock::new(None) }; SLOTS],
@@ -36,24 +35,23 @@ impl VcpuSlots {
         }
     }
 
-    /// Does something with a virtual CPU, if there is one of this index.
+    /// Calls `then` with the virtual CPU of this index, if there is one.
     pub fn with<R>(&self, index: u64, then: impl FnOnce(&Vcpu) -> R) -> Option<R> {
         let slot = self.slots.get(usize::try_from(index).ok()?)?.read();
         slot.as_deref().map(then)
     }
 
-    /// Whether there is one of this index.
+    /// Returns whether there is a virtual CPU of this index.
     pub fn exists(&self, index: u64) -> bool {
         self.with(index, |_| ()).is_some()
     }
 
-    /// The indices that have one, as a set.
+    /// Returns the set of the indices that have a virtual CPU.
     pub fn present(&self) -> u64 {
         self.present.load(Ordering::Acquire)
     }
 
-    /// Puts one in its slot. The caller holds the partition's control lock and has made sure that
-    /// the slot is empty.
+    /// Puts a virtual CPU into its slot. The caller holds the partition's control lock, and the slot is empty.
     pub fn insert(&self, index: u64, vcpu: Placed<Vcpu>) {
         let slot = usize::try_from(index).ok().and_then(|n| self.slots.get(n));
         if let Some(slot) = slot {
@@ -62,7 +60,11 @@ impl VcpuSlots {
         }
     }
 
-    /// Makes sure that no virtual CPU is in use, then does `then` before one can be used again.
+    /// Calls `then` while no virtual CPU is in use.
+    ///
+    /// # Errors
+    ///
+    /// Fails with [`PartitionError::Busy`] if one is in use, and does not call `then`.
     pub fn stop_for_good(&self, then: impl FnOnce()) -> Result<(), PartitionError> {
         let mut held = [const { None }; SLOTS];
         for (guard, slot) in held.iter_mut().zip(&self.slots) {
@@ -72,8 +74,8 @@ impl VcpuSlots {
         Ok(())
     }
 
-    /// Ends every virtual CPU: its frames go to the pool, its page to root. Answers how many
-    /// pages those were. [`VcpuSlots::stop_for_good`] came before.
+    /// Ends every virtual CPU: its frames go to the pool, its page goes to root. Returns the count of these
+    /// pages. [`VcpuSlots::stop_for_good`] came before.
     pub fn remove_all(&self, memory: &Memory, pool: &mut Pool) -> u64 {
         let mut pages = 0;
         self.present.store(0, Ordering::Release);
@@ -88,11 +90,5 @@ impl VcpuSlots {
         }
         pool.seal(&memory.epochs);
         pages
-    }
-}
-
-impl Default for VcpuSlots {
-    fn default() -> Self {
-        Self::new()
     }
 }

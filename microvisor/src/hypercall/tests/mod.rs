@@ -16,6 +16,7 @@ use super::{Answer, Call, dispatch};
 use crate::arch::hw::Cpu;
 use crate::arch::{CpuFacts, Speculation};
 use crate::counters::ExitCounters;
+use crate::log::Log;
 use crate::machine::{Machine, MachineFacts, MemoryTypes};
 use crate::memory::testing::{Fake, Storage};
 use crate::memory::{Frame, Hpa};
@@ -70,7 +71,7 @@ impl World {
                 Partitions::new(slots.leak()),
                 facts,
                 counters.leak(),
-                Box::leak(Box::default()),
+                Box::leak(Box::new(Log::new())),
             ),
             ram_end,
             now: 1000,
