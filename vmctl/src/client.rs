@@ -15,7 +15,7 @@ use crate::progress::{self, Progress};
 use crate::wire::{Link, LinkError};
 
 /// How long the daemon may take for what it answers at once.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Client {
     /// The daemon's failure, or it can't be spoken to.
     pub fn ask(&mut self, request: &Request) -> Result<Response, Failed> {
         self.send(request)?;
-        self.receive(deadline(PATIENCE))
+        self.receive(deadline(TIMEOUT))
     }
 
     /// Asks for something and for what comes of it, and takes the first answer. Both are sent at
@@ -83,7 +83,7 @@ impl Client {
         self.doing = Some(doing(request, name));
         self.link.queue(request)?;
         self.link.queue(&wait_for(name, until))?;
-        self.receive(deadline(PATIENCE)).map(drop)
+        self.receive(deadline(TIMEOUT)).map(drop)
     }
 
     /// Waits for what [`Self::begin`] began.

@@ -54,7 +54,7 @@ pub const FIRST_WORKER_UID: u32 = 0x7000_0000;
 /// Clients at once; more are turned away.
 const MAX_CLIENTS: usize = 64;
 /// How long a worker may take to tell its devices.
-const DEVICES_PATIENCE: Duration = Duration::from_secs(2);
+const DEVICES_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often CPU time is sampled while a VM is alive.
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 
@@ -409,7 +409,7 @@ fn serve_client(client: &mut Client, vms: &mut Vms) -> Result<(), LinkError> {
                 client.waiting = Some(Waiting::Until(name, until));
             }
             request::Answer::Info(name) => {
-                let deadline = Instant::now() + DEVICES_PATIENCE;
+                let deadline = Instant::now() + DEVICES_TIMEOUT;
                 client.waiting = Some(Waiting::Devices(name, deadline));
             }
             request::Answer::Device(name, device) => {

@@ -2,9 +2,9 @@
 //!
 //! [`Chain`] opens and locks an image and all its backing files; [`Image`] is the disk that they
 //! make. All paths are looked up by [`Chain::open`]: an [`Image`] does I/O on open files alone, so
-//! that a worker may lose the file system in between. Who uses an image says a lock that QEMU
-//! understands too (`lock`). What a qcow2 header says is checked here (`header`) before `imago`
-//! reads the tables that it points to, and `imago` never opens a file by itself.
+//! that a worker may lose the file system in between. An open image is locked with the same byte-range locks that
+//! QEMU uses (`lock`). A qcow2 header is checked here (`header`) before `imago` reads the tables that it points
+//! to, and `imago` never opens a file by itself.
 
 use std::ffi::OsStr;
 use std::fmt;

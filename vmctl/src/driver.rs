@@ -5,10 +5,7 @@
 //! the virtual CPU is stopped, [`page::Ring`] the posted writes, which arrive at any time. This module and
 //! its child hold all of `vmctl`'s unsafe code; nothing here knows what a device or a guest is.
 
-#![allow(
-    unsafe_code,
-    reason = "ioctls and the shared page; the only such module of vmctl"
-)]
+#![allow(unsafe_code, reason = "ioctls, and the page shared with the driver")]
 
 pub mod page;
 mod vcpu;

@@ -182,7 +182,7 @@ pub fn create(spec: &Spec) -> Result<Vec<String>, NetError> {
         .add_bridge(name, spec.vlan_filtering)
         .map_err(not_made(name, "bridges"))?;
     filter(spec)
-        .and_then(|()| furnish(&mut links, spec))
+        .and_then(|()| set_up(&mut links, spec))
         .and_then(|()| serve(spec))
         .inspect_err(|_| {
             let _ = filters::remove(name);
@@ -258,7 +258,7 @@ fn filter_failed(name: &str) -> impl Fn(io::Error) -> NetError {
 }
 
 /// Makes a new bridge a network.
-fn furnish(links: &mut Links, spec: &Spec) -> Result<(), NetError> {
+fn set_up(links: &mut Links, spec: &Spec) -> Result<(), NetError> {
     let name = &spec.name;
     let failed = kernel(name);
     let bridge = find(links, name).map_err(&failed)?;

@@ -34,14 +34,14 @@ pub struct Place {
 }
 
 /// Ticks of the time-stamp counter that a wait lasts at most: half a minute on a busy machine.
-const PATIENCE: u64 = 100_000_000_000;
+const TIMEOUT: u64 = 100_000_000_000;
 
 /// Waits for `done`, not for ever.
 #[track_caller]
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) -> Outcome {
     let start = cpu::tsc();
     while !done() {
-        if cpu::tsc().wrapping_sub(start) > PATIENCE {
+        if cpu::tsc().wrapping_sub(start) > TIMEOUT {
             return fail(format_args!("waited in vain: {what}"));
         }
         core::hint::spin_loop();

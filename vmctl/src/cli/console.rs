@@ -16,7 +16,7 @@ use crate::console::hub::MAX_CLIENTS;
 use crate::exit::{Exit, Failed};
 
 /// How long a worker that has closed its console may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A connection to one worker's console.
 #[derive(Debug)]
@@ -123,7 +123,7 @@ fn next_life(name: &str, worker: Option<u32>, client: &Client) -> Result<Life, F
     let mut events = client.again()?;
     events.subscribe()?;
     let mut client = client.again()?;
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     loop {
         let info = client.info(name)?;
         if !info.status.state.is_alive() {

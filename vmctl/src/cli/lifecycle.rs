@@ -16,7 +16,7 @@ use crate::exit::{Exit, Failed};
 use crate::worker::loader::{Initrd, Kernel};
 
 /// How long a worker may take to hold or release its virtual CPUs.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long `stop --force` waits for the guest unless it is said.
 const FORCE_AFTER: Duration = Duration::from_secs(60);
 /// Time between the first two presses of the power button; each next one is twice as long, up to the longest.
@@ -444,7 +444,7 @@ pub(super) fn resume(name: String, client: Client) -> Result<(), Failed> {
 
 fn hold(request: &Request, name: &str, wanted: VmState, mut client: Client) -> Result<(), Failed> {
     let until = Until::State(wanted);
-    let status = client.ask_and_wait(request, name, until, Some(PATIENCE))?;
+    let status = client.ask_and_wait(request, name, until, Some(TIMEOUT))?;
     expect(&status, wanted)?;
     say(&status)
 }

@@ -13,7 +13,7 @@ use crate::config::{ConfigError, DeviceConfig, DiskConfig, NicConfig, parse_dura
 use crate::exit::{Exit, Failed};
 
 /// How long attaching and detaching may take unless the user says.
-const PATIENCE: &str = "30s";
+const TIMEOUT: &str = "30s";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct AttachArgs {
@@ -76,7 +76,7 @@ pub(super) struct DetachArgs {
 #[derive(Debug, clap::Args)]
 struct Timeout {
     /// Wait for this long at most: 30s, 500ms, 2m
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = PATIENCE)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = TIMEOUT)]
     timeout: Duration,
 }
 

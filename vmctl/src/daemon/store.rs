@@ -252,9 +252,9 @@ impl Store {
     ///
     /// The file system refuses.
     pub(super) fn remove(&self, name: &str) -> io::Result<()> {
-        let doomed = self.root.join(format!("{DELETED}{name}"));
-        match fs::rename(self.dir(name), &doomed) {
-            Ok(()) => fs::remove_dir_all(doomed),
+        let deleted = self.root.join(format!("{DELETED}{name}"));
+        match fs::rename(self.dir(name), &deleted) {
+            Ok(()) => fs::remove_dir_all(deleted),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(e),
         }

@@ -28,7 +28,7 @@ pub(super) struct Worker {
     /// `None` once it is broken.
     link: Option<Link>,
     /// When it is killed, if it has not exited by itself.
-    doom: Option<Instant>,
+    kill_deadline: Option<Instant>,
     /// Its disks as it told them last.
     pub(super) disks: Vec<DiskStatus>,
     /// Its network cards, likewise.
@@ -53,9 +53,10 @@ impl Worker {
         self.process.kill();
     }
 
-    /// It is over: it may exit by itself, for a while.
-    fn condemn(&mut self) {
-        self.doom.get_or_insert(Instant::now() + EXIT_GRACE);
+    /// Gives the worker, whose VM is over, a while to exit by itself.
+    fn set_kill_deadline(&mut self) {
+        self.kill_deadline
+            .get_or_insert(Instant::now() + EXIT_GRACE);
     }
 }
 
@@ -104,7 +105,7 @@ impl Vms {
         vm.worker = Some(Worker {
             process,
             link: Some(link),
-            doom: None,
+            kill_deadline: None,
             disks: Vec::new(),
             nics: Vec::new(),
         });
@@ -132,7 +133,7 @@ impl Vms {
         Worker {
             process,
             link,
-            doom: None,
+            kill_deadline: None,
             disks: Vec::new(),
             nics: Vec::new(),
         }
@@ -238,13 +239,13 @@ impl Vms {
     pub(super) fn tick(&mut self, now: Instant) {
         for vm in self.vms.values_mut() {
             if let Some(worker) = &mut vm.worker
-                && worker.doom.is_some_and(|doom| doom <= now)
+                && worker.kill_deadline.is_some_and(|deadline| deadline <= now)
             {
                 // What it said itself, if it did, stands.
                 let why = "worker closed its control socket and did not exit";
                 vm.record.ended(EndCause::Failed, why);
                 worker.kill();
-                worker.doom = None;
+                worker.kill_deadline = None;
             }
         }
         if self.save_again_at.is_some_and(|at| at <= now) {
@@ -265,10 +266,12 @@ impl Vms {
 
     /// How long until the next [`Self::tick`]; for ever if there is nothing to do.
     pub(super) fn next_tick(&self, now: Instant) -> Option<Duration> {
-        let workers = self.workers().map(|(_, worker)| match worker.doom {
-            Some(doom) => doom.min(self.next_sample),
-            None => self.next_sample,
-        });
+        let workers = self
+            .workers()
+            .map(|(_, worker)| match worker.kill_deadline {
+                Some(deadline) => deadline.min(self.next_sample),
+                None => self.next_sample,
+            });
         let others = self.save_again_at.into_iter().chain(self.next_late_start());
         let untils = workers
             .chain(others)
@@ -393,7 +396,9 @@ fn hear(record: &mut Record, worker: &mut Worker) -> Result<Heard, LinkError> {
             }
             WorkerEvent::Ended { cause, reason } => {
                 record.ended(cause, &reason);
-                worker.doom.get_or_insert(Instant::now() + EXIT_GRACE);
+                worker
+                    .kill_deadline
+                    .get_or_insert(Instant::now() + EXIT_GRACE);
             }
         }
     }
@@ -405,7 +410,7 @@ fn lost(record: &mut Record, worker: &mut Worker, error: &LinkError) {
     worker.link = None;
     match error {
         // It usually exits at this moment, and its status says more; if it does not, it is killed.
-        LinkError::Closed => worker.condemn(),
+        LinkError::Closed => worker.set_kill_deadline(),
         LinkError::Wire(WireError::Version { .. }) => unreachable_worker(record, error),
         _ => {
             record.ended(EndCause::Failed, &format!("worker failed: {error}"));

@@ -18,7 +18,7 @@ use super::{Mode, Network, program};
 use crate::wire::timespec;
 
 /// How long the process may take to end by itself.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A guest of a network, with the addresses that it is leased.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,7 +146,7 @@ impl Files {
         for signal in [Signal::TERM, Signal::KILL] {
             let _ = pidfd_send_signal(&process, signal);
             let mut fds = [PollFd::new(&process, PollFlags::IN)];
-            if matches!(poll(&mut fds, Some(&timespec(PATIENCE))), Ok(1..)) {
+            if matches!(poll(&mut fds, Some(&timespec(TIMEOUT))), Ok(1..)) {
                 return;
             }
         }

@@ -84,7 +84,7 @@ pub(super) struct Built {
     pub(super) clock: Clock,
 }
 
-/// What a partition is furnished with.
+/// The parts of a partition that can run.
 #[derive(Debug)]
 struct Parts {
     ram: Ram,
@@ -129,7 +129,7 @@ impl Partition {
     }
 
     /// Gives it all that it needs to run.
-    pub(super) fn furnish(self, config: &VmConfig, mut images: Images) -> Result<Built, End> {
+    pub(super) fn build(self, config: &VmConfig, mut images: Images) -> Result<Built, End> {
         let disks = std::mem::take(&mut images.disks);
         let nics = std::mem::take(&mut images.nics);
         let vsock = images.vsock.take();
@@ -142,7 +142,7 @@ impl Partition {
         };
         let clock = self.clock;
         let machine = Machine::new(self.vm, parts.ram, parts.rings, parts.wake);
-        machine.bench().devices.set_facts(parts.facts);
+        machine.device_state().devices.set_facts(parts.facts);
         if let Err(end) = plug(&machine, config, disks, nics, vsock) {
             drop(parts.vcpus);
             machine.destroy();
@@ -315,8 +315,8 @@ fn put(
     device: Box<dyn Virtio>,
     insert: impl FnOnce(&mut Devices, u8, Box<Transport>),
 ) -> Result<(), String> {
-    let mut bench = machine.bench();
-    let slot = bench.devices.pci().free_slot();
+    let mut device_state = machine.device_state();
+    let slot = device_state.devices.pci().free_slot();
     let slot = slot.ok_or("the PCI bus has no free slot")?;
     let name = device.name().to_owned();
     let transport = Transport::new(
@@ -326,8 +326,8 @@ fn put(
         machine.wake_event(),
     );
     let transport = transport.map_err(|e| format!("{name}: {e}"))?;
-    insert(&mut bench.devices, slot, Box::new(transport));
-    machine.settle(bench);
+    insert(&mut device_state.devices, slot, Box::new(transport));
+    machine.settle(device_state);
     Ok(())
 }
 

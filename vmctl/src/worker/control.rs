@@ -96,10 +96,10 @@ impl Control {
         }
     }
 
-    /// Tells how the VM ended, to the daemon that is there or to the next that comes within
-    /// `patience`.
-    pub(super) fn bid_farewell(&mut self, event: &WorkerEvent, patience: Duration) {
-        let deadline = Instant::now() + patience;
+    /// Tells the daemon how the VM ended. If no daemon is connected, the next one that connects within `timeout` is
+    /// told.
+    pub(super) fn report_end(&mut self, event: &WorkerEvent, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
         self.send(event);
         loop {
             match &self.link {
@@ -209,7 +209,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(20));
             Daemon::connect(&path).hear()
         });
-        control.bid_farewell(&ready(9), Duration::from_secs(10));
+        control.report_end(&ready(9), Duration::from_secs(10));
         assert_eq!(daemon.join().unwrap().unwrap(), ready(9));
     }
 }

@@ -80,9 +80,9 @@ impl Gate {
     }
 
     /// Waits until `threads` threads wait here or have left; false if that takes longer than
-    /// `patience`.
-    pub(super) fn await_all(&self, threads: usize, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
+    /// `timeout`.
+    pub(super) fn await_all(&self, threads: usize, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
         let mut waiting = self.lock();
         while *waiting < threads {
             let left = until.saturating_duration_since(Instant::now());
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicU32;
 
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(10);
 
     #[test]
     fn threads_are_held_go_on_and_end() {
@@ -123,14 +123,14 @@ mod tests {
                     }
                 });
             }
-            assert!(gate.await_all(2, PATIENCE));
+            assert!(gate.await_all(2, TIMEOUT));
             assert_eq!(turns.load(Ordering::Relaxed), 0);
             gate.open();
             while turns.load(Ordering::Relaxed) < 10 {
                 std::thread::yield_now();
             }
             gate.close();
-            assert!(gate.await_all(2, PATIENCE));
+            assert!(gate.await_all(2, TIMEOUT));
             let held = turns.load(Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(5));
             assert_eq!(turns.load(Ordering::Relaxed), held);
@@ -138,7 +138,7 @@ mod tests {
             gate.open();
             assert!(gate.is_over());
         });
-        assert!(gate.await_all(2, PATIENCE), "those that left count");
+        assert!(gate.await_all(2, TIMEOUT), "those that left count");
     }
 
     #[test]

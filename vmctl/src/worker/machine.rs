@@ -30,11 +30,11 @@ use crate::driver::{DriverError, Vm};
 /// Console output that may wait for the device thread before a virtual CPU has to.
 const MAX_OUTPUT: usize = 256 << 10;
 /// How often a virtual CPU that waits for that looks whether the VM is over.
-const OUTPUT_PATIENCE: Duration = Duration::from_millis(100);
+const OUTPUT_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The devices and their posted writes.
+/// The state of the devices, and the posted writes that they have not seen.
 #[derive(Debug)]
-pub(super) struct Bench {
+pub(super) struct DeviceState {
     /// The devices.
     pub(super) devices: Devices,
     rings: Vec<Ring>,
@@ -44,7 +44,7 @@ pub(super) struct Bench {
     typing_waits: bool,
 }
 
-impl Bench {
+impl DeviceState {
     /// Applies the posted writes of all virtual CPUs. Returns false if there were none, and no
     /// output since the last time.
     ///
@@ -110,12 +110,12 @@ fn drain(ring: &mut Ring, devices: &mut Devices) -> bool {
     true
 }
 
-/// Why the VM is to end.
+/// The reason why the VM ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// A device was asked to.
-    Wish(Request),
-    /// Something else.
+pub(super) enum Conclusion {
+    /// The guest asked a device to end or reset the VM.
+    Request(Request),
+    /// Any other end.
     End(End),
 }
 
@@ -128,9 +128,9 @@ pub(super) struct Machine {
     /// Where virtual CPUs wait.
     pub(super) gate: Gate,
     vcpus: usize,
-    bench: Mutex<Bench>,
+    device_state: Mutex<DeviceState>,
     output_taken: Condvar,
-    verdict: Mutex<Option<Verdict>>,
+    conclusion: Mutex<Option<Conclusion>>,
     wake: Arc<Event>,
     /// Device threads that wait until the VM is resumed.
     pub(super) stalls: Arc<Stalls>,
@@ -164,14 +164,14 @@ impl Machine {
             ram,
             gate: Gate::default(),
             vcpus: rings.len(),
-            bench: Mutex::new(Bench {
+            device_state: Mutex::new(DeviceState {
                 devices: Devices::new(),
                 rings,
                 asleep: false,
                 typing_waits: false,
             }),
             output_taken: Condvar::new(),
-            verdict: Mutex::default(),
+            conclusion: Mutex::default(),
             stalls: Arc::new(Stalls::new(Arc::clone(&wake))),
             port: OnceLock::new(),
             sockets: OnceLock::new(),
@@ -207,23 +207,26 @@ impl Machine {
         self.vcpus as u32
     }
 
-    /// The devices.
-    pub(super) fn bench(&self) -> MutexGuard<'_, Bench> {
-        self.bench.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Locks the state of the devices.
+    pub(super) fn device_state(&self) -> MutexGuard<'_, DeviceState> {
+        self.device_state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives the devices back, and lets out what came out of them.
-    pub(super) fn settle(&self, mut bench: MutexGuard<'_, Bench>) {
-        let msis = bench.devices.take_msis();
-        let request = bench.devices.take_request();
-        let effects = bench.devices.take_effects();
-        let removed = bench.devices.pci().take_removed();
-        let strays = bench.devices.take_strays();
-        let has_output = !bench.devices.serial_output().is_empty();
-        let is_wanted = has_output || bench.typing_waits && bench.devices.serial_room() > 0;
-        let wakes =
-            bench.devices.take_sleep_change() || is_wanted && std::mem::take(&mut bench.asleep);
-        drop(bench);
+    pub(super) fn settle(&self, mut device_state: MutexGuard<'_, DeviceState>) {
+        let msis = device_state.devices.take_msis();
+        let request = device_state.devices.take_request();
+        let effects = device_state.devices.take_effects();
+        let removed = device_state.devices.pci().take_removed();
+        let strays = device_state.devices.take_strays();
+        let has_output = !device_state.devices.serial_output().is_empty();
+        let is_wanted =
+            has_output || device_state.typing_waits && device_state.devices.serial_room() > 0;
+        let wakes = device_state.devices.take_sleep_change()
+            || is_wanted && std::mem::take(&mut device_state.asleep);
+        drop(device_state);
         for msi in msis {
             if let Err(e) = self.vm.send_msi(msi) {
                 journal::say(format_args!(
@@ -245,7 +248,7 @@ impl Machine {
             journal::guest(format_args!("{stray}"));
         }
         if let Some(request) = request {
-            self.conclude(Verdict::Wish(request));
+            self.conclude(Conclusion::Request(request));
         } else if wakes {
             self.wake();
         }
@@ -253,11 +256,11 @@ impl Machine {
 
     /// Waits, on a virtual CPU's thread, while more console output is kept than should be.
     pub(super) fn hold_back(&self) {
-        let mut bench = self.bench();
-        while bench.is_full() && !self.gate.is_over() {
-            bench = self
+        let mut device_state = self.device_state();
+        while device_state.is_full() && !self.gate.is_over() {
+            device_state = self
                 .output_taken
-                .wait_timeout(bench, OUTPUT_PATIENCE)
+                .wait_timeout(device_state, OUTPUT_TIMEOUT)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }
@@ -268,40 +271,42 @@ impl Machine {
         self.output_taken.notify_all();
     }
 
-    /// The VM is over, for the first reason that is given. The virtual CPU that gives it goes no
-    /// further; the device thread does the rest.
-    pub(super) fn conclude(&self, verdict: Verdict) {
+    /// Ends the VM. Only the first reason counts. The virtual CPU whose thread calls this stops; the device
+    /// thread does the rest.
+    pub(super) fn conclude(&self, conclusion: Conclusion) {
         self.gate.close();
-        self.verdict().get_or_insert(verdict);
+        self.conclusion().get_or_insert(conclusion);
         self.wake();
     }
 
-    /// Why it is over, if it is.
-    pub(super) fn take_verdict(&self) -> Option<Verdict> {
-        self.verdict().take()
+    /// Takes the reason why the VM ends, if it does.
+    pub(super) fn take_conclusion(&self) -> Option<Conclusion> {
+        self.conclusion().take()
     }
 
-    fn verdict(&self) -> MutexGuard<'_, Option<Verdict>> {
-        self.verdict.lock().unwrap_or_else(PoisonError::into_inner)
+    fn conclusion(&self) -> MutexGuard<'_, Option<Conclusion>> {
+        self.conclusion
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Holds all virtual CPUs; false if they don't come within `patience`.
-    pub(super) fn hold(&self, patience: Duration) -> bool {
+    /// Holds all virtual CPUs. Returns false if one is not held within `timeout`.
+    pub(super) fn hold(&self, timeout: Duration) -> bool {
         self.gate.close();
         self.kick();
-        self.await_held(patience)
+        self.await_held(timeout)
     }
 
-    /// Waits until all virtual CPUs' threads are held; false if that takes longer than `patience`.
-    pub(super) fn await_held(&self, patience: Duration) -> bool {
-        self.gate.await_all(self.vcpus, patience)
+    /// Waits until all virtual CPUs' threads are held. Returns false if one is not held within `timeout`.
+    pub(super) fn await_held(&self, timeout: Duration) -> bool {
+        self.gate.await_all(self.vcpus, timeout)
     }
 
-    /// Sends all virtual CPUs' threads away; false if they don't go within `patience`.
-    pub(super) fn end(&self, patience: Duration) -> bool {
+    /// Ends all virtual CPUs' threads. Returns false if one has not ended within `timeout`.
+    pub(super) fn end(&self, timeout: Duration) -> bool {
         self.gate.end();
         self.kick();
-        self.gate.await_all(self.vcpus, patience)
+        self.gate.await_all(self.vcpus, timeout)
     }
 
     fn kick(&self) {

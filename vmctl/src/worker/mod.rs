@@ -60,12 +60,12 @@ use build::{Built, Images, Partition};
 use control::Control;
 use end::{EXIT_USAGE, End};
 use inherited::Inherited;
-use service::{HOLD_PATIENCE, Service};
+use service::{HOLD_TIMEOUT, Service};
 
 /// How long a new worker waits to hear what it is to run.
-const START_PATIENCE: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the news of the VM's end waits for a daemon that is restarting.
-const FAREWELL_PATIENCE: Duration = Duration::from_secs(60);
+const END_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the daemon passes on the command line.
 #[derive(Clone, Debug, clap::Args)]
@@ -102,7 +102,7 @@ pub fn main(args: &WorkerArgs) -> ExitCode {
     };
     let end = work(args, &mut control, console, log_dir, vsock).unwrap_or_else(|end| end);
     journal::say(format_args!("{}: {}", args.name, end.reason));
-    control.bid_farewell(&end.event(), FAREWELL_PATIENCE);
+    control.report_end(&end.event(), END_TIMEOUT);
     end.exit_code()
 }
 
@@ -127,7 +127,7 @@ fn work(
         machine,
         vcpus,
         clock,
-    } = partition.furnish(&config, images)?;
+    } = partition.build(&config, images)?;
     let confined = sandbox::become_user(args.first_uid, id, log_dir.as_fd());
     if let Err(e) = confined {
         machine.destroy();
@@ -146,7 +146,7 @@ fn work(
         Ok(())
     });
     let confined = started.and_then(|()| {
-        if !machine.await_held(HOLD_PATIENCE) {
+        if !machine.await_held(HOLD_TIMEOUT) {
             return Err("the virtual CPUs' threads do not start".to_owned());
         }
         sandbox::lose_system_calls()
@@ -161,7 +161,7 @@ fn work(
             let _ = thread.join();
         }
         // Their threads work on memory that the partition takes with it.
-        let devices = machine.bench().devices.pci().take_devices();
+        let devices = machine.device_state().devices.pci().take_devices();
         for mut device in devices {
             device.close();
         }
@@ -177,7 +177,7 @@ fn work(
 
 /// Waits for `Start`; answers whatever else comes before it.
 fn await_configuration(control: &mut Control) -> Result<VmConfig, End> {
-    let deadline = Instant::now() + START_PATIENCE;
+    let deadline = Instant::now() + START_TIMEOUT;
     loop {
         let commands = control.wait(deadline);
         if commands.is_empty() {

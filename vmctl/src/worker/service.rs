@@ -21,7 +21,7 @@ use super::control::Control;
 use super::devices::{Devices, PanicText, Request};
 use super::end::End;
 use super::journal;
-use super::machine::{Machine, Verdict};
+use super::machine::{Conclusion, Machine};
 use super::plugs::Outcome;
 use super::stall::News;
 use super::virtio::Kind;
@@ -33,7 +33,7 @@ use crate::wire::timespec;
 use sleep::Sleep;
 
 /// How long virtual CPUs may take to come to a halt. They come at once, but for a broken driver.
-pub(super) const HOLD_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const HOLD_TIMEOUT: Duration = Duration::from_secs(5);
 /// A guest whose last words are the end of a panic, and who is silent for this long, is dead.
 const PANIC_SILENCE: Duration = Duration::from_secs(3);
 /// How often the device thread looks at the rings of a guest that writes.
@@ -113,14 +113,14 @@ impl Service {
 
     /// Applies posted writes and hands on what comes out; the end of the VM, if it has come.
     fn serve_devices(&mut self) -> Option<End> {
-        let mut bench = self.machine.bench();
-        let wrote = bench.drain();
-        self.machine.settle(bench);
+        let mut device_state = self.machine.device_state();
+        let wrote = device_state.drain();
+        self.machine.settle(device_state);
         if self.hand_out_output() || wrote {
             self.attentive_until = Instant::now() + ATTENTION;
         }
-        if let Some(verdict) = self.machine.take_verdict() {
-            return Some(self.end_of(verdict));
+        if let Some(conclusion) = self.machine.take_conclusion() {
+            return Some(self.end_of(conclusion));
         }
         let is_dead = self.dead_at.is_some_and(|at| Instant::now() >= at);
         is_dead.then(|| End::crashed(self.panic_reason()))
@@ -128,7 +128,7 @@ impl Service {
 
     /// Hands out what the guest wrote. Returns whether it wrote something.
     fn hand_out_output(&mut self) -> bool {
-        let mut output = self.machine.bench().take_output();
+        let mut output = self.machine.device_state().take_output();
         let port = self.machine.port();
         output.extend(port.map(Port::take_output).unwrap_or_default());
         if output.is_empty() {
@@ -141,18 +141,20 @@ impl Service {
         true
     }
 
-    fn end_of(&self, verdict: Verdict) -> End {
-        match verdict {
-            Verdict::End(end) => end,
-            Verdict::Wish(Request::PowerOff) => End::new(EndCause::PoweredOff, "guest powered off"),
-            Verdict::Wish(Request::Reset) => {
+    fn end_of(&self, conclusion: Conclusion) -> End {
+        match conclusion {
+            Conclusion::End(end) => end,
+            Conclusion::Request(Request::PowerOff) => {
+                End::new(EndCause::PoweredOff, "guest powered off")
+            }
+            Conclusion::Request(Request::Reset) => {
                 let why = match self.panic.text() {
                     Some(text) => format!("guest rebooted after a kernel panic: {text}"),
                     None => "guest rebooted".to_owned(),
                 };
                 End::new(EndCause::Rebooted, why)
             }
-            Verdict::Wish(Request::Panicked) => End::crashed(self.panic_reason()),
+            Conclusion::Request(Request::Panicked) => End::crashed(self.panic_reason()),
         }
     }
 
@@ -165,11 +167,11 @@ impl Service {
 
     /// Sleeps until something happens, and serves sockets.
     fn wait(&mut self, control: &mut Control) -> Result<(), Errno> {
-        let mut bench = self.machine.bench();
+        let mut device_state = self.machine.device_state();
         // With no room for what users type, it stays in their sockets.
         let room = match self.machine.port() {
             Some(port) => port.room(),
-            None => bench.room_for_typing(),
+            None => device_state.room_for_typing(),
         };
         let now = Instant::now();
         let last_words = room > 0 && self.hub.has_last_words();
@@ -177,14 +179,16 @@ impl Service {
             Some(Duration::ZERO)
         } else if now < self.attentive_until {
             Some(TICK)
-        } else if bench.prepare_sleep() && self.machine.port().is_none_or(Port::prepare_sleep) {
-            let look = self.sleep.next_look(bench.devices.is_asleep());
+        } else if device_state.prepare_sleep()
+            && self.machine.port().is_none_or(Port::prepare_sleep)
+        {
+            let look = self.sleep.next_look(device_state.devices.is_asleep());
             let next = self.dead_at.into_iter().chain(look).min();
             next.map(|at| at.saturating_duration_since(now))
         } else {
             Some(Duration::ZERO)
         };
-        drop(bench);
+        drop(device_state);
 
         let mut fds = vec![PollFd::from_borrowed_fd(
             self.machine.wake_fd(),
@@ -217,7 +221,7 @@ impl Service {
         drop(fds);
         polled?;
 
-        self.machine.bench().cancel_sleep();
+        self.machine.device_state().cancel_sleep();
         self.machine.port().inspect(|port| port.cancel_sleep());
         if woken {
             self.machine.clear_wake();
@@ -324,8 +328,11 @@ impl Service {
     fn resize(&self, columns: u16, rows: u16) {
         let port = self.machine.port();
         if port.is_some_and(|port| port.resize(columns, rows)) {
-            let mut bench = self.machine.bench();
-            bench.devices.pci().config_changed(Kind::Console, CONSOLE);
+            let mut device_state = self.machine.device_state();
+            device_state
+                .devices
+                .pci()
+                .config_changed(Kind::Console, CONSOLE);
         }
     }
 
@@ -353,7 +360,7 @@ impl Service {
     fn set_link(&self, name: &str, is_up: bool) {
         if self.machine.plugs.set_link(name, is_up) {
             self.machine
-                .bench()
+                .device_state()
                 .devices
                 .pci()
                 .config_changed(Kind::Net, name);
@@ -409,7 +416,7 @@ impl Service {
         if self.hold.is_some() {
             return self.tell(control);
         }
-        if !self.machine.hold(HOLD_PATIENCE) {
+        if !self.machine.hold(HOLD_TIMEOUT) {
             self.machine.gate.open();
             return refuse(control, "the virtual CPUs did not come to a halt");
         }
@@ -422,7 +429,7 @@ impl Service {
     fn hear(&mut self, control: &mut Control, news: News) -> Option<End> {
         match news {
             News::Pause(reason) => {
-                if self.hold.is_none() && !self.machine.hold(HOLD_PATIENCE) {
+                if self.hold.is_none() && !self.machine.hold(HOLD_TIMEOUT) {
                     self.machine.gate.open();
                     journal::say(format_args!("the virtual CPUs did not come to a halt"));
                 }
@@ -473,14 +480,14 @@ impl Service {
     }
 
     fn is_guest_asleep(&self) -> bool {
-        self.machine.bench().devices.is_asleep()
+        self.machine.device_state().devices.is_asleep()
     }
 
     /// Changes the devices, and lets out what comes out of them.
     fn change_devices<T>(&self, change: impl FnOnce(&mut Devices) -> T) -> T {
-        let mut bench = self.machine.bench();
-        let changed = change(&mut bench.devices);
-        self.machine.settle(bench);
+        let mut device_state = self.machine.device_state();
+        let changed = change(&mut device_state.devices);
+        self.machine.settle(device_state);
         changed
     }
 
@@ -536,13 +543,13 @@ impl Service {
     /// Sends the virtual CPUs' threads away and hands out the last output. False if a thread did
     /// not go.
     pub(super) fn finish(mut self) -> bool {
-        let gone = self.machine.end(HOLD_PATIENCE);
+        let gone = self.machine.end(HOLD_TIMEOUT);
         // The console's thread hands on what the guest wrote last.
-        let console = self.machine.bench().devices.pci().take_console();
+        let console = self.machine.device_state().devices.pci().take_console();
         if let Some(mut console) = console {
             console.close();
         }
-        self.machine.bench().drain();
+        self.machine.device_state().drain();
         self.hand_out_output();
         self.flush_consoles();
         gone

@@ -25,7 +25,7 @@ fn run(dir: &Path, commands: &[WorkerCommand]) -> (End, Vec<WorkerEvent>) {
     };
     let log_dir = File::open(dir).unwrap().into();
     let end = work(&args, &mut control, console, log_dir, None).unwrap_or_else(|end| end);
-    control.bid_farewell(&end.event(), Duration::from_secs(10));
+    control.report_end(&end.event(), Duration::from_secs(10));
     drop(control);
     let mut events = Vec::new();
     while let Ok(event) = daemon.receive(Some(Instant::now() + Duration::from_secs(10))) {

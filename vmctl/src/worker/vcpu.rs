@@ -12,7 +12,7 @@ use super::devices::Request;
 use super::end::End;
 use super::exit::{self, Bus, Registers};
 use super::journal;
-use super::machine::{Bench, Machine, Verdict};
+use super::machine::{Conclusion, DeviceState, Machine};
 use super::msr::Msrs;
 use crate::driver::Vcpu;
 
@@ -33,10 +33,10 @@ fn run(index: usize, vcpu: &mut Vcpu, mut msrs: Msrs, machine: &Machine) {
         match vcpu.run() {
             Ok(()) => turn(vcpu, &mut msrs, machine),
             Err(Errno::INTR) => {}
-            Err(Errno::NODEV) => machine.conclude(Verdict::End(End::failed(
+            Err(Errno::NODEV) => machine.conclude(Conclusion::End(End::failed(
                 "the partition was destroyed under the worker",
             ))),
-            Err(errno) => machine.conclude(Verdict::End(End::failed(format_args!(
+            Err(errno) => machine.conclude(Conclusion::End(End::failed(format_args!(
                 "run virtual CPU {index}: {}",
                 io::Error::from(errno)
             )))),
@@ -72,14 +72,14 @@ fn turn(vcpu: &mut Vcpu, msrs: &mut Msrs, machine: &Machine) {
         let reply = msrs.answer(&intercept, machine.ram.mapping());
         return vcpu.reply(&reply);
     }
-    let mut bench = machine.bench();
-    bench.drain();
-    let answer = answer(&intercept, vcpu, machine, &mut bench);
-    let full = bench.is_full();
-    machine.settle(bench);
+    let mut device_state = machine.device_state();
+    device_state.drain();
+    let answer = answer(&intercept, vcpu, machine, &mut device_state);
+    let full = device_state.is_full();
+    machine.settle(device_state);
     match answer {
         Ok(reply) => vcpu.reply(&reply),
-        Err(verdict) => machine.conclude(verdict),
+        Err(outcome) => machine.conclude(outcome),
     }
     if full {
         machine.hold_back();
@@ -90,20 +90,21 @@ fn answer(
     intercept: &Intercept,
     vcpu: &mut Vcpu,
     machine: &Machine,
-    bench: &mut Bench,
-) -> Result<Reply, Verdict> {
+    device_state: &mut DeviceState,
+) -> Result<Reply, Conclusion> {
     if exit::is_plain_port(intercept) {
-        return Ok(exit::port(intercept, &mut bench.devices));
+        return Ok(exit::port(intercept, &mut device_state.devices));
     }
     match InterceptKind::from_raw(intercept.kind) {
         Some(InterceptKind::Port | InterceptKind::Memory) => {
             let mut state = vcpu.state();
-            let mut bus = Bus::new(&mut bench.devices, machine.ram.mapping(), &mut *vcpu);
-            let reply = exit::instruction(intercept, &mut state, &mut bus).map_err(Verdict::End)?;
+            let mut bus = Bus::new(&mut device_state.devices, machine.ram.mapping(), &mut *vcpu);
+            let reply =
+                exit::instruction(intercept, &mut state, &mut bus).map_err(Conclusion::End)?;
             vcpu.set_state(&state);
             Ok(reply)
         }
-        Some(InterceptKind::Reset) => Err(Verdict::Wish(Request::Reset)),
-        _ => Err(Verdict::End(exit::end(intercept))),
+        Some(InterceptKind::Reset) => Err(Conclusion::Request(Request::Reset)),
+        _ => Err(Conclusion::End(exit::end(intercept))),
     }
 }

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::fake_worker;
 
 /// Longer than anything here takes, even on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a command did.
 pub(crate) struct Ran {
@@ -303,7 +303,7 @@ pub(crate) fn kill(pid: Pid) {
 /// Waits until something holds.
 #[track_caller]
 pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !holds() {
         assert!(Instant::now() < end, "never: {what}");
         std::thread::sleep(Duration::from_millis(20));

@@ -10,7 +10,7 @@ use crate::{apic, cpu, hv};
 /// Root's timer ends a turn after so many ticks: some 50 ms.
 const TURN: u64 = 50_000_000;
 /// Turns without anything but interrupts, after which a guest hangs.
-const PATIENCE: u32 = 400;
+const TIMEOUT: u32 = 400;
 
 /// Why a turn ended, interrupts of root's aside.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +104,7 @@ impl Guest {
     /// Runs virtual CPU `vcpu` until something other than an interrupt of root's ends its turn.
     #[track_caller]
     pub fn run(&self, vcpu: usize) -> Outcome<Exit> {
-        for _ in 0..PATIENCE {
+        for _ in 0..TIMEOUT {
             match self.turn(vcpu)? {
                 Exit::Interrupt => cpu::take_interrupts(),
                 exit => return Ok(exit),
@@ -169,7 +169,7 @@ impl Guest {
     #[track_caller]
     pub fn run_on(&self, vcpu: usize) -> Outcome<(Exit, u64)> {
         let mut kicked = 0;
-        for _ in 0..PATIENCE {
+        for _ in 0..TIMEOUT {
             match self.run(vcpu)? {
                 Exit::Kick(set) => kicked |= set,
                 Exit::Timer(_) => {}

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A VM with one virtual CPU, whose thread counts its turns.
 struct Guest {
@@ -76,7 +76,7 @@ impl Guest {
 
     fn console(&self) -> UnixStream {
         let stream = UnixStream::connect(self.path("console")).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream
     }
 
@@ -105,10 +105,10 @@ impl Guest {
 
     /// The guest writes to a port and waits for it, as an intercept does.
     fn write_port(&self, port: u16, value: u64) {
-        let mut bench = self.machine.bench();
-        bench.drain();
-        bench.devices.write_port(port, 1, value);
-        self.machine.settle(bench);
+        let mut device_state = self.machine.device_state();
+        device_state.drain();
+        device_state.devices.write_port(port, 1, value);
+        self.machine.settle(device_state);
     }
 
     /// Whether the power button was pressed.
@@ -137,9 +137,9 @@ impl Guest {
     }
 
     fn read_port(&self, port: u16) -> u64 {
-        let mut bench = self.machine.bench();
-        let value = bench.devices.read_port(port, 1);
-        self.machine.settle(bench);
+        let mut device_state = self.machine.device_state();
+        let value = device_state.devices.read_port(port, 1);
+        self.machine.settle(device_state);
         value
     }
 
@@ -177,7 +177,7 @@ impl Daemon {
     }
 
     fn hear(&mut self) -> Result<WorkerEvent, LinkError> {
-        self.0.receive(Some(Instant::now() + PATIENCE))
+        self.0.receive(Some(Instant::now() + TIMEOUT))
     }
 }
 
@@ -190,7 +190,7 @@ fn state(state: VmState, reason: &str) -> WorkerEvent {
 }
 
 fn until(mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !condition() {
         assert!(Instant::now() < deadline, "it never came true");
         std::thread::yield_now();
@@ -367,8 +367,8 @@ fn the_first_verdict_counts() {
     let vm = Vm::without_driver(File::open(dir.path()).unwrap().into());
     let ram = Ram::new(2 << 20).unwrap();
     let machine = Machine::new(vm, ram, Vec::new(), Arc::new(Event::new().unwrap()));
-    let first = Verdict::End(End::crashed("triple fault at rip 0x1"));
+    let first = Conclusion::End(End::crashed("triple fault at rip 0x1"));
     machine.conclude(first.clone());
-    machine.conclude(Verdict::Wish(Request::PowerOff));
-    assert_eq!(machine.take_verdict(), Some(first));
+    machine.conclude(Conclusion::Request(Request::PowerOff));
+    assert_eq!(machine.take_conclusion(), Some(first));
 }

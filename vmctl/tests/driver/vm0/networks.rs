@@ -131,12 +131,12 @@ impl Guest {
 
     /// Whether a frame comes. One that is not expected is not waited for as long.
     fn hears(&self, kind: u16, body: &[u8], is_expected: bool) -> bool {
-        let patience = if is_expected {
+        let timeout = if is_expected {
             4 * SILENCE
         } else {
             SILENCE / 8
         };
-        let end = Instant::now() + patience;
+        let end = Instant::now() + timeout;
         let mut frames = std::iter::from_fn(|| self.receive(end));
         frames.any(|(its_kind, its_body)| its_kind == kind && its_body == body)
     }

@@ -65,8 +65,8 @@ impl Guest {
     /// Returns the next frame of the guest.
     fn sent(&self) -> Vec<u8> {
         let mut fds = [PollFd::new(&self.network, PollFlags::IN)];
-        let patience = Timespec::try_from(Duration::from_secs(20)).unwrap();
-        assert_eq!(poll(&mut fds, Some(&patience)).unwrap(), 1);
+        let timeout = Timespec::try_from(Duration::from_secs(20)).unwrap();
+        assert_eq!(poll(&mut fds, Some(&timeout)).unwrap(), 1);
         let mut frame = vec![0; 1 << 17];
         let len = rustix::io::read(&self.network, &mut frame).unwrap();
         frame.truncate(len);
