@@ -1,4 +1,4 @@
-//! What the microvisor says: into the in-memory log, and at boot on COM1 too.
+//! The microvisor's messages: they go into the in-memory log, and at boot to COM1, too.
 //!
 //! COM1 is VM 0's once it runs; the microvisor then writes there only to say why it stops.
 

@@ -1,5 +1,5 @@
-//! Faults on purpose, to test what becomes of them. Not in the image that is shipped: only with the
-//! feature `fault-injection`, when VM 0's command line has `microvisor.fault=KIND`.
+//! Faults on purpose, to test their reports. They are not in the image that is shipped, but only in one with the
+//! feature `fault-injection`, and happen when VM 0's command line has `microvisor.fault=KIND`.
 #![allow(unsafe_code, reason = "does what must not be done")]
 
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use crate::arch::stack;
 
 const WORD: &[u8] = b"microvisor.fault=";
-/// A name on the command line, and what it does.
+/// The name of a fault on the command line, and the function that makes it.
 type Kind = (&'static [u8], fn());
 
 const KINDS: [Kind; 6] = [
@@ -20,7 +20,7 @@ const KINDS: [Kind; 6] = [
         core::hint::black_box(overflow(1));
     }),
 ];
-/// Exit of the boot CPU at which it happens: VM 0's kernel is then well under way.
+/// Exit of the boot CPU at which the fault happens: VM 0's kernel is well under way by then.
 const EXIT: u32 = 50;
 
 /// Index in `KINDS`, plus one.
@@ -36,7 +36,7 @@ pub fn arm(command_line: &[u8]) {
     KIND.store(kind.map_or(0, |n| n as u8 + 1), Ordering::Relaxed);
 }
 
-/// Counts exits, and does it when it is time.
+/// Counts exits, and makes the fault at the exit that is its time.
 pub fn after_exit() {
     let kind = KIND.load(Ordering::Relaxed);
     if kind == 0 || stack::cpu() != Some(0) {

@@ -1,9 +1,8 @@
-//! The microvisor: controls CPUs and memory, and nothing else.
+//! The microvisor: it controls CPUs and memory, and nothing else.
 //!
 //! `boot` finds the machine and loads VM 0, `arch` is the CPU, `root` runs the root partition,
-//! `hypercall` checks what it asks for, `partition` and `vcpu` are the guests, `memory` knows who
-//! owns each frame. Everything compiles on the host too, so that what is pure is
-//! tested there.
+//! `hypercall` checks its calls, `partition` and `vcpu` are the guests, `memory` knows the owner of each frame.
+//! Everything compiles on the host, too, so that pure code is tested there.
 #![no_std]
 
 #[cfg(test)]

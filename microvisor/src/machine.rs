@@ -1,7 +1,7 @@
-//! Everything there is one of: what a hypercall and a virtual CPU's turn work on.
+//! The machine: the objects that exist once, on which hypercalls and turns work.
 //!
-//! Boot makes it once, before any CPU enters VM 0. It allocates nothing: the frame table and
-//! root's tables lie in frames that boot reserved, partitions and counters in static memory.
+//! Boot makes it before any CPU enters VM 0. It allocates nothing: the frame table and root's tables lie in frames
+//! that boot reserved, partitions and counters lie in static memory.
 
 use crate::arch::CpuFacts;
 use crate::counters::ExitCounters;
@@ -14,32 +14,32 @@ use crate::partition::Partitions;
 pub struct Machine {
     /// Frames, epochs, root's nested map.
     pub memory: Memory,
-    /// Partitions but root.
+    /// All partitions but root.
     pub partitions: Partitions,
-    /// What boot found out.
+    /// Facts that boot found out.
     pub facts: MachineFacts,
     /// Exits of VM 0 by physical CPU.
     pub root_counters: &'static [ExitCounters],
-    /// What the microvisor said.
+    /// The microvisor's messages.
     pub log: &'static Log,
 }
 
-/// What boot found out about the machine.
+/// Facts that boot found out about the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct MachineFacts {
     /// Its CPUs.
     pub cpu: CpuFacts,
-    /// CPUs that run the microvisor.
+    /// Count of CPUs that run the microvisor.
     pub cpus: u32,
-    /// Frames of RAM.
+    /// Count of frames of RAM.
     pub frames: u64,
-    /// Of those, taken at boot.
+    /// Count of the frames that the microvisor took at boot.
     pub reserved_frames: u64,
-    /// Types of memory.
+    /// Facts about memory types.
     pub types: MemoryTypes,
 }
 
-/// What decides over the types of memory: root may set them for what is no RAM.
+/// Facts by which root's writes of memory types are checked: root may set the types of addresses that are no RAM.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryTypes {
     /// End of the RAM below 4 GiB.
@@ -48,14 +48,14 @@ pub struct MemoryTypes {
     pub high: Hpa,
     /// End of the physical addresses that the CPU has.
     pub end: Hpa,
-    /// The boot CPU's variable ranges, MSRs 0x200 to 0x21f; 0 for one that is not there.
+    /// The boot CPU's variable ranges, MSRs 0x200 to 0x21f; 0 for a register that does not exist.
     pub variable: [u64; 32],
     /// The boot CPU's default type, MSR 0x2ff.
     pub default: u64,
 }
 
 impl Machine {
-    /// The machine of these parts, nothing counted yet.
+    /// Makes the machine of its parts.
     pub const fn new(
         memory: Memory,
         partitions: Partitions,

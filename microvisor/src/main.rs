@@ -1,4 +1,4 @@
-//! The bootable image: entry points in assembly, and what must stand in the binary itself.
+//! The bootable image: its entry points in assembly, and its panic handler.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]

@@ -1,8 +1,8 @@
-//! The end of the microvisor: what it says, and what becomes of the CPUs.
+//! The end of the microvisor: its report, and the end of its CPUs.
 //!
-//! The CPU that panics reports on COM1 and in the log, and halts. Every other CPU runs VM 0 on
-//! until its next exit and halts there: what a broken microvisor would answer is worth nothing, and
-//! it sends no interrupt that would stop them at once.
+//! The CPU that panics reports on COM1 and in the log, and halts. Every other CPU runs VM 0 until its next exit and
+//! halts there: a broken microvisor could not answer the exit rightly, and it sends no interrupt that would stop the
+//! CPU at once.
 
 use core::fmt::Display;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -12,14 +12,14 @@ use crate::{console, trace};
 
 static HAPPENED: AtomicBool = AtomicBool::new(false);
 
-/// Whether a CPU has panicked; the asking one then halts.
+/// Returns whether a CPU has panicked. The caller then halts.
 #[inline]
 pub fn happened() -> bool {
     HAPPENED.load(Ordering::Relaxed)
 }
 
-/// Reports and stops this CPU. The first report is the only one: that of a CPU that panics after
-/// it, or inside it, would be of its consequences.
+/// Reports and stops this CPU. Only the first panic is reported: a later one, or one inside of the report, would be a
+/// consequence of the first.
 pub fn stop(cause: &dyn Display) -> ! {
     if HAPPENED.swap(true, Ordering::AcqRel) {
         arch::halt();

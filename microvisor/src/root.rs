@@ -1,4 +1,4 @@
-//! The root partition on one CPU: runs it, and answers the few exits that it has.
+//! The root partition on one CPU: runs VM 0, and answers its few exits.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -42,7 +42,7 @@ pub fn wait(machine: &Machine, mut cpu: Root, start: &Start, held: &AtomicU32) -
     serve(machine, cpu)
 }
 
-/// Gives the CPU all that is root's.
+/// Gives the CPU root's whole memory.
 fn join(machine: &Machine, cpu: &mut Root) {
     cpu.set_nested_map(machine.memory.root.lock().top());
     machine.memory.epochs.online(cpu.index());
@@ -81,7 +81,7 @@ fn answer(machine: &Machine, cpu: &mut Root, exit: Exit) {
             arch::write_back_caches();
             cpu.skip();
         }
-        // What is protected does not exist for root.
+        // Protected memory does not exist for root.
         Exit::NestedFault(_) => cpu.inject(Event::GENERAL_PROTECTION),
         // Another CPU of root's cannot reset this one from under the microvisor.
         Exit::Init => match cpu.consume_init() {

@@ -9,18 +9,18 @@ use crate::arch::exit::RawExit;
 /// Exits that are kept per CPU.
 const KEPT: usize = 8;
 
-/// An exit, of a partition's virtual CPU; of a physical CPU, if it is root's.
+/// An exit of a virtual CPU. If the partition is root, the virtual CPU is a physical one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// Partition, 0 for root.
+    /// Number of the partition, 0 for root.
     pub partition: u8,
     /// Index of the CPU in it.
     pub vcpu: u8,
-    /// What the hardware said.
+    /// The exit in the hardware's numbers.
     pub raw: RawExit,
 }
 
-/// Four words a slot: partition, virtual CPU and code; both infos; instruction pointer.
+/// A slot has four words: partition, virtual CPU and exit code; the two words that come with it; instruction pointer.
 #[derive(Debug)]
 #[repr(align(64))]
 struct Ring {
@@ -49,7 +49,7 @@ pub fn exit(cpu: usize, partition: u8, vcpu: u8, raw: RawExit) {
     ring.next.store(next + 1, Ordering::Relaxed);
 }
 
-/// The last exits on `cpu`, the latest first.
+/// Returns the last exits on `cpu`, the latest first.
 pub fn last(cpu: usize) -> impl Iterator<Item = Exit> {
     let ring = CPUS.get(cpu);
     let count = ring.map_or(0, |ring| ring.next.load(Ordering::Relaxed));

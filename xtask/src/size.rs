@@ -135,6 +135,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn readme_has_the_size() {
+        let readme = fs::read_to_string(root().join("README.md")).unwrap();
+        let row = readme
+            .lines()
+            .find_map(|line| line.strip_prefix("| total | "));
+        let (lines, _) = row.unwrap().split_once(' ').unwrap();
+        let told: usize = lines.replace(',', "").parse().unwrap();
+        let total: usize = parts().unwrap().iter().map(|(_, count)| count.lines).sum();
+        let is_near = told.abs_diff(total) * 50 <= total;
+        assert!(
+            is_near,
+            "README.md says {told} lines, and there are {total}"
+        );
+    }
+
+    #[test]
     fn tests_and_comments_do_not_count() {
         let text = "//! It.\n\n/// One.\nfn one() {\n    // SAFETY: none.\n    unsafe { two() }\n}\n\
                     #[cfg(test)]\nmod tests;\n#[cfg(test)]\nfn three() {\n    unsafe { two() };\n}\nstatic X: u8 = 1;\n";

@@ -1,8 +1,8 @@
-//! Exceptions of the microvisor's own: each is a panic, but for #GP at two instructions, which try a
-//! model-specific register that the CPU may not have, and for #SX, as which an INIT is consumed.
+//! Exceptions of the microvisor's own. Each is a panic, except for #GP at two instructions, which try a
+//! model-specific register that the CPU may not have, and for #SX, by which an INIT is consumed.
 //!
-//! GIF is 0 whenever the microvisor runs after boot, so neither NMIs nor interrupts come here then;
-//! NMIs are VM 0's. It is 1 for two instructions to consume an INIT: an NMI in between is handed to VM 0.
+//! GIF is 0 whenever the microvisor runs after boot, so neither NMIs nor interrupts come here; they are VM 0's. GIF is
+//! 1 for two instructions to consume an INIT. An NMI that comes in between is given to VM 0.
 #![allow(
     unsafe_code,
     reason = "privileged instructions, and labels in assembly"
@@ -10,12 +10,12 @@
 
 use core::arch::{asm, global_asm, naked_asm};
 
-/// Vectors that have an entry; the others are #GP, and nothing raises them.
+/// Count of vectors that have an entry. No other vector is raised; it would be #GP.
 pub(super) const VECTORS: usize = 32;
 /// Bytes from one entry to the next.
 const ENTRY: usize = 16;
 
-/// What an entry leaves on the stack.
+/// The frame that an entry leaves on the stack.
 #[repr(C)]
 #[derive(Debug)]
 struct Frame {
@@ -30,7 +30,7 @@ struct Frame {
     ss: u64,
 }
 
-/// The entry of a vector.
+/// Returns the address of a vector's entry.
 pub(super) fn entry(vector: usize) -> u64 {
     (&raw const exception_entries) as u64 + (vector * ENTRY) as u64
 }
@@ -110,7 +110,7 @@ extern "sysv64" fn handle(frame: &mut Frame) {
     }
 }
 
-/// Goes on after an exception that one of the instructions below is meant to meet; whether it is one.
+/// Recovers from an exception that is expected at one of the instructions below. Returns false for any other exception.
 fn recover(frame: &mut Frame) -> bool {
     const NMI: u64 = 2;
     const GENERAL_PROTECTION: u64 = 13;
@@ -179,7 +179,7 @@ global_asm!(
     ".popsection",
 );
 
-/// Reads a model-specific register that this CPU may not have.
+/// Reads a model-specific register. Returns `None` if this CPU does not have it.
 pub fn try_read_msr(msr: u32) -> Option<u64> {
     let (low, high, taken): (u32, u32, u64);
     // SAFETY: reads a register; `handle` goes on where the CPU has none of this number.
@@ -189,7 +189,7 @@ pub fn try_read_msr(msr: u32) -> Option<u64> {
     (taken == 1).then(|| u64::from(high) << 32 | u64::from(low))
 }
 
-/// Writes a model-specific register; false if this CPU refuses.
+/// Writes a model-specific register. Returns false if this CPU refuses it.
 ///
 /// # Safety
 ///
@@ -206,7 +206,7 @@ pub(super) unsafe fn try_write_msr(msr: u32, value: u64) -> bool {
     taken == 1
 }
 
-/// Lets a pending INIT in, which the CPU turns into #SX; whether an NMI came with it.
+/// Lets a pending INIT in, which the CPU turns into #SX. Returns whether an NMI came with it.
 ///
 /// # Safety
 ///
@@ -273,7 +273,7 @@ fn name(vector: u64) -> &'static str {
     }
 }
 
-/// CR2 and CR3.
+/// Returns CR2 and CR3.
 fn control_registers() -> (u64, u64) {
     let (cr2, cr3);
     // SAFETY: reads registers.

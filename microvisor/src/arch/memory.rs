@@ -1,19 +1,19 @@
-//! Physical memory: all of it while the machine boots, frames afterwards.
+//! Physical memory: one run of bytes while the machine boots, frames afterwards.
 #![allow(unsafe_code, reason = "boot memory is one run of bytes")]
 
 use super::layout::{BASE, SIZE};
 use super::paging;
 use crate::memory::PhysMap;
 
-/// The mapping, for what is done with frames: empty before `paging` has built its tables.
+/// Returns the mapping of frames. It is empty before `paging` has built its tables.
 pub fn map() -> PhysMap {
     // SAFETY: the tables map RAM below, less the image, and stay; the frame table hands out frames
     // of RAM only, and never the image's.
     unsafe { PhysMap::new(BASE as usize, paging::ram_end()) }
 }
 
-/// The machine's memory while one CPU boots, less the image. What the loader and the firmware left
-/// may lie anywhere in it, so it is one run of bytes; it ends before there are frames and owners.
+/// The machine's memory while one CPU boots, less the image. The data of the loader and of the firmware may lie
+/// anywhere in it, so it is one run of bytes. It ends before frames have owners.
 #[derive(Debug)]
 pub struct BootMemory {
     base: u64,
@@ -22,11 +22,11 @@ pub struct BootMemory {
 }
 
 impl BootMemory {
-    /// The memory that the boot page tables map, less `image` (first byte, past its last).
+    /// Makes the memory that the boot page tables map, less `image`: its first byte, and the byte past its last.
     ///
     /// # Safety
     ///
-    /// Once, on the boot page tables, where nothing but the image is in use.
+    /// Call this once, on the boot page tables, while only the image is in use.
     pub unsafe fn new(image: (u64, u64)) -> Self {
         Self {
             base: BASE,
@@ -35,12 +35,12 @@ impl BootMemory {
         }
     }
 
-    /// No more of it: this CPU enters the microvisor's own page tables.
+    /// Ends this memory: the CPU enters the microvisor's own page tables.
     pub fn end(self) {
         paging::enter();
     }
 
-    /// Memory of a test's, zeros, from physical address 0 on.
+    /// Makes the memory of a test, which is filled with zeros, from physical address 0 on.
     #[cfg(test)]
     pub(crate) fn fake(size: usize) -> Self {
         let bytes = std::vec![0_u8; size].leak();
@@ -51,28 +51,28 @@ impl BootMemory {
         }
     }
 
-    /// The bytes at `[start, start + len)`. `None` if they lie outside, or at address 0.
+    /// Returns the bytes at `[start, start + len)`, or `None` if they lie outside of this memory or at address 0.
     pub fn bytes(&self, start: u64, len: u64) -> Option<&[u8]> {
         let pointer = self.pointer(start, len)?;
         // SAFETY: mapped, and `&self` keeps writers away.
         Some(unsafe { core::slice::from_raw_parts(pointer, len as usize) })
     }
 
-    /// The same, to be changed.
+    /// Returns the same bytes for writing.
     pub fn bytes_mut(&mut self, start: u64, len: u64) -> Option<&mut [u8]> {
         let pointer = self.pointer(start, len)?;
         // SAFETY: mapped, and `&mut self` keeps everybody else away.
         Some(unsafe { core::slice::from_raw_parts_mut(pointer, len as usize) })
     }
 
-    /// Writes `from` at `to`. False if that is outside.
+    /// Writes `from` at `to`. Returns false if the place is outside of this memory.
     #[must_use]
     pub fn write(&mut self, to: u64, from: &[u8]) -> bool {
         let bytes = self.bytes_mut(to, from.len() as u64);
         bytes.map(|bytes| bytes.copy_from_slice(from)).is_some()
     }
 
-    /// Copies `len` bytes; the two places may overlap. False if one is outside.
+    /// Copies `len` bytes; the two places may overlap. Returns false if one is outside of this memory.
     #[must_use]
     pub fn copy(&mut self, to: u64, from: u64, len: u64) -> bool {
         let (Some(to), Some(from)) = (self.pointer(to, len), self.pointer(from, len)) else {
@@ -83,7 +83,7 @@ impl BootMemory {
         true
     }
 
-    /// Fills `[start, start + len)` with zeros. False if that is outside.
+    /// Fills `[start, start + len)` with zeros. Returns false if it is outside of this memory.
     #[must_use]
     pub fn zero(&mut self, start: u64, len: u64) -> bool {
         let bytes = self.bytes_mut(start, len);

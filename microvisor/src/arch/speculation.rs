@@ -1,6 +1,6 @@
 //! The policy about speculative execution.
 
-/// When a CPU forgets what branches it predicted, so that nobody trains them for somebody else.
+/// When a CPU forgets its branch predictions, so that one guest cannot train those of another guest or of root.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Speculation {
     /// Between guests, and between a guest and root.
@@ -13,13 +13,13 @@ pub enum Speculation {
 }
 
 impl Speculation {
-    /// Whether a CPU forgets before the turn of partition `next`, where the last turn was `last`'s.
+    /// Returns whether a CPU forgets before a turn of partition `next`, if its last turn was one of partition `last`.
     pub fn forgets_before(self, last: u64, next: u64) -> bool {
         // After each turn is before the next one.
         self == Self::Guests && last != next
     }
 
-    /// Whether a CPU forgets after a guest's turn.
+    /// Returns whether a CPU forgets after a guest's turn.
     pub fn forgets_after(self) -> bool {
         self == Self::Safe
     }

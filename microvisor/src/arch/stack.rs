@@ -1,4 +1,4 @@
-//! The stacks of every CPU, and what they tell: which CPU this is, and who called whom.
+//! The stacks of every CPU. They tell which CPU executes the code, and the chain of its callers.
 #![allow(unsafe_code, reason = "reads stacks, whose memory no Rust value owns")]
 
 use core::arch::asm;
@@ -10,7 +10,7 @@ const PAGE: usize = 4096;
 const BYTES: usize = 32 << 10;
 const FAULT_BYTES: usize = 8 << 10;
 
-/// One CPU's stacks. The guards are never mapped once the microvisor has its own page tables.
+/// One CPU's stacks. The guards are not mapped in the microvisor's own page tables.
 #[repr(C, align(4096))]
 struct CpuStacks {
     guard: [u8; PAGE],
@@ -32,7 +32,7 @@ impl core::fmt::Debug for CpuStacks {
 // SAFETY: only the CPU whose stacks they are uses an element, through its stack pointer.
 unsafe impl Sync for Stacks {}
 
-/// Stack memory; `entry` points each CPU at its part.
+/// Stack memory, of which `entry` gives each CPU its part.
 pub static STACKS: Stacks = Stacks(UnsafeCell::new(
     [const {
         CpuStacks {
@@ -46,14 +46,14 @@ pub static STACKS: Stacks = Stacks(UnsafeCell::new(
 
 /// Bytes from one CPU's stacks to the next's.
 pub const STRIDE: usize = size_of::<CpuStacks>();
-/// Where a CPU's stack ends, from the start of its part.
+/// Offset of the end of a CPU's stack in its part.
 pub const TOP: usize = PAGE + BYTES;
 
 fn base() -> u64 {
     STACKS.0.get() as u64
 }
 
-/// Which CPU this is, from 0; `None` before it is on its stack.
+/// Returns which CPU this is, from 0, or `None` before the CPU is on its stack.
 pub fn cpu() -> Option<usize> {
     let pointer: u64;
     // SAFETY: reads a register.
@@ -62,18 +62,18 @@ pub fn cpu() -> Option<usize> {
     (offset < STRIDE as u64 * MAX_CPUS).then_some(offset as usize / STRIDE)
 }
 
-/// The pages below the stacks: a stack that grows into one faults.
+/// Returns the pages below the stacks. A stack that grows into such a page faults.
 pub(super) fn guards() -> impl Iterator<Item = u64> {
     let places = (0..MAX_CPUS).flat_map(|cpu| [0, TOP as u64].map(|at| cpu * STRIDE as u64 + at));
     places.map(|offset| base() + offset)
 }
 
-/// The end of a CPU's stack for exceptions.
+/// Returns the end of a CPU's stack for exceptions.
 pub(super) fn fault_top(cpu: usize) -> u64 {
     base() + ((cpu + 1) * STRIDE) as u64
 }
 
-/// Return addresses of this CPU's callers, innermost first, by the chain of frame pointers.
+/// Returns the return addresses of this CPU's callers, the innermost first, by the chain of frame pointers.
 pub fn backtrace() -> impl Iterator<Item = u64> {
     /// A damaged chain may be a circle.
     const MOST: usize = 24;
@@ -89,7 +89,7 @@ pub fn backtrace() -> impl Iterator<Item = u64> {
     .take(MOST)
 }
 
-/// The word at `at`, if it is in one of this CPU's stacks.
+/// Returns the word at `at`, if it is in one of this CPU's stacks.
 fn word(at: u64) -> Option<u64> {
     let offset = at.checked_sub(base() + (cpu()? * STRIDE) as u64)? as usize;
     let stacks = [PAGE..TOP, TOP + PAGE..STRIDE];

@@ -8,13 +8,13 @@ use crate::arch::memory::BootMemory;
 const HEADER: u64 = 36;
 const LENGTH: usize = 4;
 const CHECKSUM: usize = 9;
-/// Where a PC's firmware leaves the RSDP (ACPI §5.2.5.1).
+/// The places where a PC's firmware leaves the RSDP (ACPI §5.2.5.1).
 const BIOS: (u64, u64) = (0xe_0000, 0x2_0000);
 
-/// Bytes of a root system description pointer of revision 2; that of revision 0 is its start.
+/// Bytes of a root system description pointer of revision 2. One of revision 0 is the start of it.
 pub(super) type Rsdp = [u8; 36];
 
-/// Why VM 0 cannot get tables.
+/// Error: VM 0 cannot get tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AcpiError {
     NoRsdp,
@@ -34,7 +34,7 @@ impl core::fmt::Display for AcpiError {
     }
 }
 
-/// Where a table is; its length and checksum hold.
+/// The place of a table whose length and checksum are right.
 #[derive(Clone, Copy, Debug)]
 struct Table {
     at: u64,
@@ -56,7 +56,7 @@ impl Table {
         memory.bytes(self.at, self.len).ok_or(AcpiError::BadTable)
     }
 
-    /// Copies it to `to`, with `more` after it and `change` made to it.
+    /// Copies the table to `to`, puts `more` behind it, and applies `change`.
     fn copy(
         &self,
         memory: &mut BootMemory,
@@ -75,7 +75,7 @@ impl Table {
     }
 }
 
-/// What there is for VM 0.
+/// The tables for VM 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tables {
     /// Address of the new RSDP.
@@ -84,13 +84,13 @@ pub(super) struct Tables {
     pub(super) cpus: u32,
 }
 
-/// The byte that makes all of `bytes` add up to 0.
+/// Returns the byte that makes the sum of `bytes` 0.
 fn checksum(bytes: &[u8]) -> u8 {
     0_u8.wrapping_sub(bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte)))
 }
 
-/// Copies and extends the tables. `rsdp` is what the loader passed, if it did: under UEFI it is in no
-/// place that could be searched.
+/// Copies and extends the tables. `rsdp` is the pointer that the loader passed, if it passed one: under UEFI the
+/// pointer is in no place that could be searched.
 pub(super) fn copy_tables(
     memory: &mut BootMemory,
     rsdp: Option<Rsdp>,
@@ -126,7 +126,7 @@ pub(super) fn copy_tables(
     written.then_some(tables).ok_or(AcpiError::BadTable)
 }
 
-/// Searches the BIOS's memory.
+/// Searches the BIOS's memory for the RSDP.
 fn find_rsdp(memory: &BootMemory) -> Option<Rsdp> {
     let area = memory.bytes(BIOS.0, BIOS.1)?;
     let mut places = (0..area.len()).step_by(16).filter_map(|at| area.get(at..));
@@ -134,7 +134,7 @@ fn find_rsdp(memory: &BootMemory) -> Option<Rsdp> {
     found.first_chunk().copied()
 }
 
-/// The XSDT where there is one, or the RSDT; and bytes of a pointer in it.
+/// Returns the XSDT, or the RSDT if there is no XSDT, and the bytes of a pointer in it.
 fn root_table(rsdp: &Rsdp) -> (u64, usize) {
     let revision = rsdp[15];
     match u64_at(rsdp, 24) {
@@ -143,7 +143,7 @@ fn root_table(rsdp: &Rsdp) -> (u64, usize) {
     }
 }
 
-/// The pointers of an RSDT or XSDT: their offset in it, and the address.
+/// Returns the pointers of an RSDT or XSDT: the offset of each in the table, and the address.
 fn entries(root: &[u8], width: usize) -> impl Iterator<Item = (usize, u64)> {
     let offsets = (HEADER as usize..root.len()).step_by(width);
     offsets.filter_map(move |at| {
@@ -156,8 +156,8 @@ fn entries(root: &[u8], width: usize) -> impl Iterator<Item = (usize, u64)> {
     })
 }
 
-/// CPUs that a MADT lists as enabled, by their local APIC or x2APIC structures (ACPI 6.4 §5.2.12.2 and
-/// §5.2.12.12).
+/// Returns the count of CPUs that a MADT lists as enabled, by their local APIC or x2APIC structures (ACPI 6.4
+/// §5.2.12.2 and §5.2.12.12).
 fn enabled_cpus(madt: &[u8]) -> u32 {
     const STRUCTURES: usize = 44;
     const APIC: u8 = 0;
@@ -176,7 +176,7 @@ fn enabled_cpus(madt: &[u8]) -> u32 {
     cpus
 }
 
-/// Type 0x10, 16 bytes, mailbox version 0.
+/// Returns the multiprocessor wakeup structure: type 0x10, 16 bytes, mailbox version 0.
 fn wakeup_structure(mailbox: u64) -> [u8; 16] {
     let mut structure = [0; 16];
     structure[..2].copy_from_slice(&[0x10, 16]);

@@ -8,14 +8,14 @@ use crate::arch::memory::BootMemory;
 
 const HEADER: usize = 0x1f1;
 const SIGNATURE: usize = 0x202;
-/// 2.12 has `xloadflags`.
+/// The least version of the protocol: 2.12 has `xloadflags`.
 const LEAST_VERSION: u16 = 0x20c;
 const KERNEL_64: u16 = 1;
 /// Offset of the 64-bit entry point in the loaded kernel.
 const ENTRY_64: u64 = 0x200;
 const MEMORY_LIMIT: u64 = 1 << 31;
 
-/// Why a module is not a kernel that can be VM 0.
+/// Error: a module is not a kernel that can be VM 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KernelError {
     NotLinux,
@@ -42,7 +42,7 @@ impl core::fmt::Display for KernelError {
     }
 }
 
-/// What a bzImage's setup header says.
+/// The fields of a bzImage's setup header that boot uses.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernel {
     header: [u8; 0x290 - HEADER],
@@ -93,7 +93,7 @@ impl Kernel {
     }
 }
 
-/// Moves the kernel to its place and writes everything that it starts with.
+/// Moves the kernel to its place, and writes its boot parameters, page tables and descriptors.
 pub(super) fn lay_out(
     memory: &mut BootMemory,
     kernel: &Kernel,
@@ -121,7 +121,7 @@ pub(super) fn lay_out(
     written.then_some(()).ok_or(Error::BadInfo)
 }
 
-/// Fills in `struct boot_params`, the "zero page". False if the map does not fit.
+/// Fills in `struct boot_params`, the "zero page". Returns false if the memory map does not fit.
 #[must_use]
 fn boot_params(
     params: &mut [u8],
@@ -160,7 +160,7 @@ fn boot_params(
     done
 }
 
-/// Null, null, code at 0x10, data at 0x18.
+/// The descriptors: two null ones, code at 0x10, data at 0x18.
 fn gdt() -> [u8; 32] {
     let mut table = [0; 32];
     table[16..24].copy_from_slice(&0x00af_9b00_0000_ffff_u64.to_le_bytes());
@@ -168,7 +168,7 @@ fn gdt() -> [u8; 32] {
     table
 }
 
-/// The first 512 GiB, identity, in 1 GiB pages.
+/// Writes page tables that map the first 512 GiB at their own addresses in 1 GiB pages.
 fn page_tables(memory: &mut BootMemory) -> bool {
     const PRESENT_WRITE: u64 = 0b11;
     const LARGE: u64 = 1 << 7;

@@ -1,8 +1,8 @@
-//! The memory map that VM 0 gets: the machine's, less what the microvisor keeps.
+//! The memory map of VM 0: that of the machine, less the microvisor's memory.
 
 use super::Error;
 
-/// Entries that the Linux boot protocol passes (E820_MAX_ENTRIES_ZEROPAGE).
+/// Count of entries that the Linux boot protocol passes (E820_MAX_ENTRIES_ZEROPAGE).
 pub(super) const MAX: usize = 128;
 
 /// E820 type of usable memory.
@@ -86,13 +86,13 @@ impl Map {
         Ok(())
     }
 
-    /// Whether `size` bytes from `start` are usable.
+    /// Returns whether `size` bytes from `start` on are usable.
     pub(super) fn is_usable(&self, start: u64, size: u64) -> bool {
         self.usable()
             .any(|range| range.start <= start && start < range.end && size <= range.end - start)
     }
 
-    /// The highest page-aligned place of `size` usable bytes below `limit`.
+    /// Returns the highest page-aligned place of `size` usable bytes below `limit`.
     pub(super) fn highest_room(&self, size: u64, limit: u64) -> Option<u64> {
         self.usable()
             .filter_map(|range| {

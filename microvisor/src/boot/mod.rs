@@ -1,6 +1,6 @@
 //! From the loader to VM 0: finds memory and modules, loads the stock kernel, starts every CPU.
 //!
-//! `multiboot` reads what the loader left, `map` carves the memory map, `acpi` copies the tables
+//! `multiboot` reads the loader's information, `map` divides the memory map, `acpi` copies the tables
 //! and adds the wakeup mailbox, `linux` lays out VM 0, `processors` starts the other CPUs.
 
 use guest_proto::limits::MAX_CPUS;
@@ -31,10 +31,10 @@ pub use processors::{Code, WAIT_LOOP};
 /// The multiprocessor wakeup mailbox.
 pub const MAILBOX: u64 = low::MAILBOX;
 
-/// Low memory that VM 0's boot needs, each a page or more. VM 0 keeps all of it reserved: its CPUs
-/// start on these page tables, tables of descriptors and stacks, and wait in this mailbox.
+/// Low memory that VM 0's boot needs. VM 0 keeps all of it reserved: its CPUs start on these page tables, descriptors
+/// and stacks, and wait at this mailbox.
 mod low {
-    /// All of it.
+    /// Start of all this memory.
     pub(super) const START: u64 = 0x2_0000;
     pub(super) const BOOT_PARAMS: u64 = START;
     pub(super) const COMMAND_LINE: u64 = 0x2_1000;
@@ -50,14 +50,14 @@ mod low {
     pub(super) const STACK: u64 = 64;
     pub(super) const ACPI: u64 = 0x2_8000;
     pub(super) const END: u64 = 0x3_0000;
-    /// Start-up page of other CPUs: free again once they run.
+    /// Start-up page of the other CPUs. It is free again once they run.
     pub(super) const TRAMPOLINE: u64 = 0x8000;
 }
 
 /// Least memory that a root partition is useful with.
 const LEAST_MEMORY: u64 = 512 << 20;
 
-/// Why the machine cannot be booted.
+/// Error: the machine cannot be booted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Error {
     NotMultiboot,
@@ -123,8 +123,8 @@ pub fn start(memory: BootMemory, loader: (u32, u32), image: &Image, code: &Code)
     root::run(machine, cpu, &vm0_start(entry, low::BOOT_PARAMS, 0))
 }
 
-/// Everything before VM 0: the machine, this CPU, VM 0's first instruction. Its frame is most of the
-/// stack, which VM 0's exits need again.
+/// Boots up to VM 0. Returns the machine, this CPU, and VM 0's first instruction. The frame of this function takes most
+/// of the stack, which VM 0's exits need again.
 #[inline(never)]
 fn boot(
     mut memory: BootMemory,
@@ -167,7 +167,7 @@ fn boot(
     (machine, cpu, entry)
 }
 
-/// Another CPU: enters VM 0, and waits there in the mailbox until VM 0 wants it.
+/// Enters VM 0 on another CPU, which waits at the mailbox until VM 0 starts it.
 pub fn start_ap(index: u32) -> ! {
     descriptors::load();
     paging::enter();
@@ -204,14 +204,14 @@ fn stop(why: &dyn core::fmt::Display) -> ! {
     arch::halt()
 }
 
-/// What there is before VM 0 starts.
+/// The results of [`prepare`].
 struct Prepared {
     /// VM 0's first instruction.
     entry: u64,
     own: Own,
     /// VM 0's memory map.
     map: Map,
-    /// CPUs that the machine has.
+    /// Count of the machine's CPUs.
     cpus: u32,
     options: Options,
 }
@@ -288,7 +288,7 @@ fn prepare(memory: &mut BootMemory, loader: (u32, u32), image: &Image) -> Result
     })
 }
 
-/// The highest place for the initrd that is not the kernel's, now or later.
+/// Returns the highest place for the initrd at which neither the loaded kernel nor the moved one lies.
 #[inline(never)]
 fn initrd_place(
     map: &Map,

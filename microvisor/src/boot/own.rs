@@ -1,4 +1,4 @@
-//! The microvisor's own memory: reserved before VM 0 is laid out, and the [`Machine`] in it.
+//! The microvisor's own memory, which is reserved before VM 0 is laid out, and the [`Machine`] in it.
 
 use core::ops::Range;
 
@@ -58,7 +58,7 @@ impl Own {
         Ok(Self { start, layout })
     }
 
-    /// Where it is.
+    /// Returns the place of the block.
     pub(super) fn range(&self) -> Range<u64> {
         self.start..self.start + Self::bytes(&self.layout)
     }
@@ -86,7 +86,7 @@ impl Own {
         }
     }
 
-    /// Fills the tables in: what is usable in `map` is root's, `image` and the block are not.
+    /// Makes the machine. Root owns the usable memory of `map`; the microvisor owns `image` and the block.
     pub(super) fn machine(
         &self,
         map: &Map,
@@ -141,12 +141,12 @@ impl Own {
     }
 }
 
-/// The machine, once it is complete.
+/// Returns the machine, once it is complete.
 pub(super) fn machine() -> Option<&'static Machine> {
     MACHINE.get()
 }
 
-/// Pages of physical address space that the CPU has.
+/// Returns the count of pages in the CPU's physical address space.
 fn physical_pages() -> u64 {
     let bits = cpuid(0x8000_0008, 0).eax & 0xff;
     1 << (bits.clamp(36, 52) - PAGE_SIZE.trailing_zeros())

@@ -34,12 +34,12 @@ pub struct Code {
     pub started: &'static AtomicU32,
 }
 
-/// Where the loop begins in [`Code::wait`].
+/// Offset of the loop in [`Code::wait`].
 pub const WAIT_LOOP: u64 = 16;
 
-/// Starts every other CPU; how many CPUs run. `listed` is the MADT's number, this CPU included.
+/// Starts every other CPU. Returns how many CPUs run. `listed` is the MADT's count, which includes this CPU.
 ///
-/// A CPU that stays behind would obey VM 0's start-up interrupts later, so it is a reason not to boot.
+/// A CPU that does not start now would obey VM 0's start-up interrupts later, so it is a reason not to boot.
 pub(super) fn start_others(
     memory: &mut BootMemory,
     code: &Code,
@@ -77,7 +77,7 @@ pub(super) fn start_others(
     Ok(running)
 }
 
-/// Other CPUs that neither INIT nor an NMI reaches outside of guest mode.
+/// Count of the other CPUs that neither INIT nor an NMI reaches outside of guest mode.
 pub(super) static HELD: AtomicU32 = AtomicU32::new(0);
 
 /// Waits until VM 0 cannot reach any other CPU outside of guest mode.
@@ -92,7 +92,7 @@ pub(super) fn wait_for_others(cpus: u32) -> Result<(), Error> {
     })
 }
 
-/// Whether `done` comes true in two seconds or more: a machine that is emulated may be slow.
+/// Returns whether `done` becomes true within two seconds or more: an emulated machine may be slow.
 fn eventually(done: impl Fn() -> bool) -> bool {
     (0..100).any(|_| {
         let is_done = done();
@@ -103,7 +103,7 @@ fn eventually(done: impl Fn() -> bool) -> bool {
     })
 }
 
-/// Some 10 ms or more: the manual's wait after INIT.
+/// Waits for 10 ms or more, as the manual asks after INIT.
 fn pause() {
     /// Ticks of a 5 GHz TSC in 20 ms.
     const TICKS: u64 = 100_000_000;
@@ -113,7 +113,7 @@ fn pause() {
     }
 }
 
-/// Where the gate of vector 2 stands in an interrupt descriptor table.
+/// Offset of the gate of vector 2 in an interrupt descriptor table.
 const NMI_GATE: u64 = 2 * 16;
 
 #[cfg(test)]

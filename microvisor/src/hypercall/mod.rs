@@ -1,8 +1,8 @@
-//! Hypercalls of root's: raw registers in, checked arguments on, a status and a value out.
+//! Root's hypercalls: raw registers come in, checked arguments go on, a status and a value come out.
 //!
 //! Nothing below this module sees a raw register. Each call is a function in the module of its
-//! group; its arguments are checked once, here at the border, and what they name is found before
-//! anything changes. A call is bounded in time: what can be long is done in batches, with
+//! group. Its arguments are checked once, here at the border, and the objects that they name are found before
+//! anything changes. A call is bounded in time: long work is done in batches, with
 //! `TryAgain` in between.
 
 mod args;
@@ -27,7 +27,7 @@ use crate::partition::PartitionError;
 use crate::partition::doorbell::DoorbellError;
 use crate::partition::run::RunError;
 
-/// The registers of a call, and who makes it.
+/// The registers of a call, and the privilege level of its caller.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
     /// RAX.
@@ -45,18 +45,18 @@ pub struct Answer {
     pub status: Status,
     /// RDX.
     pub value: u64,
-    /// The CPU passes an epoch: it flushes VM 0's translations as it enters it.
+    /// The CPU passes an epoch. It must flush VM 0's translations when it enters VM 0.
     pub flush: bool,
 }
 
-/// Why a call did not succeed, with the value that goes with it.
+/// The reason why a call did not succeed, with the value that goes with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Failure {
     status: Status,
     value: u64,
 }
 
-/// A call's value, or why there is none.
+/// A call's value, or the reason why there is none.
 type Outcome = Result<u64, Failure>;
 
 impl Failure {
@@ -64,7 +64,7 @@ impl Failure {
         Self { status, value }
     }
 
-    /// The same after `done` pages: that is the value, but for what `NeedPages` has.
+    /// Returns this failure for a call that has done `done` pages, which becomes the value. `NeedPages` keeps its own.
     fn at(self, done: u64) -> Self {
         match self.status {
             Status::NeedPages => self,
@@ -79,8 +79,8 @@ impl From<Status> for Failure {
     }
 }
 
-/// Does what a call asks for on physical CPU `cpu`, at `now` by the time-stamp counter, and passes
-/// an epoch: the call is over but for its registers.
+/// Carries out a call on physical CPU `cpu`, at `now` by the time-stamp counter, and passes an epoch: only the
+/// answer's registers are left to set.
 pub fn dispatch(machine: &Machine, cpu: &mut Cpu, now: u64, call: &Call) -> Answer {
     let index = cpu.index();
     let mut cx = Context { machine, cpu, now };
@@ -189,7 +189,7 @@ impl From<RunError> for Failure {
     }
 }
 
-/// What every call has at hand.
+/// The surroundings of a call.
 #[derive(Debug)]
 struct Context<'a> {
     machine: &'a Machine,

@@ -18,7 +18,7 @@ use crate::vcpu::{Allowed, Local, Vcpu, cpuid};
 
 /// Frames of a virtual CPU: its own, and those of the hardware's part.
 const FRAMES: u64 = 1 + Guest::FRAMES as u64;
-/// `vcpu_apic`'s register argument: this is a write.
+/// Bit of `vcpu_apic`'s register argument that makes the access a write.
 const WRITE: u64 = 1 << 31;
 
 pub(super) fn create(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
@@ -70,7 +70,7 @@ fn hardware(memory: &Memory, pool: &mut Pool) -> Result<Guest, Failure> {
     })
 }
 
-/// Moves something into a frame of the pool, which was checked for it.
+/// Moves a value into a frame of the pool, which was checked for it.
 fn place<T>(memory: &Memory, pool: &mut Pool, value: T) -> Result<Placed<T>, Failure> {
     let frame = pool.take(memory).ok_or(Shortage::Deposit(1))?;
     Placed::new(memory.map, frame, value).map_err(|frame| {
@@ -149,7 +149,7 @@ pub(super) fn apic(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     })
 }
 
-/// Claims a virtual CPU of a live partition, and does something with it.
+/// Claims a virtual CPU of a live partition, and calls `then` with it.
 fn with(
     machine: &crate::machine::Machine,
     partition: u64,

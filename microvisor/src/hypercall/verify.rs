@@ -1,8 +1,8 @@
-//! `verify`: the nested maps and the frame table against each other, a batch at a time.
+//! `verify` checks the nested maps and the frame table against each other, a batch at a time.
 //!
-//! A position is a stage in its bits 63:36, and a page or a frame below. The stages are the nested maps, by
+//! A position has a stage in bits 63:36, and a page or a frame in the bits below. The stages are the nested maps, by
 //! partition, and then all frames. Each page and each frame is checked under the locks that keep both sides
-//! from moving: so a difference is one whatever other CPUs do, and no other call waits for long.
+//! from changing. So other CPUs cannot make a difference appear, and no other call waits for long.
 
 use guest_proto::Status;
 use guest_proto::hypercall::{VerifyReport, verify_maps};
@@ -19,7 +19,7 @@ use crate::memory::nested::verify::{Map, check_frame, check_page};
 use crate::memory::nested::{GUEST_PAGES, GuestMap};
 use crate::partition::{Control, Life, Partition};
 
-/// Steps of one call. Each is a page or a frame, or, where that is more, a guest's mapped pages.
+/// Steps of one call. A step is a page or a frame. A large page of a guest counts as its pages.
 const BATCH: u64 = 2048;
 /// The stage of all frames, after those of the maps.
 const FRAMES: u64 = verify_maps::WAITING + 1;
@@ -63,10 +63,10 @@ pub(super) fn verify(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     Ok(stage * GUEST_PAGES + at)
 }
 
-/// How far a step has moved, and how many mapped pages it looked up.
+/// The count of pages or frames by which a step has moved, and the count of mapped pages that it looked up.
 type Step = Result<(u64, u64), VerifyReport>;
 
-/// Checks a page of a map, and what is the same for the pages behind it.
+/// Checks a page of a map, and the pages behind it that the same entry covers.
 fn map_step(machine: &Machine, map: u64, page: u64, report: &mut VerifyReport) -> Step {
     let memory = &machine.memory;
     let step = match map {
@@ -89,7 +89,7 @@ fn map_step(machine: &Machine, map: u64, page: u64, report: &mut VerifyReport) -
     Ok(step)
 }
 
-/// Checks a frame. Does not move where the frame has just got another owner.
+/// Checks a frame. The position does not move if the frame has just got another owner.
 fn frame_step(machine: &Machine, number: u64, report: &mut VerifyReport) -> Step {
     let memory = &machine.memory;
     if number >= memory.frames.frames() {
@@ -110,7 +110,7 @@ fn frame_step(machine: &Machine, number: u64, report: &mut VerifyReport) -> Step
     Ok((1, 0))
 }
 
-/// The map of a partition that is locked, if there is such a partition.
+/// Returns the map of a locked partition, if the partition exists.
 fn map_of<'a>(locked: Option<&'a (MutexGuard<'_, Control>, Life)>) -> Option<&'a GuestMap> {
     let (control, life) = locked?;
     (*life != Life::Free).then_some(&control.map)

@@ -1,4 +1,4 @@
-//! Physical addresses, each of its own type so that they cannot be taken for one another.
+//! Physical addresses. Each kind has its own type, so that one cannot be taken for another.
 
 use guest_proto::limits::PAGE_SIZE;
 
@@ -7,7 +7,7 @@ const PHYS_BITS: u32 = 52;
 const PHYS_MASK: u64 = (1 << PHYS_BITS) - 1;
 const PAGE_SHIFT: u32 = PAGE_SIZE.trailing_zeros();
 
-/// A host physical address: of the machine.
+/// A host physical address: an address of the machine's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Hpa(u64);
@@ -18,12 +18,12 @@ impl Hpa {
         Self(address & PHYS_MASK)
     }
 
-    /// As a number, in bytes.
+    /// Returns the address as a number of bytes.
     pub const fn as_u64(self) -> u64 {
         self.0
     }
 
-    /// The frame that it lies in.
+    /// Returns the frame that the address lies in.
     pub const fn frame(self) -> Frame {
         Frame(self.0 >> PAGE_SHIFT)
     }
@@ -40,7 +40,7 @@ impl Gpa {
         Self(address & PHYS_MASK)
     }
 
-    /// As a number, in bytes.
+    /// Returns the address as a number of bytes.
     pub const fn as_u64(self) -> u64 {
         self.0
     }
@@ -52,12 +52,12 @@ impl Gpa {
 pub struct Frame(u64);
 
 impl Frame {
-    /// Frame number `number`; bits that no physical address has are dropped.
+    /// Makes the frame with this number; bits that no physical address has are dropped.
     pub const fn new(number: u64) -> Self {
         Self(number & (PHYS_MASK >> PAGE_SHIFT))
     }
 
-    /// Frame number `number`, if a physical address can have it.
+    /// Makes the frame with this number, if a physical address can have it.
     pub const fn checked(number: u64) -> Option<Self> {
         if number > PHYS_MASK >> PAGE_SHIFT {
             return None;
@@ -75,7 +75,7 @@ impl Frame {
         self.0
     }
 
-    /// The address of its first byte.
+    /// Returns the address of the frame's first byte.
     pub const fn base(self) -> Hpa {
         Hpa(self.0 << PAGE_SHIFT)
     }

@@ -1,4 +1,4 @@
-//! Who owns each frame of the machine.
+//! The owner of each frame of the machine.
 //!
 //! One word per 4 KiB frame, changed by compare-and-swap only, one function per transition and
 //! named after it. A function that maps a frame anywhere has asked one of them first, so a frame
@@ -24,33 +24,33 @@ use guest_proto::hypercall::FrameOwner;
 
 use super::{Frame, Hpa, PhysMap};
 
-/// Number of a partition; 0 is root.
+/// The number of a partition; 0 is root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PartitionId(pub u8);
 
 /// The owner of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// Not RAM that can be given away: a hole, a device, firmware's.
+    /// Nobody: it is not RAM that can be given away, but a hole, a device, or firmware's.
     Absent,
-    /// The microvisor's own since boot.
+    /// The microvisor, since boot.
     Reserved,
     /// The root partition.
     Root,
-    /// The microvisor, for a partition: not in use. The payload links the pool's list.
+    /// The microvisor, for a partition; the frame is not in use. The payload links the pool's list.
     Pool(PartitionId),
-    /// The microvisor, for a partition: a nested table, or virtual CPU state.
+    /// The microvisor, for a partition; the frame holds a nested table, or state of a virtual CPU.
     Metadata(PartitionId),
-    /// A partition's RAM that root cannot see. The payload is the guest page.
+    /// A partition, as RAM that root cannot reach. The payload is the guest page.
     Guest(PartitionId),
-    /// A partition's RAM that root keeps mapped. The payload is the guest page.
+    /// A partition, as RAM that root keeps mapped. The payload is the guest page.
     Shared(PartitionId),
-    /// A `VcpuPage`: root's and the microvisor's.
+    /// Root and the microvisor: the frame is a `VcpuPage`.
     SharedPage(PartitionId),
 }
 
 impl Owner {
-    /// The partition that it names.
+    /// Returns the partition that this owner names.
     pub fn partition(self) -> Option<PartitionId> {
         match self {
             Self::Absent | Self::Reserved | Self::Root => None,
@@ -62,7 +62,7 @@ impl Owner {
         }
     }
 
-    /// Whether root's nested map has the frame.
+    /// Returns whether root's nested map has a frame of this owner.
     pub fn is_in_roots_map(self) -> bool {
         match self {
             Self::Absent | Self::Root | Self::Shared(_) | Self::SharedPage(_) => true,
@@ -71,16 +71,16 @@ impl Owner {
     }
 }
 
-/// Why a transition did not happen.
+/// Error: a transition did not happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameError {
     /// The frame is not RAM.
     NotRam,
-    /// The frame belongs to another.
+    /// The frame has another owner.
     NotOwner,
 }
 
-/// An unused link, or no guest page: all ones in the payload.
+/// The payload of a link that leads nowhere, or of no guest page.
 const PAYLOAD_NONE: u64 = (1 << PAYLOAD_BITS) - 1;
 const PAYLOAD_BITS: u32 = 48;
 const PAYLOAD_SHIFT: u32 = 16;
@@ -114,8 +114,8 @@ const fn owner_of(word: u64) -> Owner {
     }
 }
 
-/// A frame that a partition's pool gave out: proof that nothing else has it. Made by
-/// [`FrameTable::pool_take`] alone and ended by [`FrameTable::pool_put`].
+/// A frame that a partition's pool gave out, and proof that nothing else uses it. [`FrameTable::pool_take`] alone
+/// makes one, and [`FrameTable::pool_put`] ends it.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a frame that is dropped is lost to its partition"]
 pub struct OwnedFrame {
@@ -124,13 +124,13 @@ pub struct OwnedFrame {
 }
 
 impl OwnedFrame {
-    /// Which frame it is.
+    /// Returns the frame.
     pub fn frame(&self) -> Frame {
         self.frame
     }
 
-    /// Takes up again a frame whose number was kept in a table entry of the partition's own
-    /// nested map. Only `nested` calls this, for table pages that it unlinked just now.
+    /// Makes the proof anew for a frame whose number stood in an entry of the partition's own nested map. Only
+    /// `nested` calls this, for tables that it has just unlinked.
     pub(super) fn from_table(frame: Frame, partition: PartitionId) -> Self {
         Self { frame, partition }
     }
@@ -147,13 +147,13 @@ pub struct FrameTable {
 }
 
 impl FrameTable {
-    /// Bytes that a table for `frames` frames takes.
+    /// Returns the bytes that a table for `frames` frames takes.
     pub const fn bytes(frames: u64) -> u64 {
         frames * size_of::<u64>() as u64
     }
 
-    /// A table at `base` for the frames below `frames`, all `Absent`. The run must be inside
-    /// `map`, and the microvisor's alone; what is outside of `map` answers as `NotRam`.
+    /// Makes a table at `base` for the frames below `frames`, all `Absent`. The table's memory must be inside of
+    /// `map`, and the microvisor's alone. A frame whose entry would lie outside of `map` is `NotRam`.
     pub fn new(map: PhysMap, base: Hpa, frames: u64) -> Self {
         let table = Self {
             map,
@@ -170,32 +170,33 @@ impl FrameTable {
         table
     }
 
-    /// Frames that the table covers: the end of RAM.
+    /// Returns the count of frames that the table covers, which is the end of RAM.
     pub fn frames(&self) -> u64 {
         self.frames
     }
 
-    /// Frames in pools and in use as metadata.
+    /// Returns the count of frames in pools and in use as metadata.
     pub fn deposited(&self) -> u64 {
         self.deposited.load(Ordering::Relaxed)
     }
 
-    /// Frames that are guests' RAM.
+    /// Returns the count of frames that are guests' RAM.
     pub fn guest(&self) -> u64 {
         self.guest.load(Ordering::Relaxed)
     }
 
-    /// The owner now. Another CPU may change it the next moment, unless the caller is the owner.
+    /// Returns the owner of a frame. Another CPU may change it the next moment, unless the caller is the owner.
     pub fn owner(&self, frame: Frame) -> Owner {
         owner_of(self.raw(frame))
     }
 
-    /// The word of the table, as `VerifyReport::owner` has it. Outside of the table 0: `Absent`.
+    /// Returns the frame's word of the table, in the form of `VerifyReport::owner`. It is 0, `Absent`, for a frame
+    /// outside of the table.
     pub fn raw(&self, frame: Frame) -> u64 {
         self.entry(frame).map_or(0, |e| e.load(Ordering::Acquire))
     }
 
-    /// The guest page at which a `Shared` or `Guest` frame is mapped.
+    /// Returns the guest page at which a `Shared` or `Guest` frame is mapped.
     pub fn guest_page(&self, frame: Frame) -> Option<u64> {
         let word = self.raw(frame);
         match owner_of(word) {
@@ -204,17 +205,17 @@ impl FrameTable {
         }
     }
 
-    /// Boot: the frame is RAM of root's.
+    /// Gives a frame to root at boot.
     pub fn boot_root(&self, frame: Frame) {
         self.boot(frame, Owner::Root);
     }
 
-    /// Boot: the frame is the microvisor's own.
+    /// Gives a frame to the microvisor at boot.
     pub fn boot_reserve(&self, frame: Frame) {
         self.boot(frame, Owner::Reserved);
     }
 
-    /// Root → pool. The frame has yet to leave root's nested map.
+    /// Moves a frame from root to a pool. The caller then takes it out of root's nested map.
     pub fn root_deposit(
         &self,
         frame: Frame,
@@ -226,15 +227,16 @@ impl FrameTable {
         Ok(())
     }
 
-    /// Pool → root. The frame is scrubbed and in root's nested map again. Answers the frame that
-    /// it was linked to.
+    /// Moves a frame from a pool to root. The caller has scrubbed it and put it into root's nested map. Returns the
+    /// frame that it was linked to.
     pub fn pool_return(&self, frame: Frame, id: PartitionId) -> Result<Option<Frame>, FrameError> {
         let next = self.change(frame, Owner::Pool(id), Owner::Root, PAYLOAD_NONE)?;
         self.deposited.fetch_sub(1, Ordering::Relaxed);
         Ok(unlink(next))
     }
 
-    /// Pool → metadata. Answers proof of ownership and the frame that it was linked to.
+    /// Moves a frame from a pool into use as metadata. Returns the proof of ownership and the frame that it was linked
+    /// to.
     pub fn pool_take(
         &self,
         frame: Frame,
@@ -245,7 +247,7 @@ impl FrameTable {
         Ok((OwnedFrame { frame, partition }, unlink(next)))
     }
 
-    /// Metadata → pool.
+    /// Moves a metadata frame back to the pool.
     pub fn pool_put(&self, owned: OwnedFrame, next: Option<Frame>) -> Result<(), FrameError> {
         let id = owned.partition;
         self.change(
@@ -257,7 +259,7 @@ impl FrameTable {
         Ok(())
     }
 
-    /// The frame that a `Pool` frame is linked to.
+    /// Returns the frame that a `Pool` frame is linked to.
     pub fn pool_next(&self, frame: Frame) -> Option<Frame> {
         let word = self.raw(frame);
         match owner_of(word) {
@@ -277,7 +279,7 @@ impl FrameTable {
         Ok(())
     }
 
-    /// Root → RAM of a guest's that root keeps mapped, at guest page `page`.
+    /// Gives a frame of root's to a guest as RAM at guest page `page`. Root keeps it mapped.
     pub fn root_share_guest(
         &self,
         frame: Frame,
@@ -289,14 +291,14 @@ impl FrameTable {
         Ok(())
     }
 
-    /// RAM shared with a guest → root.
+    /// Gives a frame that root shares with a guest back to root.
     pub fn guest_unshare(&self, frame: Frame, id: PartitionId) -> Result<(), FrameError> {
         self.change(frame, Owner::Shared(id), Owner::Root, PAYLOAD_NONE)?;
         self.guest.fetch_sub(1, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Root → RAM of a guest's alone, at guest page `page`.
+    /// Gives a frame of root's to a guest alone as RAM at guest page `page`.
     pub fn root_donate_guest(
         &self,
         frame: Frame,
@@ -308,27 +310,27 @@ impl FrameTable {
         Ok(())
     }
 
-    /// RAM of a guest's alone → root. The frame is scrubbed and in root's nested map again.
+    /// Gives a guest's own frame back to root. The caller has scrubbed it and put it into root's nested map.
     pub fn guest_return(&self, frame: Frame, id: PartitionId) -> Result<(), FrameError> {
         self.change(frame, Owner::Guest(id), Owner::Root, PAYLOAD_NONE)?;
         self.guest.fetch_sub(1, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Root → a page that root and the microvisor share.
+    /// Makes a frame of root's a page that root and the microvisor share.
     pub fn root_share_page(&self, frame: Frame, id: PartitionId) -> Result<(), FrameError> {
         self.change(frame, Owner::Root, Owner::SharedPage(id), PAYLOAD_NONE)?;
         Ok(())
     }
 
-    /// A page that root and the microvisor share → root.
+    /// Gives a page that root and the microvisor share back to root alone.
     pub fn page_unshare(&self, frame: Frame, id: PartitionId) -> Result<(), FrameError> {
         self.change(frame, Owner::SharedPage(id), Owner::Root, PAYLOAD_NONE)?;
         Ok(())
     }
 
-    /// Whether a call of root's may read or write this frame for it. Only what is root's alone:
-    /// RAM that it shares with a guest is refused, as no structure of a call belongs there.
+    /// Checks that a call of root's may read or write this frame. The frame must be root's alone: no structure of a
+    /// call belongs into RAM that root shares with a guest.
     ///
     /// The frame may be deposited by another CPU while this one copies; it is not put to use
     /// before this CPU passes an epoch, which it does not do inside a call.
@@ -354,7 +356,7 @@ impl FrameTable {
         }
     }
 
-    /// The one place where an entry changes. Answers the former payload.
+    /// Changes an entry; nothing else does. Returns the former payload.
     fn change(
         &self,
         frame: Frame,

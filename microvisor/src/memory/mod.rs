@@ -1,4 +1,4 @@
-//! Memory: who owns each frame, and what root's and the guests' nested maps say of it.
+//! Memory: the owner of each frame, and the nested maps of root and of the guests.
 //!
 //! Invariants: nothing here allocates; a frame is mapped only after `frame_table` agreed; every
 //! function is pure over [`PhysMap`], so that the host tests it on a `Vec`. `memory` knows nothing

@@ -17,7 +17,7 @@ use super::{Frame, Hpa};
 /// Bytes of a frame.
 pub const FRAME_BYTES: usize = PAGE_SIZE as usize;
 
-/// Where physical memory is mapped.
+/// A mapping of physical memory.
 #[derive(Clone, Copy, Debug)]
 pub struct PhysMap {
     base: usize,
@@ -25,7 +25,7 @@ pub struct PhysMap {
 }
 
 impl PhysMap {
-    /// Physical addresses below `size` are mapped from `base` on.
+    /// Makes the value for a mapping of the physical addresses below `size` at `base`.
     ///
     /// # Safety
     ///
@@ -37,12 +37,12 @@ impl PhysMap {
         Self { base, size }
     }
 
-    /// Bytes of physical memory that are mapped.
+    /// Returns the bytes of physical memory that are mapped.
     pub const fn size(&self) -> u64 {
         self.size
     }
 
-    /// The aligned 64-bit word at `at`; `None` if it is misaligned or outside.
+    /// Returns the aligned 64-bit word at `at`, or `None` if it is misaligned or outside of the mapping.
     pub fn atomic(&self, at: Hpa) -> Option<&AtomicU64> {
         let pointer = self.pointer::<AtomicU64>(at)?;
         // SAFETY: `pointer` checked bounds and alignment, `new`'s contract gives validity; shared
@@ -50,15 +50,15 @@ impl PhysMap {
         Some(unsafe { &*pointer })
     }
 
-    /// The page that root, a worker and the microvisor share; `None` if it is outside.
+    /// Returns a page that root, a worker and the microvisor share, or `None` if it is outside of the mapping.
     pub fn shared_page(&self, frame: Frame) -> Option<&SharedPage> {
         let pointer = self.pointer::<SharedPage>(frame.base())?;
         // SAFETY: as in `atomic`: nothing but atomics is in it.
         Some(unsafe { &*pointer })
     }
 
-    /// Copies from memory, byte order kept: each 64-bit word is read once. `at` and the length
-    /// must be multiples of 8. False, with `to` untouched, if not, or if it is outside.
+    /// Copies from memory and reads each 64-bit word once. `at` and the length must be multiples of 8. Returns false,
+    /// and leaves `to` as it is, if they are not, or if the place is outside of the mapping.
     #[must_use]
     pub fn read(&self, at: Hpa, to: &mut [u8]) -> bool {
         if !self.contains_words(at, to.len()) {
@@ -72,7 +72,7 @@ impl PhysMap {
         true
     }
 
-    /// Copies to memory, as [`PhysMap::read`] does from it.
+    /// Copies to memory, under the conditions of [`PhysMap::read`].
     #[must_use]
     pub fn write(&self, at: Hpa, from: &[u8]) -> bool {
         if !self.contains_words(at, from.len()) {
@@ -88,7 +88,7 @@ impl PhysMap {
         true
     }
 
-    /// Fills a frame with zeros. Nothing happens for one outside.
+    /// Fills a frame with zeros. Nothing happens for a frame outside of the mapping.
     pub fn zero(&self, frame: Frame) {
         if let Some(pointer) = self.pointer::<[AtomicU64; FRAME_BYTES / 8]>(frame.base()) {
             // SAFETY: bounds and alignment are checked, and `new`'s contract gives validity. The
@@ -146,7 +146,7 @@ impl<T> Placed<T> {
         (value, self.frame)
     }
 
-    /// The frame that it lives in.
+    /// Returns the frame that the value lives in.
     pub fn frame(&self) -> Frame {
         self.frame.frame()
     }

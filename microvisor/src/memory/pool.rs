@@ -3,18 +3,18 @@
 //! Two lists, linked through the frame table. `free` frames can be used at once. `pending` ones
 //! may still be written through a stale translation, and become free when every CPU has passed
 //! the epoch that began after they left their last map. A frame is scrubbed when it is given out
-//! and again when it goes back to root: in between, its contents mean nothing.
+//! and again when it goes back to root. In between, its contents mean nothing.
 
 use super::epoch::Epochs;
 use super::frame_table::{FrameError, OwnedFrame, PartitionId};
 use super::{Frame, Memory};
 
-/// The pool lacks frames.
+/// Error: the pool lacks frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shortage {
-    /// This many more must be deposited.
+    /// Root must deposit this many frames more.
     Deposit(u64),
-    /// There are enough, but CPUs have yet to pass the epoch.
+    /// The pool has enough frames, but not every CPU has passed their epoch.
     Epoch,
 }
 
@@ -27,12 +27,12 @@ pub struct Pool {
     pending: Option<Frame>,
     pending_last: Option<Frame>,
     pending_count: u64,
-    /// When `pending` becomes free; [`UNSEALED`] until [`Pool::seal`].
+    /// The epoch after which `pending` becomes free; [`UNSEALED`] until [`Pool::seal`].
     pending_epoch: u64,
 }
 
-/// No epoch: they count from 1. A pool that was never used is all zeros, and takes no room in the
-/// image.
+/// No epoch: epochs count from 1. With 0 a pool that was never used is all zeros, and takes no room in
+/// the image.
 const UNSEALED: u64 = 0;
 
 impl Pool {
@@ -49,17 +49,17 @@ impl Pool {
         }
     }
 
-    /// Frames in the pool, usable or not.
+    /// Returns the count of frames in the pool, usable or not.
     pub fn len(&self) -> u64 {
         self.free_count + self.pending_count
     }
 
-    /// No frame at all.
+    /// Returns whether the pool has no frame at all.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Takes a run of frames from root, all or none, out of root's nested map. Answers the epoch
+    /// Takes a run of frames from root, all or none, out of root's nested map. Returns the epoch
     /// after which they are usable.
     pub fn deposit(
         &mut self,
@@ -89,8 +89,8 @@ impl Pool {
         Ok(self.seal(&memory.epochs))
     }
 
-    /// Begins the epoch after which what was put in is usable. Call it once what was put in is
-    /// out of every nested map. Answers the epoch.
+    /// Starts a TLB epoch for the pending frames, which must be out of every nested map. They become free once
+    /// every CPU has passed it. Returns the epoch.
     pub fn seal(&mut self, epochs: &Epochs) -> u64 {
         if self.pending_epoch == UNSEALED && self.pending.is_some() {
             self.pending_epoch = epochs.advance();
@@ -98,7 +98,7 @@ impl Pool {
         self.pending_epoch
     }
 
-    /// Whether `count` frames can be taken now.
+    /// Checks that `count` frames can be taken now.
     pub fn check(&mut self, memory: &Memory, count: u64) -> Result<(), Shortage> {
         if count > self.free_count {
             self.settle(memory);
@@ -112,7 +112,8 @@ impl Pool {
         }
     }
 
-    /// Takes a frame, zeroed. `None` only if [`Pool::check`] was not asked.
+    /// Takes a frame and fills it with zeros. Returns `None` only if the pool was not checked for it
+    /// ([`Pool::check`]).
     pub fn take(&mut self, memory: &Memory) -> Option<OwnedFrame> {
         let frame = self.free?;
         let (owned, next) = memory.frames.pool_take(frame, self.id).ok()?;
@@ -122,7 +123,8 @@ impl Pool {
         Some(owned)
     }
 
-    /// Puts a frame back that a TLB may still know (a nested table). Call [`Pool::seal`] after.
+    /// Puts a frame back to which a TLB may still have a translation, such as a nested table. Call [`Pool::seal`]
+    /// afterwards.
     pub fn put(&mut self, memory: &Memory, owned: OwnedFrame) {
         let frame = owned.frame();
         self.settle(memory);
@@ -131,8 +133,8 @@ impl Pool {
         }
     }
 
-    /// Gives one frame, usable or not, back to root: scrubbed, mapped, owned. False when there is
-    /// none left.
+    /// Gives one frame, usable or not, back to root: scrubs it, maps it in root's nested map, and makes root its
+    /// owner. Returns false when no frame is left.
     pub fn give_back(&mut self, memory: &Memory) -> bool {
         let (list, count) = if self.free.is_some() {
             (&mut self.free, &mut self.free_count)
@@ -155,7 +157,7 @@ impl Pool {
         true
     }
 
-    /// Moves what is pending to the free list if its epoch is over.
+    /// Moves the pending frames to the free list if every CPU has passed their epoch.
     fn settle(&mut self, memory: &Memory) {
         let Some(last) = self.pending_last else {
             return;

@@ -1,9 +1,9 @@
 //! The gate of address line 20.
 //!
-//! A PC can mask bit 20 of every physical address that its CPUs use, the microvisor's included. Root has the
-//! ports that do so, less what closes the gate: bit 1 of the system control port 0x92, and commands of the
-//! keyboard controller (Linux's `arch/x86/boot/a20.c`; IBM PS/2 technical reference). Kernels have no use for
-//! them in 64-bit mode. What else root sends to the keyboard controller goes there.
+//! A PC can mask bit 20 of every physical address that its CPUs use, those of the microvisor included. Root has the
+//! ports that do so, but cannot close the gate: not by bit 1 of the system control port 0x92, and not by commands of
+//! the keyboard controller (Linux's `arch/x86/boot/a20.c`; IBM PS/2 technical reference). Kernels have no use for
+//! that in 64-bit mode. All other bytes that root sends to the keyboard controller reach it.
 
 use spin::Mutex;
 
@@ -14,18 +14,18 @@ const COMMAND: u16 = 0x64;
 /// The system control port.
 const CONTROL: u16 = 0x92;
 
-/// What root sent to the keyboard controller so far, on any CPU.
+/// The state of root's dialogue with the keyboard controller, on any CPU.
 #[derive(Debug)]
 pub(super) struct Gate {
-    /// The next byte of data was for the controller's output port.
+    /// The next byte of data is for the controller's output port.
     drops_data: bool,
 }
 
-/// The machine's.
+/// The machine's gate.
 pub(super) static GATE: Mutex<Gate> = Mutex::new(Gate { drops_data: false });
 
 impl Gate {
-    /// What goes to `port` where root writes `byte`, if anything does.
+    /// Returns the byte to write to `port` where root writes `byte`, or `None` to write no byte.
     pub(super) fn write(&mut self, port: u16, byte: u8) -> Option<u8> {
         const OPEN: u8 = 1 << 1;
         const WRITE_OUTPUT_PORT: u8 = 0xd1;

@@ -1,4 +1,4 @@
-//! What CPUID tells root: the CPU's own answer, less what the microvisor takes away, plus its own leaves.
+//! CPUID for root: the CPU's own answer, less the features that the microvisor hides, plus its own leaves.
 //!
 //! Pure: the CPU's answer comes in. Root runs on the CPU itself, so a feature is shown unless it stands in
 //! [`HIDDEN`], with the reason.
@@ -8,7 +8,7 @@ use core::arch::x86_64::CpuidResult;
 use guest_proto::cpuid::Features;
 use guest_proto::{ABI_VERSION, cpuid};
 
-/// Bits that promise what root cannot have.
+/// Bits of features that root cannot have.
 struct Hidden {
     leaf: u32,
     /// In leaves without subleaves every number means 0.
@@ -58,7 +58,7 @@ const HIDDEN: &[Hidden] = &[
     hidden(0x8000_0023, [!0, !0, 0, 0]),
 ];
 
-/// What the answers depend on besides the CPU.
+/// Facts that the answers depend on besides the CPU.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Facts {
     /// Features of the microvisor.
@@ -67,7 +67,7 @@ pub(super) struct Facts {
     pub(super) cr4: u64,
 }
 
-/// The answer to root where the CPU's own is `answer`.
+/// Returns the answer to root where the CPU's own is `answer`.
 pub(super) fn answer(
     leaf: u32,
     subleaf: u32,

@@ -1,18 +1,19 @@
-//! What comes of root's writes to model-specific registers that exit.
+//! Root's writes to model-specific registers that exit.
 //!
-//! Root reads every register but SVM's. Its writes are an allow-list: those of `arch::svm::permissions` do
-//! not exit; here are the others that do no harm. All else is #GP. A register that moves or overlays memory
-//! keeps its value: root would reach the microvisor's memory through it, or make it another memory type for
-//! one CPU. Numbers are those of APM vol. 2 appendix A and of Linux's `msr-index.h`.
+//! Root reads every register but SVM's. Its writes are an allow-list: writes to the registers in
+//! `arch::svm::permissions` do not exit, and this file has the other writes that do no harm. Any other write is #GP. A
+//! register that moves or overlays memory keeps its value: otherwise root could reach the microvisor's memory through
+//! it, or give that memory another type on one CPU.
+//! Numbers are those of APM vol. 2 appendix A and of Linux's `msr-index.h`.
 
 use crate::machine::MemoryTypes;
 
-/// What is done with a write.
+/// The answer to a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Write {
     /// This value is written.
     Do(u64),
-    /// Nothing is written, and root goes on.
+    /// The value is not written, and root goes on.
     Ignore,
     /// #GP.
     Fault,
@@ -64,7 +65,7 @@ const fn changeable(number: u32) -> u64 {
     }
 }
 
-/// What comes of writing `value` to register `number`. `read` reads a register of this CPU, if it exists.
+/// Returns the answer to a write of `value` to register `number`. `read` reads a register of this CPU, if it exists.
 pub(super) fn write(
     number: u32,
     value: u64,
@@ -137,7 +138,7 @@ pub(super) fn write(
     }
 }
 
-/// Whether a variable range, PhysBase and PhysMask, touches no RAM (APM vol. 2 §7.7.2).
+/// Returns whether a variable range, PhysBase and PhysMask, touches no RAM (APM vol. 2 §7.7.2).
 fn is_in_holes((base, mask): (u64, u64), types: &MemoryTypes) -> bool {
     const VALID: u64 = 1 << 11;
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;

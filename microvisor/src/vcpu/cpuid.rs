@@ -1,9 +1,9 @@
-//! What CPUID tells a guest: the host's features through an allow-list, the guest's own topology,
-//! KVM's documented leaves and ours.
+//! CPUID for a guest: the host's features through an allow-list, the guest's own topology, KVM's documented
+//! leaves and ours.
 //!
 //! Pure: the host's answers come in as a function. A bit is shown only if the microvisor and the
-//! worker can stand behind it; what the guest may switch on by control registers follows from the
-//! same lists. Leaves not named here answer zero, as AMD's do beyond the highest (APM vol. 3
+//! worker support it. The features that the guest may switch on by control registers follow from the
+//! same lists. Leaves that are not named here are zero, as on AMD's CPUs beyond the highest leaf (APM vol. 3
 //! §E.2).
 
 use guest_proto::ABI_VERSION;
@@ -24,7 +24,7 @@ pub struct Leaf {
     pub edx: u32,
 }
 
-/// What the answers depend on besides the host.
+/// Facts that the answers depend on besides the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// Partition.
@@ -121,7 +121,7 @@ const fn bits(list: &[u32]) -> u32 {
     set
 }
 
-/// What a guest's CPUID answers for `leaf` and `subleaf`.
+/// Returns the answer of a guest's CPUID for `leaf` and `subleaf`.
 pub fn answer(host: impl Fn(u32, u32) -> Leaf, facts: &Facts, leaf: u32, subleaf: u32) -> Leaf {
     match leaf {
         0 => {
@@ -167,7 +167,7 @@ pub fn answer(host: impl Fn(u32, u32) -> Leaf, facts: &Facts, leaf: u32, subleaf
     }
 }
 
-/// XCR0 bits that the guest may set on this host: those whose state an XSAVE area has room for.
+/// Returns the XCR0 bits that the guest may set on this host: those for whose state an XSAVE area has room.
 pub fn xcr0_allowed(host: impl Fn(u32, u32) -> Leaf) -> u64 {
     if host(1, 0).ecx & XSAVE == 0 {
         return 0;
@@ -184,7 +184,7 @@ pub fn xcr0_allowed(host: impl Fn(u32, u32) -> Leaf) -> u64 {
     allowed
 }
 
-/// Bits of SPEC_CTRL that the guest may set on this host: IBRS, STIBP, SSBD, PSFD (APM vol. 2 §3.2.9).
+/// Returns the bits of SPEC_CTRL that the guest may set on this host: IBRS, STIBP, SSBD, PSFD (APM vol. 2 §3.2.9).
 pub fn spec_ctrl_allowed(host: impl Fn(u32, u32) -> Leaf) -> u64 {
     let ebx = extended_leaf(host, 0x8000_0008).ebx;
     let bits = [(14, 1 << 0), (15, 1 << 1), (24, 1 << 2), (28, 1 << 7)];
@@ -192,14 +192,14 @@ pub fn spec_ctrl_allowed(host: impl Fn(u32, u32) -> Leaf) -> u64 {
     present.fold(0, |all, (_, bit)| all | bit)
 }
 
-/// Bits of PRED_CMD that the guest may write on this host: IBPB, SBPB.
+/// Returns the bits of PRED_CMD that the guest may write on this host: IBPB, SBPB.
 pub fn pred_cmd_allowed(host: impl Fn(u32, u32) -> Leaf) -> u64 {
     let ibpb = extended_leaf(&host, 0x8000_0008).ebx & 1 << 12 != 0;
     let sbpb = extended_leaf(&host, 0x8000_0021).eax & 1 << 27 != 0;
     u64::from(ibpb) | u64::from(sbpb) << 7
 }
 
-/// A leaf that the host may not have.
+/// Returns a leaf of the host's, which is zero if the host does not have it.
 fn extended_leaf(host: impl Fn(u32, u32) -> Leaf, leaf: u32) -> Leaf {
     match host(0x8000_0000, 0).eax {
         last if last >= leaf => host(leaf, 0),
@@ -212,12 +212,12 @@ const LEGACY: u32 = 512 + 64;
 /// x87, SSE and AVX, which have their places by definition (APM vol. 2 table 11-9).
 const LEGACY_AND_AVX: u64 = 0b111;
 
-/// The components of `set` that CPUID describes.
+/// Returns the components of `set` that CPUID describes.
 fn components(set: u64) -> impl Iterator<Item = u32> {
     (2..63).filter(move |n| set & 1 << n != 0)
 }
 
-/// Bytes of XSAVE's standard format for the components of `set`: each has a place of its own.
+/// Returns the bytes of XSAVE's standard format for the components of `set`. Each component has a place of its own.
 fn standard_size(host: impl Fn(u32, u32) -> Leaf, set: u64) -> u32 {
     let end = |n| {
         let leaf = host(0xd, n);
@@ -230,7 +230,7 @@ const SSE: u64 = 1 << 1;
 const AVX: u64 = 1 << 2;
 const AVX512: u64 = 0b111 << 5;
 
-/// Whether XSETBV may put `value` into XCR0 where `allowed` may be set (APM vol. 2 §11.5.2).
+/// Returns whether XSETBV may put `value` into XCR0 where `allowed` may be set (APM vol. 2 §11.5.2).
 pub fn xcr0_is_valid(value: u64, allowed: u64) -> bool {
     let avx512 = value & AVX512;
     value & 1 != 0
@@ -252,7 +252,7 @@ fn features(host: Leaf, facts: &Facts) -> Leaf {
     }
 }
 
-/// Threads, then cores: one thread a core, one package.
+/// Returns the topology: one thread in each core, and one package.
 fn topology(facts: &Facts, subleaf: u32) -> Leaf {
     const THREAD: u32 = 1 << 8;
     const CORE: u32 = 2 << 8;
@@ -270,7 +270,7 @@ fn topology(facts: &Facts, subleaf: u32) -> Leaf {
     }
 }
 
-/// Bits of an APIC id that tell `count` virtual CPUs apart.
+/// Returns the count of bits of an APIC id that tell `count` virtual CPUs apart.
 fn id_bits(count: u32) -> u32 {
     count.max(1).next_power_of_two().trailing_zeros()
 }
@@ -363,7 +363,7 @@ fn extended(host: impl Fn(u32, u32) -> Leaf, facts: &Facts, leaf: u32, subleaf: 
     }
 }
 
-/// A cache as the host has it, shared by all virtual CPUs if it is of the third level.
+/// Returns a cache of the host's. All virtual CPUs share it if it is of the third level.
 fn cache(host: Leaf, facts: &Facts) -> Leaf {
     const SHARING: u32 = 0xfff << 14;
     let level = host.eax >> 5 & 7;

@@ -1,4 +1,4 @@
-//! Virtual CPUs: their state, and what a guest sees of its CPU. Their turns are `partition::run`.
+//! Virtual CPUs: their state, and the CPU that a guest sees. Their turns are in `partition::run`.
 
 pub mod cpuid;
 pub mod msr;
@@ -21,38 +21,38 @@ use cpuid::Leaf;
 use ring::PostedRing;
 use vlapic::{Address, Delivery, Message, TscRate, VLapic};
 
-/// A virtual CPU. Lives in a frame of its partition's pool.
+/// A virtual CPU, which lives in a frame of its partition's pool.
 #[derive(Debug)]
 pub struct Vcpu {
     partition: PartitionId,
     index: u8,
-    /// Root's frame that is its `VcpuPage`.
+    /// The frame of root's that is its `VcpuPage`.
     page: Frame,
-    /// Its exits.
+    /// Counts of its exits.
     pub counters: ExitCounters,
-    /// How messages address it.
+    /// The registers by which messages address it.
     address: AtomicU32,
-    /// INIT and SIPI that it has not seen.
+    /// INIT and SIPI that have arrived since its last entry.
     signals: AtomicU32,
     local: Mutex<Local>,
 }
 
-/// INIT and SIPI since the last look.
+/// INIT and SIPI that have arrived since they were last taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signals {
-    /// INIT.
+    /// An INIT has arrived.
     pub init: bool,
-    /// SIPI after that, with its vector.
+    /// Vector of a SIPI that has arrived, after the INIT if there was one.
     pub startup: Option<u8>,
 }
 
 const SIGNAL_INIT: u32 = 1 << 8;
 const SIGNAL_STARTUP: u32 = 1 << 9;
 
-/// What the last turn's end left to be done when the next begins.
+/// The work that the end of the last turn left to the beginning of the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pending {
-    /// Nothing.
+    /// No work.
     None,
     /// The answer to a port read of this many bytes.
     PortRead(u8),
@@ -66,7 +66,7 @@ pub enum Pending {
     Memory,
 }
 
-/// What only the holder of the claim works on.
+/// The parts of a virtual CPU that only the holder of the claim works on.
 #[derive(Debug)]
 pub struct Local {
     /// The hardware's part.
@@ -75,24 +75,24 @@ pub struct Local {
     pub lapic: VLapic,
     /// Posted writes.
     pub ring: PostedRing,
-    /// What it would do if it ran.
+    /// Its state as root sees it: runnable, halted, or waiting for a SIPI.
     pub run_state: RunState,
-    /// What the last turn left.
+    /// The work that the last turn left.
     pub pending: Pending,
     /// An NMI is in service.
     pub nmi_masked: bool,
-    /// The IRET that ends it, until it has been executed.
+    /// Address of the IRET that ends the service of an NMI, until it has been executed.
     pub nmi_return: Option<u64>,
     /// MSR TSC_ADJUST.
     pub tsc_adjust: u64,
-    /// Root's TSC of the deadline that root knows of, 0 for none.
+    /// Root's TSC at the deadline that root knows of, or 0 for none.
     pub deadline: u64,
-    /// The partition's properties have been looked at.
+    /// The partition's properties have been taken over.
     prepared: bool,
 }
 
 impl Vcpu {
-    /// A virtual CPU after INIT whose `VcpuPage` is `page`, which is shared with `partition`.
+    /// Makes a virtual CPU in the state after INIT. Its `VcpuPage` is `page`, which is shared with `partition`.
     pub fn new(partition: PartitionId, index: u8, page: Frame, hw: Guest) -> Self {
         let boot = index == 0;
         let lapic = VLapic::new(index, boot, false, TscRate::from_khz(0));
@@ -122,32 +122,32 @@ impl Vcpu {
         }
     }
 
-    /// Its index, and APIC id.
+    /// Returns its index, which is its APIC id.
     pub fn index(&self) -> u8 {
         self.index
     }
 
-    /// Takes it for this CPU alone, if nobody else has it.
+    /// Claims it for this CPU alone, if no other CPU has claimed it.
     pub fn claim(&self) -> Option<MutexGuard<'_, Local>> {
         self.local.try_lock()
     }
 
-    /// The page that it shares with root.
+    /// Returns the page that it shares with root.
     pub fn page<'a>(&self, memory: &'a Memory) -> Option<&'a SharedPage> {
         memory.map.shared_page(self.page)
     }
 
-    /// How messages address it.
+    /// Returns the registers by which messages address it.
     pub fn address(&self) -> Address {
         Address::from_raw(self.address.load(Ordering::Acquire))
     }
 
-    /// Publishes how messages address it, after its APIC changed.
+    /// Publishes the registers by which messages address it, after its APIC changed.
     pub fn publish(&self, lapic: &VLapic) {
         self.address.store(lapic.address().raw(), Ordering::Release);
     }
 
-    /// A message arrives. True: it may sleep, or run on without looking.
+    /// Posts a message. Returns true if root must wake or kick the virtual CPU, so that it sees the message.
     pub fn post(&self, memory: &Memory, message: &Message) -> bool {
         let Some(page) = self.page(memory) else {
             return false;
@@ -173,7 +173,7 @@ impl Vcpu {
         }
     }
 
-    /// Takes INIT and SIPI.
+    /// Takes the INIT and SIPI that have arrived.
     pub fn take_signals(&self) -> Option<Signals> {
         if self.signals.load(Ordering::Relaxed) == 0 {
             return None;
@@ -185,7 +185,7 @@ impl Vcpu {
         })
     }
 
-    /// Ends it: its page goes back to root, its frames to the pool. Answers whether the page did.
+    /// Ends it: its page goes back to root, its frames to the pool. Returns whether the page went back.
     pub fn end(self, memory: &Memory, pool: &mut Pool) -> bool {
         for frame in self.local.into_inner().hw.into_frames() {
             pool.put(memory, frame);
@@ -205,7 +205,7 @@ pub struct Allowed {
 }
 
 impl Allowed {
-    /// On this host.
+    /// Returns the bits that this host allows.
     pub fn on(host: impl Fn(u32, u32) -> Leaf) -> Self {
         Self {
             xcr0: cpuid::xcr0_allowed(&host),
@@ -215,7 +215,7 @@ impl Allowed {
 }
 
 impl Local {
-    /// Takes the partition's properties over, once: before anything else is done with it.
+    /// Takes the partition's properties over at the first call. It comes before any other use.
     pub fn prepare(&mut self, vcpu: &Vcpu, tsc_khz: u64, x2apic: bool) {
         if self.prepared {
             return;
@@ -232,7 +232,7 @@ impl Local {
         self.hw.write(Register::Rdx, value >> 32);
     }
 
-    /// An INIT signal, or a reset.
+    /// Takes an INIT signal.
     pub fn init(&mut self, vcpu: &Vcpu) {
         self.hw.init();
         self.lapic.init();
@@ -245,7 +245,7 @@ impl Local {
         self.hw.set_window(Window::Closed);
     }
 
-    /// The whole state, at guest TSC `now`.
+    /// Returns the whole state at guest TSC `now`.
     pub fn state(&self, now: u64) -> VcpuState {
         VcpuState {
             tsc: now,
@@ -255,11 +255,11 @@ impl Local {
         }
     }
 
-    /// Takes a state over. What an answer was waited for is forgotten.
+    /// Sets the state. A reply to the last intercept is not waited for any more.
     ///
     /// # Errors
     ///
-    /// [`BadState`], with nothing changed.
+    /// Fails with [`BadState`], and changes nothing.
     pub fn set_state(
         &mut self,
         vcpu: &Vcpu,

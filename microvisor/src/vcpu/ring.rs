@@ -1,8 +1,7 @@
 //! The microvisor's end of a virtual CPU's posted-write ring.
 //!
-//! The ring itself is [`guest_proto::ring`]. Here stands what must not be lost when it is full:
-//! a doorbell write then becomes an intercept, but the end of an interrupt has nobody to wait for
-//! it, and stays in a backlog.
+//! The ring itself is [`guest_proto::ring`]. When it is full, a doorbell write becomes an intercept. The end of an
+//! interrupt must not be lost either, and cannot become an intercept: it stays in a backlog here.
 
 use guest_proto::ring::{Producer, Push, Ring};
 use guest_proto::shared::SharedPage;
@@ -18,7 +17,7 @@ pub struct PostedRing {
 }
 
 impl PostedRing {
-    /// For a page that was never used.
+    /// Makes the producer for a page that was never used.
     pub const fn new() -> Self {
         Self {
             producer: Producer::new(),
@@ -48,15 +47,15 @@ impl PostedRing {
         self.flush(page)
     }
 
-    /// Leaves the end of a level-triggered interrupt to the next [`PostedRing::flush`]: for who could
-    /// not tell root to wake the consumer.
+    /// Leaves the end of a level-triggered interrupt to the next [`PostedRing::flush`]. It is for callers that cannot
+    /// tell root to wake the consumer.
     pub fn note_eoi(&mut self, vector: u8) {
         self.backlog[usize::from(vector >> 6)] |= 1 << (vector & 63);
         self.behind = true;
     }
 
-    /// Posts what waits. Call it on the way into the guest, and before telling root that the guest
-    /// halted: while [`PostedRing::is_behind`] holds it must be run again, not slept on.
+    /// Posts the backlog. Call it on the way into the guest, and before root is told that the guest
+    /// halted: while [`PostedRing::is_behind`] holds, root must run the virtual CPU again instead of letting it sleep.
     #[inline]
     pub fn flush(&mut self, page: &SharedPage) -> Push {
         if self.behind {
@@ -66,7 +65,7 @@ impl PostedRing {
         }
     }
 
-    /// Whether ends of interrupts wait for room.
+    /// Returns whether ends of interrupts wait for room in the ring.
     pub fn is_behind(&self) -> bool {
         self.behind
     }

@@ -1,7 +1,7 @@
 //! Address space identifiers of one CPU (APM vol. 2 §15.16).
 //!
-//! A virtual CPU has one on the CPU where it last ran. A fresh identifier is a flush: nothing in
-//! the TLB has it. When they run out, everything is flushed and a new generation begins.
+//! A virtual CPU has an identifier on the CPU where it last ran. A fresh identifier is a flush: no entry of the TLB
+//! has it. When the identifiers run out, the whole TLB is flushed and a new generation begins.
 
 /// Identifiers that this CPU hands out. 0 is the host's, 1 root's.
 #[derive(Debug)]
@@ -11,7 +11,7 @@ pub(super) struct Asids {
     generation: u64,
 }
 
-/// An identifier, and what makes it valid.
+/// An identifier, and the conditions under which it is valid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Asid {
     cpu: usize,
@@ -23,7 +23,7 @@ pub(super) struct Asid {
 const FIRST: u32 = 2;
 
 impl Asids {
-    /// For a CPU with `count` identifiers.
+    /// Makes the identifiers of a CPU that has `count`.
     pub(super) const fn new(count: u32) -> Self {
         Self {
             next: FIRST,
@@ -33,12 +33,12 @@ impl Asids {
         }
     }
 
-    /// Whether `asid` can be used on CPU `cpu` for translations not older than `flush`.
+    /// Returns whether `asid` can be used on CPU `cpu` for generation `flush` of a nested map.
     pub(super) fn is_valid(&self, asid: &Asid, cpu: usize, flush: u64) -> bool {
         asid.cpu == cpu && asid.generation == self.generation && asid.flush == flush
     }
 
-    /// A fresh one; true: the whole TLB must be flushed with it.
+    /// Returns a fresh identifier, and whether the whole TLB must be flushed with it.
     pub(super) fn take(&mut self, cpu: usize, flush: u64) -> (Asid, bool) {
         let wrapped = self.next == self.end;
         if wrapped {

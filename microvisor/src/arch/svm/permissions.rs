@@ -1,13 +1,13 @@
-//! Which model-specific registers and ports exit (APM vol. 2 §15.10, §15.11).
+//! The permission maps: they say which model-specific registers and ports exit (APM vol. 2 §15.10, §15.11).
 
 use crate::arch::layout::image_physical;
 use crate::memory::Hpa;
 
-/// The permission map: two bits per register, read then write.
+/// The permission map of model-specific registers: two bits for each register, first read, then write.
 #[repr(C, align(4096))]
 pub(super) struct MsrPermissions([u8; 8192]);
 
-/// Registers that root does not read by itself: EFER (SVME), VM_CR, IGNNE, SMM_CTL, VM_HSAVE_PA, SVM_KEY.
+/// Registers whose reads by root exit: EFER (SVME), VM_CR, IGNNE, SMM_CTL, VM_HSAVE_PA, SVM_KEY.
 const ROOT_ABSENT: [u32; 6] = [
     0xc000_0080,
     0xc001_0114,
@@ -17,8 +17,8 @@ const ROOT_ABSENT: [u32; 6] = [
     0xc001_0118,
 ];
 
-/// Registers that root writes by itself, first and last of each run: what a kernel writes often, and what
-/// cannot reach the microvisor. All other writes exit. APM vol. 2 appendix A; Linux's `msr-index.h`.
+/// Registers whose writes by root do not exit, as the first and last of each run: registers that kernels write often,
+/// and that cannot reach the microvisor. All other writes exit. APM vol. 2 appendix A; Linux's `msr-index.h`.
 const ROOT_WRITES: &[(u32, u32)] = &[
     // TSC, TSC_ADJUST, SPEC_CTRL, PRED_CMD, MPERF, APERF, FLUSH_CMD.
     (0x10, 0x10),
@@ -76,11 +76,11 @@ const GUEST: [u32; 11] = [
     0xc000_0103,
 ];
 
-/// The port permission map: a bit per port, and three more for accesses across the end.
+/// The port permission map: a bit for each port, and three more for accesses across the end.
 #[repr(C, align(4096))]
 struct PortPermissions([u8; 0x3000]);
 
-/// Ports of root's that close the gate of address line 20, or can: see `root::a20`.
+/// Ports whose accesses by root exit, because they can close the gate of address line 20: see `root::a20`.
 const ROOT_PORTS: [u16; 3] = [0x60, 0x64, 0x92];
 
 static GUEST_PORTS: PortPermissions = PortPermissions([!0; 0x3000]);
@@ -94,7 +94,7 @@ pub(super) struct Maps {
     pub(super) ports: Hpa,
 }
 
-/// The maps of every guest: all ports exit, and all registers but a few.
+/// Returns the maps of every guest: all ports exit, and all registers but a few.
 pub(super) fn guest_maps() -> Maps {
     Maps {
         msrs: image_physical(&raw const GUEST_MSRS),
@@ -102,7 +102,7 @@ pub(super) fn guest_maps() -> Maps {
     }
 }
 
-/// Root's maps.
+/// Returns root's maps.
 pub(super) fn root_maps() -> Maps {
     Maps {
         msrs: image_physical(&raw const ROOT_MSRS),
@@ -111,7 +111,7 @@ pub(super) fn root_maps() -> Maps {
 }
 
 impl PortPermissions {
-    /// Root's map: all ports are its own but a few.
+    /// Makes root's map: only the ports of the gate exit.
     const fn root() -> Self {
         let mut map = [0; 0x3000];
         let mut n = 0;
@@ -124,7 +124,7 @@ impl PortPermissions {
 }
 
 impl MsrPermissions {
-    /// A guest's map.
+    /// Makes a guest's map.
     const fn guest() -> Self {
         let mut map = [!0; 8192];
         let mut n = 0;
@@ -136,7 +136,7 @@ impl MsrPermissions {
         Self(map)
     }
 
-    /// Root's map: it reads everything but SVM's, and writes [`ROOT_WRITES`].
+    /// Makes root's map: all registers but SVM's can be read without an exit, and [`ROOT_WRITES`] can be written.
     pub(super) const fn root() -> Self {
         const WRITES_EXIT: u8 = 0b1010_1010;
         let mut map = [WRITES_EXIT; 8192];
@@ -160,7 +160,7 @@ impl MsrPermissions {
     }
 }
 
-/// Byte and bit of a register in the map. Only registers of its three ranges are asked for.
+/// Returns byte and bit of a register in the map. The register must be in one of the map's three ranges.
 const fn position(msr: u32) -> (usize, u32) {
     let base = match msr {
         0xc001_0000.. => 0x1000,

@@ -1,4 +1,4 @@
-//! VMRUN with everything around it that it does not do by itself.
+//! The world switch: VMRUN, and the registers that it does not switch by itself.
 #![allow(unsafe_code, reason = "the world switch")]
 
 use core::arch::naked_asm;
@@ -11,8 +11,8 @@ use crate::memory::Hpa;
 /// GIF is 0 before and after: an interrupt that is pending stays so until VM 0 takes it. IF is 1
 /// at VMRUN, because it decides whether a physical interrupt ends a guest's turn.
 ///
-/// `host` is the physical address of what VMSAVE stored on this CPU: FS, GS, TR, LDTR and the
-/// registers of SYSCALL and SYSENTER, which VMRUN leaves in the CPU.
+/// `host` is the physical address of the state that VMSAVE stored on this CPU: FS, GS, TR, LDTR and the
+/// registers of SYSCALL and SYSENTER, which VMRUN does not switch.
 ///
 /// # Safety
 ///

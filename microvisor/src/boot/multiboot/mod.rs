@@ -1,4 +1,4 @@
-//! What a Multiboot loader leaves: `one` and `two` read the two versions' information.
+//! The information of a Multiboot loader. `one` and `two` read its two versions.
 
 use super::Error;
 use super::acpi::Rsdp;
@@ -8,12 +8,12 @@ use crate::arch::memory::BootMemory;
 mod one;
 mod two;
 
-/// Modules that are looked at: kernel and initrd.
+/// Count of modules that are used: kernel and initrd.
 const MODULES: usize = 2;
 /// Longest command line, its NUL included (Linux' own limit).
 const COMMAND_LINE: usize = 2048;
 
-/// A module: where it was loaded.
+/// The place of a module in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Module {
     pub(super) start: u64,
@@ -26,7 +26,7 @@ impl Module {
     }
 }
 
-/// Everything from the loader, copied: nothing moves under it.
+/// A copy of the loader's information, which later changes of memory do not touch.
 #[derive(Clone, Debug)]
 pub(super) struct Info {
     pub(super) map: Map,
@@ -36,7 +36,7 @@ pub(super) struct Info {
     modules_len: usize,
     /// VM 0's command line.
     command_line: Line,
-    /// The microvisor's own.
+    /// The microvisor's own command line.
     own_line: Line,
 }
 
@@ -53,7 +53,7 @@ impl Line {
         len: 0,
     };
 
-    /// Takes `text` as far as its first NUL, and as there is room.
+    /// Takes `text` up to its first NUL, and up to the room for it.
     fn set(&mut self, text: &[u8]) {
         let text = text.split(|&byte| byte == 0).next().unwrap_or(&[]);
         let text = text.get(..COMMAND_LINE - 1).unwrap_or(text);
@@ -78,13 +78,13 @@ impl Info {
         }
     }
 
-    /// The modules there are: kernel, initrd.
+    /// Returns the modules: kernel, initrd.
     pub(super) fn modules(&self) -> &[Module] {
         self.modules.get(..self.modules_len).unwrap_or(&[])
     }
 
-    /// The words after the first, by which the loader names the kernel: QEMU puts its file name there,
-    /// and Debian's GRUB entries for Multiboot kernels the word `placeholder`.
+    /// Returns VM 0's command line: the words after the first one, by which the loader names the kernel. QEMU puts
+    /// the file name there, Debian's GRUB entries for Multiboot kernels put the word `placeholder`.
     pub(super) fn command_line(&self) -> &[u8] {
         let line = self.command_line.get();
         match line.iter().position(|&byte| byte == b' ') {
@@ -93,13 +93,13 @@ impl Info {
         }
     }
 
-    /// The microvisor's own command line, as the loader passes it.
+    /// Returns the microvisor's own command line, as the loader passes it.
     pub(super) fn own_line(&self) -> &[u8] {
         self.own_line.get()
     }
 
-    /// Adds a module with its string, whose end is its first NUL; the kernel's is the command line.
-    /// Those after the initrd are nobody's.
+    /// Adds a module with its string, which ends at its first NUL. The kernel's string is the command line. Modules
+    /// after the initrd are not used.
     fn add_module(&mut self, start: u32, end: u32, text: &[u8]) -> Result<(), Error> {
         if start >= end {
             return Err(Error::BadInfo);
@@ -119,8 +119,8 @@ impl Info {
     }
 }
 
-/// Reads into `info` what a loader of this magic number left at physical address `at`. An [`Info`] is
-/// too large for the stack to hold it twice.
+/// Reads the information of a loader with this magic number, which lies at physical address `at`, into `info`. An
+/// [`Info`] is too large for the stack to hold it twice.
 pub(super) fn parse(
     memory: &BootMemory,
     (magic, at): (u32, u32),

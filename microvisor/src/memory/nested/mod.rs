@@ -1,6 +1,6 @@
 //! Nested page tables: root's, the guests', and the small one of CPUs that wait for root.
 //!
-//! All have four levels of 512 entries. [`entry`] alone knows what an entry looks like. Hardware
+//! All have four levels of 512 entries. [`entry`] alone knows the form of an entry. Hardware
 //! walks these tables while they change, so each entry is written by one 64-bit store, and a table
 //! is complete before the entry that points to it.
 
@@ -26,10 +26,10 @@ const LEVELS: u32 = 4;
 /// Pages that an entry of a page directory spans.
 pub const LARGE_PAGES: u64 = 512;
 
-/// Guest pages there can be: 48 bits of guest physical address.
+/// Count of guest pages: guest physical addresses have 48 bits.
 pub const GUEST_PAGES: u64 = 1 << 36;
 
-/// Index into the table of `level` (0: page table, 3: root of the tree) for page `page`.
+/// Returns the index of page `page` in a table of `level` (0: page table, 3: top table).
 const fn index(page: u64, level: u32) -> u64 {
     (page >> (9 * level)) % ENTRIES
 }
@@ -58,14 +58,15 @@ pub(crate) fn lookup(map: &PhysMap, top: Frame, page: u64) -> Option<(Frame, boo
     mapped(walk(map, top, page, |_| true), page)
 }
 
-/// What `page` is mapped to, where the way to it has this `end`, which is absent or maps a page.
+/// Returns the frame that `page` is mapped to, and whether it may be written. The way to the page ends at `entry`,
+/// which is absent or maps a page.
 fn mapped((entry, level): (Entry, u32), page: u64) -> Option<(Frame, bool)> {
     let frame = entry.frame().offset(page % span(level));
     entry.is_present().then_some((frame, entry.writable()))
 }
 
-/// The entry at which the way to `page` ends, and its level: the entry is absent, or maps a page, or points
-/// to a table that `enter` refuses. The top table hangs on an entry of level [`LEVELS`].
+/// Returns the entry at which the way to `page` ends, and its level. The entry is absent, or maps a page, or points
+/// to a table that `enter` refuses. An entry of level [`LEVELS`] points to the top table.
 fn walk(map: &PhysMap, top: Frame, page: u64, enter: impl Fn(Frame) -> bool) -> (Entry, u32) {
     let mut entry = Entry::table(top);
     let mut level = LEVELS;
@@ -76,12 +77,12 @@ fn walk(map: &PhysMap, top: Frame, page: u64, enter: impl Fn(Frame) -> bool) -> 
     (entry, level)
 }
 
-/// Whether an entry of this level that is present maps a page, and not a table.
+/// Returns whether a present entry of this level maps a page, rather than pointing to a table.
 fn maps_page(entry: Entry, level: u32) -> bool {
     level == 0 || (level < 3 && entry.is_large())
 }
 
-/// Pages that an entry of `level` spans.
+/// Returns the count of pages that an entry of `level` spans.
 const fn span(level: u32) -> u64 {
     1 << (9 * level)
 }

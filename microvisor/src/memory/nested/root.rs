@@ -1,8 +1,8 @@
-//! Root's nested map: the identity, less what is not root's.
+//! Root's nested map: each page at its own address, less the frames that are not root's.
 //!
-//! RAM is mapped by 2 MiB pages, what lies above it by 1 GiB pages where the CPU has them. Every
-//! table there can be is reserved at boot at a place that follows from the address, including a
-//! page table for each 2 MiB of RAM, so taking a page out can always split a large one.
+//! RAM is mapped by 2 MiB pages, and addresses above it by 1 GiB pages where the CPU has them. All tables
+//! are reserved at boot, each at a place that follows from the address, including a page table for each
+//! 2 MiB of RAM. So a large page can always be split to take a page out.
 
 use core::sync::atomic::Ordering;
 
@@ -14,13 +14,13 @@ use crate::memory::{Frame, PhysMap};
 const GIB_PAGES: u64 = ENTRIES * LARGE_PAGES;
 const TOP_PAGES: u64 = ENTRIES * GIB_PAGES;
 
-/// How large root's map is.
+/// The extent of root's map.
 #[derive(Clone, Copy, Debug)]
 pub struct RootLayout {
-    /// Frames that the frame table covers: the end of RAM.
+    /// Count of frames that the frame table covers, which is the end of RAM.
     pub frames: u64,
-    /// End of the identity map in frames: the physical addresses that the CPU has. Rounded up to
-    /// 1 GiB, and at most 2^48 bytes.
+    /// End of the map in frames, which is the end of the CPU's physical addresses, rounded up to 1 GiB; at most
+    /// 2^48 bytes.
     pub limit: u64,
     /// The CPU maps 1 GiB pages.
     pub gib_pages: bool,
@@ -48,7 +48,7 @@ impl RootLayout {
         self.frames.div_ceil(LARGE_PAGES)
     }
 
-    /// Frames that the tables take, in one run.
+    /// Returns the count of frames that the tables take, in one run.
     pub fn table_frames(&self) -> u64 {
         1 + self.pointer_tables() + self.directories() + self.page_tables()
     }
@@ -62,8 +62,8 @@ pub struct RootMap {
 }
 
 impl RootMap {
-    /// Builds the map in the run of [`RootLayout::table_frames`] frames from `first_table`, after
-    /// what `frames` says: all but `Reserved` frames are root's to reach.
+    /// Builds the map in [`RootLayout::table_frames`] frames from `first_table` on. Root reaches all frames that are not
+    /// `Reserved` by `frames`.
     pub fn new(map: &PhysMap, first_table: Frame, layout: RootLayout, frames: &FrameTable) -> Self {
         let root = Self {
             first_table,
@@ -90,12 +90,12 @@ impl RootMap {
         root
     }
 
-    /// Its top table.
+    /// Returns the top table.
     pub fn top(&self) -> Frame {
         self.first_table
     }
 
-    /// Takes a frame of RAM out. The caller begins an epoch afterwards.
+    /// Takes a frame of RAM out of the map. The caller begins an epoch afterwards.
     pub fn unmap(&mut self, map: &PhysMap, frame: Frame) {
         let page = frame.number();
         let Some((directory, table)) = self.tables(page) else {
@@ -111,7 +111,7 @@ impl RootMap {
         store(map, table, index(page, 0), Entry::ABSENT);
     }
 
-    /// Puts a frame of RAM in again, and makes a large page of its 2 MiB if they are whole.
+    /// Puts a frame of RAM into the map again, and makes a large page of its 2 MiB if all of them are mapped.
     pub fn restore(&mut self, map: &PhysMap, frame: Frame) {
         let page = frame.number();
         let Some((directory, table)) = self.tables(page) else {
@@ -131,7 +131,7 @@ impl RootMap {
         }
     }
 
-    /// Large pages of RAM that are whole.
+    /// Returns the count of large pages of RAM of which every page is mapped.
     pub fn large_pages(&self, map: &PhysMap) -> u64 {
         (0..self.layout.page_tables())
             .filter(|large| load(map, self.directory(large / ENTRIES), large % ENTRIES).is_large())
@@ -168,7 +168,7 @@ impl RootMap {
         Frame::new(first + gib)
     }
 
-    /// The directory and the page table for a page, if it is RAM.
+    /// Returns the directory and the page table for a page, if it is RAM.
     fn tables(&self, page: u64) -> Option<(Frame, Frame)> {
         (page < self.layout.frames)
             .then(|| (self.directory(page / GIB_PAGES), self.page_table(page)))

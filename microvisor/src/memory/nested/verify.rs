@@ -1,8 +1,8 @@
-//! Whether a nested map and the frame table say the same of a page and of a frame.
+//! Checks that a nested map and the frame table agree on a page and on a frame.
 //!
-//! Both directions are checked, as neither side alone shows what is wrong with it: what a map has must be
-//! its own by the frame table, and what the frame table gives to a map must be there. The caller holds the
-//! locks that keep both sides from moving.
+//! Both directions are checked, because neither side alone shows its errors. The frame table must give a map
+//! each frame that the map has, and a map must have each frame that the frame table gives it. The caller holds the
+//! locks that keep both sides from changing.
 
 use guest_proto::hypercall::{VerifyDifference, VerifyReport, verify_maps};
 use guest_proto::limits::ROOT_PARTITION;
@@ -15,16 +15,16 @@ use crate::memory::{Frame, Memory};
 /// A nested map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Map {
-    /// Root's.
+    /// Root's map.
     Root,
-    /// That of root's CPUs that wait.
+    /// The map of the CPUs that root has not started.
     Waiting,
-    /// A partition's.
+    /// The map of a partition.
     Partition(PartitionId),
 }
 
 impl Map {
-    /// Its number in a report.
+    /// Returns the number of the map in a report.
     fn number(self) -> u64 {
         match self {
             Self::Root => ROOT_PARTITION,
@@ -34,10 +34,10 @@ impl Map {
     }
 }
 
-/// Checks the way to `page` in `which`, the map of top table `top`. Answers how many pages from `page` on are
-/// thereby settled, and how many mapped pages were looked up in the frame table.
+/// Checks the way to `page` in `which`, the map of top table `top`. Returns how many pages from `page` on this
+/// checks, and how many mapped pages it looked up in the frame table.
 ///
-/// Of root's maps none are: [`check_frame`] does that from the other side.
+/// It looks up no page of root's maps: [`check_frame`] checks them from the other side.
 pub fn check_page(
     memory: &Memory,
     which: Map,
@@ -77,8 +77,8 @@ pub fn check_page(
     }
 }
 
-/// Checks that root's map and `map`, the map of the partition that `owner` names, have `frame` where the
-/// frame table says. `map` is `None` where `owner` names no partition, or one that does not exist.
+/// Checks that root's map, and `map`, have `frame` where the frame table says. `map` is that of the partition that
+/// `owner` names; it is `None` where `owner` names no partition, or one that does not exist.
 pub fn check_frame(
     memory: &Memory,
     root: &RootMap,
@@ -112,10 +112,10 @@ pub fn check_frame(
     }
 }
 
-/// Where the way to a page ends in a map without a table.
+/// The end of the way to a page in a map without a table.
 const NOWHERE: (Entry, u32) = (Entry::ABSENT, LEVELS);
 
-/// A difference in `which` at `page`, the way to which has this end.
+/// Makes the report of a difference in `which` at `page`, to which the way ends at `entry`.
 fn report(
     memory: &Memory,
     kind: VerifyDifference,

@@ -1,6 +1,5 @@
-//! The nested map of a CPU of VM 0's that VM 0 has not started yet. The CPU reaches the pages where it waits,
-//! which never change hands, and nothing else: so it has no part in the TLB's epochs, whatever VM 0 makes it
-//! execute there.
+//! The nested map of the CPUs that VM 0 has not started yet. Such a CPU reaches only the pages where it waits,
+//! which never change hands. So TLB epochs need not count it, whatever VM 0 makes it execute there.
 
 use core::ops::Range;
 
@@ -8,10 +7,10 @@ use super::entry::Entry;
 use super::{LARGE_PAGES, store};
 use crate::memory::{Frame, PhysMap};
 
-/// Frames that the map takes, in one run: a table of each level.
+/// Count of frames that the map takes in one run: a table of each level.
 pub const TABLES: u64 = 4;
 
-/// Builds the map of `pages`, which lie below 2 MiB, from `first_table` on; its top table.
+/// Builds the map of `pages`, which lie below 2 MiB, in the frames from `first_table` on. Returns the top table.
 pub fn build(map: &PhysMap, first_table: Frame, pages: Range<u64>) -> Frame {
     let table = |n| first_table.offset(n);
     for n in 0..TABLES {

@@ -1,8 +1,8 @@
-//! Interrupt messages: from ICR or an MSI, to a set of virtual CPUs.
+//! Interrupt messages from ICR or an MSI to a set of virtual CPUs.
 
 use super::Mode;
 
-/// What a message does at its target.
+/// The effect of a message at its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// Raises the vector.
@@ -30,22 +30,22 @@ impl Delivery {
         }
     }
 
-    /// Whether it raises a vector.
+    /// Returns whether the message raises a vector.
     pub fn is_vector(self) -> bool {
         matches!(self, Self::Fixed | Self::LowestPriority)
     }
 }
 
-/// Whom a message is for.
+/// The target of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
     /// The sender.
     Own,
-    /// Everybody.
+    /// All APICs.
     All,
-    /// Everybody but the sender.
+    /// All APICs but the sender's.
     Others,
-    /// This APIC id.
+    /// The APIC with this id.
     Physical(u32),
     /// A logical destination; `wide`: 32 bits, sent by an x2APIC.
     Logical {
@@ -59,18 +59,18 @@ pub enum Destination {
 /// An interrupt on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Whom it is for.
+    /// Target.
     pub destination: Destination,
-    /// What it does there.
+    /// Effect at the target.
     pub delivery: Delivery,
     /// Vector, or page of a SIPI.
     pub vector: u8,
-    /// Level-triggered.
+    /// Whether the interrupt is level-triggered.
     pub level: bool,
 }
 
-/// What addresses an APIC, beside its id. Packs into 32 bits, so that a partition can publish it
-/// in an atomic.
+/// The registers by which messages address an APIC, beside its id. They fit into 32 bits, so that a partition can
+/// publish them in an atomic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Address(u32);
 
@@ -91,12 +91,12 @@ impl Address {
         )
     }
 
-    /// As a number; 0 is an APIC that is not there or disabled.
+    /// Returns the address as a number. 0 is an APIC that does not exist, or is disabled.
     pub const fn raw(self) -> u32 {
         self.0
     }
 
-    /// From [`Address::raw`].
+    /// Makes the address from the number of [`Address::raw`].
     pub const fn from_raw(raw: u32) -> Self {
         Self(raw)
     }
@@ -132,8 +132,8 @@ impl Address {
 }
 
 impl Message {
-    /// From ICR, whose destination is `destination` (`wide`: of 32 bits). `None`: it sends
-    /// nothing, because it is the de-assertion of an INIT, or asks for what is not there.
+    /// Makes the message of a write to ICR. `wide` tells that `destination` has 32 bits. Returns `None` if the write
+    /// sends nothing: it de-asserts an INIT, or asks for a delivery mode that does not exist.
     pub(super) fn from_icr(low: u32, destination: u32, wide: bool) -> Option<Self> {
         let delivery = Delivery::from_bits(low >> 8)?;
         let asserted = low & 1 << 14 != 0;
@@ -161,7 +161,7 @@ impl Message {
         })
     }
 
-    /// From an MSI, or an IOAPIC's line put in its form. `None`: it delivers nothing here.
+    /// Makes the message of an MSI, or of an IOAPIC's line in the same form. Returns `None` if it delivers nothing here.
     pub fn from_msi(address: u64, data: u64) -> Option<Self> {
         let delivery = Delivery::from_bits(data as u32 >> 8)?;
         let logical = address & 1 << 2 != 0;
@@ -187,9 +187,9 @@ impl Message {
         }
     }
 
-    /// The virtual CPUs, of the set `present`, that take this message from `sender`. Those whose
-    /// APIC would refuse it are not among them. A message of lowest priority has one target,
-    /// chosen by its vector, so that interrupts spread and each stays where it is.
+    /// Returns the virtual CPUs of the set `present` that take this message from `sender`, less those whose
+    /// APIC refuses it. A message of lowest priority has one target, chosen by its vector, so that interrupts
+    /// spread and each one stays at its virtual CPU.
     pub fn targets(
         &self,
         sender: Option<u8>,

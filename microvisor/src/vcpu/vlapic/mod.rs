@@ -1,10 +1,10 @@
 //! The virtual local APIC: a state machine without I/O, locks or a clock of its own.
 //!
 //! Sources: Intel SDM vol. 3 ch. 11 (APIC), APM vol. 2 ch. 16. The caller gives the guest's TSC
-//! where time matters, and carries out what a write asks for ([`Effect`]). [`registers`] is the
+//! where time matters, and carries out the [`Effect`] of a write. [`registers`] is the
 //! guest's view, [`timer`] the timer, [`message`] how interrupts address virtual CPUs.
 //!
-//! What is fixed: the id is the virtual CPU's index, the base is [`DEFAULT_BASE`]; there is no
+//! The id is the virtual CPU's index, and the base is [`DEFAULT_BASE`]; neither changes. There is no
 //! CMCI, no SMI, no ExtINT and no suppression of EOI broadcasts.
 
 pub mod message;
@@ -23,7 +23,7 @@ use registers::Lvt;
 use timer::Timer;
 use vectors::VectorSet;
 
-/// Where the registers of an APIC in xAPIC mode lie.
+/// Address of the registers of an APIC in xAPIC mode.
 pub const DEFAULT_BASE: u64 = 0xfee0_0000;
 
 /// MSR APIC_BASE: this is the boot CPU.
@@ -46,37 +46,37 @@ const ESR_RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
 /// ESR: access to a register that does not exist (xAPIC mode only).
 const ESR_ILLEGAL_REGISTER: u32 = 1 << 7;
 
-/// How the guest reaches its APIC.
+/// The way in which the guest reaches its APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Not at all; nothing is delivered either.
+    /// The guest does not reach it, and it delivers no interrupt.
     Disabled,
-    /// By memory accesses at [`DEFAULT_BASE`].
+    /// The guest accesses memory at [`DEFAULT_BASE`].
     XApic,
-    /// By MSRs.
+    /// The guest accesses MSRs.
     X2Apic,
 }
 
-/// What the caller has to do after a write.
+/// The work that a write leaves to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Effect {
-    /// Nothing beyond looking at [`VLapic::next_interrupt`] and [`VLapic::deadline`] again.
+    /// Only [`VLapic::next_interrupt`] and [`VLapic::deadline`] may have changed.
     None,
-    /// The service of a level-triggered vector ended: tell its source.
+    /// The service of this level-triggered vector ended: tell its source.
     LevelEoi(u8),
-    /// Deliver this to other virtual CPUs (and to this one, where it says so).
+    /// Deliver this message to other virtual CPUs, and to this one if it is a target.
     Send(Message),
 }
 
 /// A virtual local APIC.
 #[derive(Debug)]
 pub struct VLapic {
-    /// Requested, not yet in service.
+    /// Vectors that are requested, and not yet in service.
     irr: VectorSet,
-    /// In service.
+    /// Vectors in service.
     isr: VectorSet,
-    /// Of those requested or in service, the level-triggered ones.
+    /// Those of the vectors requested or in service that are level-triggered.
     tmr: VectorSet,
     timer: Timer,
     icr: u64,
@@ -92,14 +92,14 @@ pub struct VLapic {
     /// NMIs that wait for their injection, up to [`MAX_NMIS`].
     nmis: u8,
     mode: Mode,
-    /// As the guest reads it.
+    /// Errors as the guest reads them.
     esr: u32,
-    /// Since the guest last wrote it.
+    /// Errors since the guest last wrote ESR.
     esr_new: u32,
 }
 
 impl VLapic {
-    /// After power-up. `id` is the virtual CPU's index; with `x2apic` it starts in x2APIC mode,
+    /// Makes an APIC after power-up. `id` is the virtual CPU's index. With `x2apic` the APIC starts in x2APIC mode,
     /// as firmware leaves it.
     pub fn new(id: u8, boot_cpu: bool, x2apic: bool, rate: TscRate) -> Self {
         Self {
@@ -122,19 +122,19 @@ impl VLapic {
         }
     }
 
-    /// An INIT signal: everything but the id, the mode and the base goes to its reset value.
+    /// Takes an INIT signal: sets everything but the id, the mode and the base to its reset value.
     pub fn init(&mut self) {
         let mode = self.mode;
         *self = Self::new(self.id, self.boot_cpu, false, self.timer.rate());
         self.mode = mode;
     }
 
-    /// How the guest reaches it now.
+    /// Returns the way in which the guest reaches the APIC now.
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// MSR APIC_BASE.
+    /// Returns MSR APIC_BASE.
     pub fn apic_base(&self) -> u64 {
         let mode = match self.mode {
             Mode::Disabled => 0,
@@ -148,7 +148,7 @@ impl VLapic {
     ///
     /// # Errors
     ///
-    /// Reserved bits, another base, and the transitions that SDM vol. 3 §11.12.5 forbids.
+    /// Fails for reserved bits, another base, and the transitions that SDM vol. 3 §11.12.5 forbids.
     pub fn set_apic_base(&mut self, value: u64) -> Result<(), GeneralProtection> {
         let mode = Self::base_mode(value)?;
         match (self.mode, mode) {
@@ -164,11 +164,11 @@ impl VLapic {
         Ok(())
     }
 
-    /// The mode that a value of MSR APIC_BASE means.
+    /// Returns the mode that a value of MSR APIC_BASE means.
     ///
     /// # Errors
     ///
-    /// Reserved bits, another base.
+    /// Fails for reserved bits and for another base.
     pub fn base_mode(value: u64) -> Result<Mode, GeneralProtection> {
         if value & !(BASE_BOOT_CPU | BASE_X2APIC | BASE_ENABLE) != DEFAULT_BASE {
             return Err(GeneralProtection);
@@ -181,29 +181,29 @@ impl VLapic {
         }
     }
 
-    /// Puts it in a mode as by a state that was saved, not by the guest.
+    /// Sets the mode of a saved state, without the checks of a guest's write.
     pub fn restore_mode(&mut self, mode: Mode) {
         self.mode = mode;
     }
 
-    /// What others need to know to address it. Publish it after [`VLapic::set_apic_base`],
+    /// Returns the registers by which messages address the APIC. Publish them after [`VLapic::set_apic_base`],
     /// [`VLapic::init`] and every write.
     pub fn address(&self) -> Address {
         Address::new(self.mode, self.is_enabled(), self.ldr, self.flat)
     }
 
-    /// Whether it accepts fixed interrupts: enabled by hardware and by software.
+    /// Returns whether the APIC accepts fixed interrupts: hardware and software have enabled it.
     fn is_enabled(&self) -> bool {
         self.mode != Mode::Disabled && self.svr & SVR_ENABLE != 0
     }
 
-    /// CR8: the task priority's class.
+    /// Returns CR8, the task priority's class.
     #[inline]
     pub fn cr8(&self) -> u8 {
         self.tpr >> 4
     }
 
-    /// Writes CR8, or takes over VMCB V_TPR; bits above 3:0 are the caller's to refuse.
+    /// Writes CR8, by the guest or from the CPU. The caller refuses bits above 3:0.
     #[inline]
     pub fn set_cr8(&mut self, value: u8) {
         // V_TPR can't hold the sub-class: keep it where the class is what it was.
@@ -212,7 +212,7 @@ impl VLapic {
         }
     }
 
-    /// Processor priority: the task's, or the class in service where that is higher.
+    /// Returns the processor priority: that of the task, or the class in service where that is higher.
     #[inline]
     pub fn processor_priority(&self) -> u8 {
         let in_service = self.isr.highest().unwrap_or(0) & 0xf0;
@@ -223,7 +223,7 @@ impl VLapic {
         }
     }
 
-    /// An interrupt arrives.
+    /// Requests an interrupt.
     pub fn post(&mut self, vector: u8, level: bool) {
         if !self.is_enabled() {
             return;
@@ -240,7 +240,7 @@ impl VLapic {
         }
     }
 
-    /// Takes over what others posted.
+    /// Takes over the interrupts and NMIs that others posted.
     pub fn merge(&mut self, posted: &Posted) {
         self.add_nmis(posted.nmis);
         let mut pending = VectorSet::from(posted.pending);
@@ -255,7 +255,7 @@ impl VLapic {
         self.tmr.replace(&pending, &VectorSet::from(posted.level));
     }
 
-    /// An NMI arrives.
+    /// Takes NMIs that arrive.
     pub fn post_nmi(&mut self) {
         self.add_nmis(1);
     }
@@ -267,23 +267,23 @@ impl VLapic {
         }
     }
 
-    /// Whether an NMI waits for its injection.
+    /// Returns whether an NMI waits for its injection.
     #[inline]
     pub fn has_nmi(&self) -> bool {
         self.nmis != 0
     }
 
-    /// An NMI that waits is injected now.
+    /// Notes that an NMI that waited is injected now.
     pub fn accept_nmi(&mut self) {
         self.nmis = self.nmis.saturating_sub(1);
     }
 
-    /// While an NMI is in service, one waits.
+    /// Lets one NMI wait at most, because one is in service.
     pub fn nmi_is_in_service(&mut self) {
         self.nmis = self.nmis.min(1);
     }
 
-    /// The interrupt to inject next, if one outranks the processor priority.
+    /// Returns the interrupt to inject next, if one outranks the processor priority.
     #[inline]
     pub fn next_interrupt(&self) -> Option<u8> {
         self.irr
@@ -291,27 +291,27 @@ impl VLapic {
             .filter(|vector| vector & 0xf0 > self.processor_priority() & 0xf0)
     }
 
-    /// The highest request, whether or not the processor priority lets it through. Where this
-    /// is something and [`VLapic::next_interrupt`] nothing, a lower CR8 or an EOI lets it in.
+    /// Returns the highest request, whether or not the processor priority lets it through. If
+    /// [`VLapic::next_interrupt`] returns `None` at the same time, a lower CR8 or an EOI lets the request in.
     #[inline]
     pub fn highest_request(&self) -> Option<u8> {
         self.irr.highest()
     }
 
-    /// The processor takes the interrupt: it is in service from now on.
+    /// Notes that the processor takes the interrupt, which is in service from now on.
     #[inline]
     pub fn accept(&mut self, vector: u8) {
         self.irr.remove(vector);
         self.isr.insert(vector);
     }
 
-    /// An accepted interrupt could not be delivered after all: it is a request again.
+    /// Makes an accepted interrupt, which could not be delivered after all, a request again.
     pub fn unaccept(&mut self, vector: u8) {
         self.isr.remove(vector);
         self.irr.insert(vector);
     }
 
-    /// End of interrupt.
+    /// Ends the service of the highest vector in service.
     #[inline]
     fn eoi(&mut self) -> Effect {
         let Some(vector) = self.isr.highest() else {
@@ -325,7 +325,7 @@ impl VLapic {
         }
     }
 
-    /// Guest TSC at which the timer next raises an interrupt.
+    /// Returns the guest TSC at which the timer next raises an interrupt.
     #[inline]
     pub fn deadline(&self) -> Option<u64> {
         let unmasked = self.lvt[Lvt::Timer as usize] & Lvt::MASKED == 0;
@@ -341,13 +341,12 @@ impl VLapic {
         }
     }
 
-    /// The guest's TSC jumped by `delta`: deadlines that are not in terms of the TSC stay where
-    /// they are in time.
+    /// Notes that the guest's TSC jumped by `delta`. Deadlines that are not in terms of the TSC do not change in time.
     pub fn adjust_tsc(&mut self, delta: i64) {
         self.timer.adjust_tsc(delta);
     }
 
-    /// A local interrupt source fires.
+    /// Raises the interrupt of a local source.
     fn trigger(&mut self, source: Lvt) {
         let entry = self.lvt[source as usize];
         if entry & Lvt::MASKED == 0 {

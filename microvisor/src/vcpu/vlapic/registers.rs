@@ -1,4 +1,4 @@
-//! The registers as the guest sees them: by MSR in x2APIC mode, by offset in xAPIC mode.
+//! The registers as the guest sees them: by number of an MSR in x2APIC mode, by offset in xAPIC mode.
 //!
 //! Both share one numbering: offset / 16 = MSR - 0x800. In x2APIC mode, reserved bits and absent
 //! registers raise #GP (SDM vol. 3 §11.12.1.2); in xAPIC mode, the former are dropped and the
@@ -104,7 +104,7 @@ impl Lvt {
         }
     }
 
-    /// What the entry does when its source fires. Encodings without a meaning raise nothing.
+    /// Returns the effect of the entry when its source fires. Encodings without a meaning raise no interrupt.
     pub(super) fn delivery(self, entry: u32) -> Delivery {
         match self {
             Self::Timer | Self::Error => Delivery::Fixed,
@@ -114,11 +114,11 @@ impl Lvt {
 }
 
 impl VLapic {
-    /// RDMSR of the x2APIC range or of TSC_DEADLINE, at guest TSC `now`.
+    /// Answers RDMSR of the x2APIC range or of TSC_DEADLINE, at guest TSC `now`.
     ///
     /// # Errors
     ///
-    /// Not in x2APIC mode, or no such register, or one that can only be written.
+    /// Fails outside of x2APIC mode, and for a register that does not exist or can only be written.
     pub fn read_msr(&mut self, msr: u32, now: u64) -> Result<u64, GeneralProtection> {
         if msr == MSR_TSC_DEADLINE {
             self.expire(now);
@@ -139,11 +139,11 @@ impl VLapic {
         }
     }
 
-    /// WRMSR of the x2APIC range or of TSC_DEADLINE, at guest TSC `now`.
+    /// Answers WRMSR of the x2APIC range or of TSC_DEADLINE, at guest TSC `now`.
     ///
     /// # Errors
     ///
-    /// Not in x2APIC mode, or no such register, or one that can only be read, or reserved bits.
+    /// Fails outside of x2APIC mode, for a register that does not exist or can only be read, and for reserved bits.
     pub fn write_msr(
         &mut self,
         msr: u32,
@@ -243,7 +243,7 @@ impl VLapic {
         }
     }
 
-    /// Registers that read the same in both modes.
+    /// Reads a register that reads the same in both modes.
     fn read(&mut self, register: u32, now: u64) -> Option<u32> {
         Some(match register {
             number::VERSION => VERSION,
@@ -268,7 +268,7 @@ impl VLapic {
         })
     }
 
-    /// Registers that are written the same in both modes; reserved bits are dropped.
+    /// Writes a register that is written the same way in both modes. Reserved bits are dropped.
     fn write(&mut self, register: u32, value: u32, now: u64) -> Option<Effect> {
         match register {
             number::TPR => self.tpr = value as u8,
@@ -314,7 +314,7 @@ impl VLapic {
         self.lvt[entry as usize] = value;
     }
 
-    /// ICR was written.
+    /// Returns the effect of a write to ICR.
     fn send(&mut self, low: u32, destination: u32, wide: bool) -> Effect {
         let Some(message) = Message::from_icr(low, destination, wide) else {
             return Effect::None;

@@ -1,12 +1,12 @@
 //! The APIC timer, as a deadline in the guest's TSC.
 //!
 //! One-shot and periodic mode count a bus clock of [`BUS_HZ`] (KVM's choice; guests measure it, or
-//! find it in CPUID leaf 0x15). A masked timer still runs; what it would raise is the caller's.
+//! find it in CPUID leaf 0x15). A masked timer still runs; the caller raises its interrupt, or does not.
 
 /// Frequency of the timer's input clock before the divider.
 pub const BUS_HZ: u64 = 1_000_000_000;
 
-/// The shortest period, in bus clocks: 200 µs, as KVM has it. A shorter one would do nothing but end turns.
+/// The shortest period, in bus clocks: 200 µs, as in KVM. A shorter one would only end turns.
 const LEAST_PERIOD: u64 = BUS_HZ / 5000;
 
 /// Conversion between bus clocks and TSC ticks, as multiplications.
@@ -19,7 +19,7 @@ pub struct TscRate {
 }
 
 impl TscRate {
-    /// For a TSC of this many kHz; 0 counts as 1.
+    /// Returns the rate for a TSC of this many kHz; 0 counts as 1.
     pub const fn from_khz(khz: u64) -> Self {
         let khz = if khz == 0 { 1 } else { khz } as u128;
         let bus = BUS_HZ as u128 / 1000;
@@ -47,7 +47,7 @@ pub(super) enum TimerMode {
 }
 
 impl TimerMode {
-    /// `None` for the reserved encoding.
+    /// Returns the mode, or `None` for the reserved encoding.
     pub(super) fn from_lvt(entry: u32) -> Option<Self> {
         match entry >> 17 & 3 {
             0 => Some(Self::OneShot),
@@ -89,7 +89,7 @@ impl Timer {
         self.deadline
     }
 
-    /// Whether it expired by `now`; sets the next deadline.
+    /// Returns whether the timer expired by `now`, and sets the next deadline.
     #[inline]
     pub(super) fn expire(&mut self, now: u64) -> bool {
         let Some(deadline) = self.deadline.filter(|deadline| *deadline <= now) else {
@@ -104,7 +104,7 @@ impl Timer {
         true
     }
 
-    /// A change between TSC-deadline mode and the others disarms it (SDM vol. 3 §11.5.4.1).
+    /// Sets the mode. A change between TSC-deadline mode and the others disarms the timer (SDM vol. 3 §11.5.4.1).
     pub(super) fn set_mode(&mut self, mode: TimerMode) {
         if (self.mode == TimerMode::TscDeadline) != (mode == TimerMode::TscDeadline) {
             self.deadline = None;
@@ -124,7 +124,7 @@ impl Timer {
         }
     }
 
-    /// Clocks left of the present count. The caller has let it expire up to `now`.
+    /// Returns the clocks that are left of the present count. The caller has let the timer expire up to `now`.
     pub(super) fn current(&self, now: u64) -> u32 {
         match self.deadline {
             Some(deadline) if self.mode != TimerMode::TscDeadline => {
@@ -139,7 +139,7 @@ impl Timer {
         self.divide
     }
 
-    /// What is left counts on at the new rate.
+    /// Sets the divider. The clocks that are left count on at the new rate.
     pub(super) fn set_divide(&mut self, value: u8, now: u64) {
         let left = self.current(now);
         let armed = self.deadline.is_some() && self.mode != TimerMode::TscDeadline;
@@ -177,7 +177,7 @@ impl Timer {
         };
     }
 
-    /// TSC ticks of this many counts; of a period, [`LEAST_PERIOD`] at least.
+    /// Returns the TSC ticks of this many counts. A period has [`LEAST_PERIOD`] at least.
     fn span(&self, count: u32) -> u64 {
         let clocks = u64::from(count) << self.shift();
         let least = match self.mode {
@@ -187,7 +187,7 @@ impl Timer {
         self.rate.to_ticks(clocks.max(least))
     }
 
-    /// Log2 of the divider: bits 3, 1 and 0 count from 2, and wrap to 1.
+    /// Returns the logarithm of the divider to base 2: bits 3, 1 and 0 count from 2, and wrap to 1.
     fn shift(&self) -> u32 {
         let encoded = self.divide >> 1 & 4 | self.divide & 3;
         (u32::from(encoded) + 1) & 7

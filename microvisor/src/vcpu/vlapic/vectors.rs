@@ -39,21 +39,21 @@ impl VectorSet {
         }
     }
 
-    /// Takes over the bits of `from` where `mask` has them.
+    /// Copies the bits of `from` that `mask` has.
     pub(super) fn replace(&mut self, mask: &Self, from: &Self) {
         for (n, word) in self.0.iter_mut().enumerate() {
             *word = *word & !mask.0[n] | from.0[n] & mask.0[n];
         }
     }
 
-    /// Removes vectors 0 to 15, which no APIC delivers; whether there were any.
+    /// Removes vectors 0 to 15, which no APIC delivers. Returns whether there were any.
     pub(super) fn take_illegal(&mut self) -> bool {
         let illegal = self.0[0] & 0xffff != 0;
         self.0[0] &= !0xffff;
         illegal
     }
 
-    /// The `n`th of eight 32-bit registers.
+    /// Returns the `n`th of eight 32-bit registers.
     pub(super) fn register(&self, n: usize) -> u32 {
         (self.0[(n / 2) & 3] >> (32 * (n & 1))) as u32
     }
