@@ -1,4 +1,4 @@
-//! What is printed from the definitions: the C header, and the tables of the documentation.
+//! Output that is printed from the definitions: the C header, and the tables of the documentation.
 //!
 //! [`CATALOG`] lists every definition once, in the order in which C needs them; a test holds it
 //! against the sources, so that a definition that is missing here is found. [`c_header`] and

@@ -32,16 +32,16 @@ pub const MAX_FRAME: usize = 1 << 20;
 /// Longest name of a VM, so that it fits `CreateVm::name` with its NUL.
 pub const MAX_NAME: usize = 47;
 
-/// What each side sends first: magic, version, role. 16 bytes.
+/// The first message of each side: magic, version, role. 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// The sender's [`CONTROL_VERSION`].
     pub version: u32,
-    /// Who sends.
+    /// The role of the sender.
     pub role: Role,
 }
 
-/// Who speaks at one end of a control socket.
+/// The role of one end of a control socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Role {
@@ -101,7 +101,7 @@ impl Hello {
     }
 }
 
-/// What can be wrong with received bytes.
+/// An error in received bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WireError {
     /// The peer speaks something else, or has another role.
@@ -241,10 +241,10 @@ impl fmt::Display for VmState {
     }
 }
 
-/// What the CLI asks. Each is answered at once, but for `Wait`, `Events`, `Attach` and `Detach`.
+/// A request of the CLI's. Each is answered at once, except for `Wait`, `Events`, `Attach` and `Detach`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Who the daemon is → `Daemon`.
+    /// Asks for facts of the daemon → `Daemon`.
     Ping,
     /// Defines a VM from a configuration whose paths are absolute → `Status`.
     Define {
@@ -299,7 +299,7 @@ pub enum Request {
     Wait {
         /// Name.
         name: String,
-        /// What for.
+        /// The event to wait for.
         until: Until,
     },
     /// Answers with one `Event` per change of any VM's state until the CLI hangs up.
@@ -350,7 +350,7 @@ pub enum Request {
     },
 }
 
-/// What `Request::Wait` waits for.
+/// The event that `Request::Wait` waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Until {
     /// It is no longer `Starting`.
@@ -363,7 +363,7 @@ pub enum Until {
     Rebooted,
 }
 
-/// What the daemon answers.
+/// An answer of the daemon's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Response {
     /// Done.
@@ -387,7 +387,7 @@ pub enum Response {
 /// Why a request failed; decides the CLI's exit code.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// What kind.
+    /// The kind of the failure.
     pub kind: FailureKind,
     /// One line that names the thing and what to do next.
     pub message: String,
@@ -440,7 +440,7 @@ pub struct VmStatus {
     pub pause_asked: bool,
 }
 
-/// What `vmctl info` shows.
+/// The contents of `vmctl info`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VmInfo {
     /// As in the list.
@@ -469,7 +469,7 @@ pub struct VmInfo {
     pub nics: Vec<NicStatus>,
 }
 
-/// Who the daemon is.
+/// Facts of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonInfo {
     /// Version of the package.

@@ -86,7 +86,7 @@ abi_consts! {
 }
 
 abi_struct! {
-    /// What the driver and the microvisor below it are.
+    /// Facts of the driver and of the microvisor below it.
     pub struct DeviceInfo: 192 {
         /// ABI version that the driver was built with.
         pub driver_abi: u32,
@@ -126,7 +126,7 @@ abi_struct! {
     pub struct AttachVm: 16 {
         /// Partition id.
         pub id: u64,
-        /// What `CreateVm` gave out.
+        /// The token that `CreateVm` gave out.
         pub token: u64,
     }
 }

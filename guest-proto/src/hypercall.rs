@@ -26,11 +26,11 @@ pub struct CallDoc {
     pub name: &'static str,
     /// Arguments in register order.
     pub args: &'static [Arg],
-    /// What RDX holds on success, and with which statuses besides.
+    /// The contents of RDX on success, and the other statuses with which it has them.
     pub value: &'static str,
     /// Errors beyond `NotPermitted`, `UnknownCall` and `InvalidArgument` (reserved bits), and when.
     pub errors: &'static [(crate::Status, &'static str)],
-    /// What it does and why.
+    /// The purpose of the call.
     pub doc: &'static str,
 }
 

@@ -7,7 +7,7 @@
 
 use crate::shared::{Ordering, PostedLines};
 
-/// What was posted since the last time.
+/// The interrupts that were posted since the last time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Posted {
     /// One bit per vector.

@@ -43,7 +43,7 @@ impl<const N: usize> Ring<'_, N> {
     }
 }
 
-/// What became of an entry.
+/// The result of pushing an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Push {
     /// It is in the ring, and the consumer is awake, or will look before it sleeps.

@@ -1,4 +1,4 @@
-//! What a hypercall answers in RAX.
+//! Statuses: the result of a hypercall in RAX.
 
 use crate::layout::abi_enum;
 

@@ -22,7 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Client {
     link: Link,
     runtime_dir: PathBuf,
-    /// What a user at a terminal is told of a wait.
+    /// The message about a wait for a user at a terminal.
     doing: Option<String>,
 }
 

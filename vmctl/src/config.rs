@@ -66,7 +66,7 @@ pub struct VmConfig {
         skip_serializing_if = "Option::is_none"
     )]
     pub cmdline: Option<String>,
-    /// What happens when the guest reboots.
+    /// The policy for a reboot of the guest.
     #[serde(default)]
     pub on_reboot: OnReboot,
     /// The console.
@@ -97,7 +97,7 @@ pub struct VmConfig {
     pub vsock: Option<VsockConfig>,
 }
 
-/// What happens when a guest reboots.
+/// The policy for a reboot of a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnReboot {

@@ -128,25 +128,25 @@ struct Daemon {
 struct Client {
     id: u64,
     link: Link,
-    /// What it waits for; its further requests stay unread.
+    /// The event that the client waits for. Its further requests stay unread.
     waiting: Option<Waiting>,
     events: bool,
 }
 
-/// What a client waits for.
+/// The event that a client waits for.
 #[derive(Debug)]
 enum Waiting {
     /// A VM's condition.
     Until(String, Until),
     /// The devices of a VM. Without them it has its answer at this time.
     Devices(String, Instant),
-    /// What becomes of a device of a VM.
+    /// The end of an attachment or detachment of a VM's device.
     Device(String, String),
-    /// What becomes of a request.
+    /// The answer to a request, or its way to the answer.
     Ticket(Ticket),
 }
 
-/// Who a descriptor in the loop belongs to.
+/// The owner of a descriptor in the loop.
 #[derive(Clone, Debug)]
 enum Source {
     Listener,

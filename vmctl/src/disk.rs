@@ -55,7 +55,7 @@ impl Format {
         }
     }
 
-    /// That of a new image.
+    /// The format of a new image.
     pub fn of_name(path: &Path) -> Self {
         match path.extension().and_then(OsStr::to_str) {
             Some("qcow2") => Self::Qcow2,
@@ -149,7 +149,7 @@ pub enum Cache {
     Writethrough,
 }
 
-/// What to do with an image.
+/// The use of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Read it, as others may.
@@ -171,7 +171,7 @@ pub enum BackingDirs<'a> {
 /// Why an image can't be opened or made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// What it says, or what was asked of it, is wrong.
+    /// The image, or the request, is wrong.
     Wrong,
     /// Another VM uses it.
     InUse,
@@ -184,7 +184,7 @@ pub enum Problem {
 /// One line that names the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskError {
-    /// What it is about.
+    /// The file that the error is about.
     pub problem: Problem,
     message: String,
 }

@@ -29,10 +29,10 @@ use zerocopy::{FromBytes, IntoBytes};
 use self::page::{Mapping, Ring};
 pub use self::vcpu::{Kicker, Vcpu};
 
-/// What the driver answered instead of doing something: the ioctl and the errno.
+/// An error of the driver: the ioctl and its errno.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DriverError {
-    /// What was asked.
+    /// The request, in words.
     pub what: &'static str,
     /// The driver's answer.
     pub errno: Errno,
@@ -135,7 +135,7 @@ impl Device {
         Ok(Self(file.into()))
     }
 
-    /// What the driver says about itself, and the microvisor's own answer.
+    /// Returns the facts of the driver, and those of the microvisor.
     ///
     /// # Errors
     ///

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use guest_proto::control::{Failure, FailureKind};
 
-/// What `vmctl` exits with.
+/// The exit status of `vmctl`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {

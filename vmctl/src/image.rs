@@ -62,7 +62,7 @@ pub struct Debian<'a> {
     pub ssh_key: Option<&'a Path>,
 }
 
-/// What is there afterwards.
+/// The files that exist afterwards.
 #[derive(Debug)]
 pub struct Files {
     /// The disk image.

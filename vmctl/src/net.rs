@@ -55,7 +55,7 @@ const MIN_MTU: u16 = 68;
 /// One line that names the network, the interface or the address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetError {
-    /// What was asked for makes no sense.
+    /// The request makes no sense.
     Invalid(String),
     /// No network has this name.
     NotFound(String),
@@ -90,13 +90,13 @@ impl From<NetError> for io::Error {
     }
 }
 
-/// Whom a network's guests reach besides each other and root.
+/// The destinations that a network's guests reach besides each other and root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Nobody.
     Isolated,
-    /// Whom root reaches, under root's addresses.
+    /// All destinations that root reaches, under root's addresses.
     Nat,
 }
 
@@ -121,7 +121,7 @@ pub struct Spec {
     pub address: Option<Cidr>,
     /// Root's IPv6 address in it, whose network its guests are told of.
     pub address6: Option<Cidr6>,
-    /// Whom its guests reach.
+    /// The destinations that its guests reach.
     pub mode: Mode,
     /// Whether guests are leased IPv4 addresses and have names.
     pub dhcp: bool,

@@ -12,7 +12,7 @@ use crate::net::{self, Cable, Mac, NetError, Tap};
 /// By which root's kernel serves queues.
 const VHOST: &str = "/dev/vhost-net";
 
-/// What a card works with.
+/// The descriptors that a card works with.
 #[derive(Debug)]
 pub struct Opened {
     /// The other end of the cable.

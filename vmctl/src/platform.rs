@@ -17,7 +17,7 @@ use crate::driver::Device;
 /// Where the driver's device is.
 pub const DEVICE: &str = "/dev/microvisor";
 
-/// What CPUID says about the hypervisor under this kernel.
+/// The hypervisor under this kernel, by CPUID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hypervisor {
     /// The microvisor, with its ABI version, its features and this partition's id.
@@ -98,7 +98,7 @@ fn signature(base: u32) -> [u8; 12] {
     bytes
 }
 
-/// What the CPU itself has of what the microvisor needs. Under the microvisor it hides SVM.
+/// Checks that the CPU has the features that the microvisor needs. Under the microvisor, CPUID hides SVM.
 ///
 /// # Errors
 ///

@@ -49,7 +49,7 @@ pub(crate) fn own_rss(pid: u32) -> Option<u64> {
 pub(crate) struct Memory {
     /// All that Linux manages.
     pub(crate) total: u64,
-    /// What new work can have without swapping.
+    /// Bytes that new work can have without swapping.
     pub(crate) available: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What a user at a terminal sees of a command that takes longer than a second.
+//! The display of a command that takes longer than a second, for a user at a terminal.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};

@@ -282,7 +282,7 @@ impl Link {
         Ok(sent)
     }
 
-    /// What an event loop waits for.
+    /// Returns the events that an event loop waits for.
     pub fn interest(&self) -> PollFlags {
         let mut flags = PollFlags::IN;
         if !self.output.is_empty() {

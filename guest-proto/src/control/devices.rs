@@ -1,4 +1,4 @@
-//! What a worker tells about its devices.
+//! A worker's messages about its devices.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -48,7 +48,7 @@ pub struct NicStatus {
     pub mtu: u16,
     /// Whether the cable is plugged in.
     pub is_up: bool,
-    /// Who moves frames: `vhost-net`, which is root's kernel, or `worker`.
+    /// The mover of frames: `vhost-net`, which is root's kernel, or `worker`.
     pub data_plane: String,
     /// Pairs of queues that the guest uses.
     pub pairs: u16,

@@ -17,7 +17,7 @@ pub const WORKER_LOG_DIR_FD: i32 = 5;
 /// device. It is open only if the worker serves such a device.
 pub const WORKER_VSOCK_FD: i32 = 6;
 
-/// What the daemon tells a worker.
+/// A message of the daemon's to a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WorkerCommand {
     /// Builds the VM and runs it. Once, first, to a new worker.
@@ -76,7 +76,7 @@ pub enum WorkerCommand {
     },
 }
 
-/// What a worker tells the daemon.
+/// A message of a worker's to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WorkerEvent {
     /// The partition exists.

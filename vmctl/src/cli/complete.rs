@@ -1,4 +1,4 @@
-//! What a shell completes, and the man pages: both are made of the definition of the command line.
+//! Completions for shells, and the man pages. Both are made of the definition of the command line.
 //!
 //! A shell's script calls this program with `COMPLETE` in its environment for each word that it completes, so that the names of
 //! VMs are those that are there.

@@ -110,7 +110,7 @@ pub(super) fn follow(mut session: Session, client: &Client) -> Result<(), Failed
     }
 }
 
-/// What came after a worker.
+/// The state of a VM after its worker ended.
 enum Life {
     /// Nothing.
     Over(VmStatus),

@@ -41,7 +41,7 @@ struct Check {
     check: String,
     outcome: Outcome,
     detail: String,
-    /// What `vmctl doctor` exits with if it is missing.
+    /// The exit status of `vmctl doctor` if it is missing.
     #[serde(skip)]
     exit: Exit,
 }

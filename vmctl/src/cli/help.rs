@@ -22,7 +22,7 @@ const GROUPS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// What users of other programs type, and what does that here.
+/// Commands of other programs, and the commands that do the same here.
 const TIPS: &[(&str, &str)] = &[
     (
         "exec",

@@ -479,7 +479,7 @@ pub(super) fn wait(args: &WaitArgs, mut client: Client) -> Result<(), Failed> {
     say(&status)
 }
 
-/// What became of it, in a line.
+/// Prints the state of a VM in a line.
 fn say(status: &VmStatus) -> Result<(), Failed> {
     output::done(&describe(status))
 }
@@ -493,7 +493,7 @@ pub(super) fn describe(status: &VmStatus) -> String {
     output::printable(&line)
 }
 
-/// What was asked of it and is not done yet.
+/// Returns the requests to the VM that are not done yet.
 pub(super) fn asked(status: &VmStatus) -> Option<String> {
     let since = |ms: u64| output::duration(ms / 1000);
     let stop = status

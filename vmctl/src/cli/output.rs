@@ -150,7 +150,7 @@ impl Colour {
     }
 }
 
-/// What the terminal at standard output can do.
+/// The abilities of the terminal at standard output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Style {
     /// Columns, where lines should not wrap.

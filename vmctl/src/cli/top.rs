@@ -46,7 +46,7 @@ fn interval(text: &str) -> Result<Duration, String> {
     Ok(interval)
 }
 
-/// What `--format json` prints.
+/// The output of `--format json`.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     interval_seconds: f64,

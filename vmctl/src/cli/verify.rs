@@ -67,7 +67,7 @@ fn describe(found: &VerifyReport) -> String {
     }
 }
 
-/// What a word of the frame table says.
+/// Returns the meaning of a word of the frame table.
 fn owner(word: u64) -> String {
     let [kind, partition, ..] = word.to_le_bytes();
     let page = word >> 16;

@@ -59,10 +59,10 @@ pub struct DiskConfig {
         skip_serializing_if = "Option::is_none"
     )]
     pub queues: Option<u16>,
-    /// What happens when root has no space for a write.
+    /// The policy for a write for which root has no space.
     #[serde(default = "pause")]
     pub on_enospc: OnError,
-    /// What happens when root can't read or write the image for another reason.
+    /// The policy for any other error of the image.
     #[serde(default = "report")]
     pub on_error: OnError,
     /// How long root may take for a request.
@@ -72,12 +72,12 @@ pub struct DiskConfig {
         deserialize_with = "timeout"
     )]
     pub io_timeout: Duration,
-    /// What happens when root takes longer.
+    /// The policy for a request that takes root longer.
     #[serde(default)]
     pub on_timeout: OnTimeout,
 }
 
-/// What happens when root can't carry out a request.
+/// The policy for a request that root can't carry out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnError {
@@ -87,7 +87,7 @@ pub enum OnError {
     Pause,
 }
 
-/// What happens when root takes longer for a request than it may.
+/// The policy for a request that takes root too long.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnTimeout {

@@ -11,9 +11,9 @@ use toml::de::{DeArray, DeTable, DeValue, Deserializer};
 
 use super::ConfigError;
 
-/// What stands before an override in messages.
+/// The text before an override in messages.
 const OVERRIDE: &str = "--set ";
-/// What is said of a value that is not text where text is wanted.
+/// The message for a value that is not text where text is wanted.
 const WANTS_TEXT: &str = "expected text in quotes";
 /// Longest value that a message repeats.
 const LONGEST_VALUE: usize = 60;
@@ -32,7 +32,7 @@ struct Override {
     setting: String,
     /// As TOML.
     toml: String,
-    /// What is added to its spans.
+    /// The offset that is added to its spans.
     start: usize,
     /// The value was written as text because its key wants that.
     is_text: bool,

@@ -1,4 +1,4 @@
-//! What is accepted, and what each mistake is called.
+//! Configurations that are accepted, and the message for each mistake.
 
 use super::*;
 use crate::net::{Mac, Place, Vlan};

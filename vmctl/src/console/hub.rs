@@ -19,7 +19,7 @@ const REPLAY: usize = 16 << 10;
 const BACKLOG: usize = 256 << 10;
 /// Clients at once; more are turned away with [`FULL`].
 pub const MAX_CLIENTS: usize = 16;
-/// What a client that is turned away reads, and nothing else before its connection ends.
+/// The text that a refused client reads before its connection ends.
 pub const FULL: &str = "[16 users are attached to this console, and no more can be]\r\n";
 
 /// Console of one VM.
@@ -55,7 +55,7 @@ impl Hub {
         })
     }
 
-    /// What the guest wrote, to every client and the log.
+    /// Sends the guest's output to every client and the log.
     pub fn output(&mut self, bytes: &[u8]) {
         if let Some(log) = &mut self.log {
             log.append(bytes);

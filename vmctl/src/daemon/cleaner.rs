@@ -42,7 +42,7 @@ impl Cleaner {
         let _ = self.jobs.send(name.to_owned());
     }
 
-    /// Whose partitions are gone since the last call.
+    /// Returns the VMs whose partitions are gone since the last call.
     pub(super) fn finished(&self) -> Vec<String> {
         self.finished.take()
     }

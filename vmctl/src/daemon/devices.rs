@@ -17,7 +17,7 @@ use super::request::not_found;
 use super::vms::{Ticket, Vm, Vms, failure};
 use crate::config::{DeviceConfig, LinkState, VmConfig};
 
-/// What became of a device that was to be attached or detached.
+/// The end of an attachment or detachment of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DeviceChange {
     /// Name of the device.

@@ -1,4 +1,4 @@
-//! What threads tell the event loop, which waits for nobody.
+//! The messages of threads to the event loop, which never waits for a thread.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -14,7 +14,7 @@ use super::start::Checked;
 /// Jobs of one VM at once. A VM whose file system does not answer takes no threads from others.
 const MAX_PER_VM: usize = 16;
 
-/// What a job found.
+/// The result of a job.
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// A device was opened, or was not.

@@ -11,7 +11,7 @@ use super::inbox::{Inbox, inbox};
 use super::store::{Saved, Store};
 use super::vms::Ticket;
 
-/// What there is to do for a VM.
+/// A task for a VM.
 #[derive(Debug)]
 pub(super) enum Work {
     /// Write its state.
@@ -31,12 +31,12 @@ pub(super) enum Work {
     Remove,
 }
 
-/// What was done.
+/// The result of a task.
 #[derive(Debug)]
 pub(super) struct Done {
     /// Name of the VM.
     pub(super) name: String,
-    /// What there was to do.
+    /// The task.
     pub(super) work: Work,
     /// Whether it could be done.
     pub(super) result: io::Result<()>,

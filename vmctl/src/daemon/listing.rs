@@ -1,4 +1,4 @@
-//! What `vmctl list` and `vmctl info` show.
+//! The contents of `vmctl list` and `vmctl info`.
 
 use std::time::Instant;
 

@@ -10,7 +10,7 @@ use crate::disk::{Chain, DiskError, Problem};
 use crate::net::NetError;
 use crate::nic;
 
-/// What a device works with.
+/// The files that a device works with.
 #[derive(Debug)]
 pub(super) struct Files {
     /// The device, with all that the worker needs to know.
@@ -26,7 +26,7 @@ pub(super) struct Opened {
     pub(super) vm: String,
     /// The device, as the VM's configuration has it from now on.
     pub(super) device: DeviceConfig,
-    /// What it works with.
+    /// The files that it works with.
     pub(super) files: Result<Files, Failure>,
 }
 

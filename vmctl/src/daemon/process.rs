@@ -174,7 +174,7 @@ pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-/// What a worker is started with.
+/// The parameters of a worker's start.
 #[derive(Debug)]
 pub(super) struct Launch<'a> {
     /// The executable.

@@ -1,4 +1,4 @@
-//! What the daemon knows of one VM, and how that changes.
+//! The daemon's record of one VM, and its changes.
 //!
 //! Pure: no process, no clock, no file. Requests and worker messages come in as method calls; a
 //! state never goes without a reason. The VM counts as ended only when its worker process is gone,
@@ -28,7 +28,7 @@ pub(super) enum WorkerExit {
     Unknown,
 }
 
-/// What follows a worker's exit.
+/// The step that follows a worker's exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// Nothing: the VM is over.
@@ -61,9 +61,9 @@ pub(super) struct Record {
     pub(super) started_ms: Option<u64>,
     /// Reboots since it was started.
     pub(super) reboots: u32,
-    /// What was asked of it and is not done yet.
+    /// The requests to the VM that are not done yet.
     pub(super) asked: Asked,
-    /// What makes it wait when it reboots too often.
+    /// The brake that makes it wait when it reboots too often.
     pub(super) brake: Brake,
     /// When it boots again, in milliseconds of the boot clock, if it waits for that. Nothing of it is alive until then.
     pub(super) boots_at_ms: Option<u64>,

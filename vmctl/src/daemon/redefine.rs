@@ -20,7 +20,7 @@ pub(super) struct Redefinition {
     then: Then,
 }
 
-/// What follows once a change is written.
+/// The step that follows once a change is written.
 #[derive(Debug)]
 pub(super) enum Then {
     /// Nothing: nobody waits for it.

@@ -6,7 +6,7 @@ use guest_proto::control::{
 
 use super::vms::{Change, Ticket, Vms};
 
-/// What becomes of a request.
+/// The answer to a request, or its way to the answer.
 #[derive(Debug)]
 pub(super) enum Answer {
     /// This.

@@ -1,4 +1,4 @@
-//! What VMs take of the machine: their partitions in the driver, and root's memory.
+//! The resources that VMs take: their partitions in the driver, and root's memory.
 
 use std::path::{Path, PathBuf};
 

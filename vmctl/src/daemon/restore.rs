@@ -1,4 +1,4 @@
-//! What an earlier daemon left: its VMs, and the workers that run on.
+//! The legacy of an earlier daemon: its VMs, and the workers that run on.
 //!
 //! A VM is found by its directory, by the record of its worker beside its sockets, and by the driver's partitions. What can't be
 //! read of one source does not hide what another one says.

@@ -25,7 +25,7 @@ pub(super) struct Start {
     looking_at: LookingAt,
 }
 
-/// What a job is looking at now.
+/// The file that a job is opening now.
 #[derive(Clone, Debug, Default)]
 struct LookingAt(Arc<Mutex<String>>);
 

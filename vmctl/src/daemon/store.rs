@@ -1,4 +1,4 @@
-//! What survives the daemon: each VM's definition and last state, in a directory of its own.
+//! The data that survive the daemon: each VM's definition and last state, in a directory of its own.
 //!
 //! `STATE_DIR/NAME/config.toml` is a VM's definition, and `state.toml` its last state. Both are replaced by renaming a file that is
 //! on the disk for good. A directory appears and goes as a whole. A copy of the last state is in memory, in `RUNTIME_DIR/states`: it is

@@ -334,7 +334,7 @@ impl Vms {
     }
 }
 
-/// What a worker has said.
+/// The messages of a worker that were read at one time.
 #[derive(Debug, Default)]
 struct Heard {
     /// Why it refused a command.
@@ -343,7 +343,7 @@ struct Heard {
     has_state: bool,
     /// It has told its devices.
     has_devices: bool,
-    /// What it tells about single devices.
+    /// Messages about single devices.
     about_devices: Vec<WorkerEvent>,
 }
 

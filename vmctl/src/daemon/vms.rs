@@ -84,7 +84,7 @@ pub(super) struct Vm {
     pub(super) attaching: Vec<DeviceConfig>,
     /// Names of devices that the guest was asked to give up.
     pub(super) detaching: Vec<String>,
-    /// What was told at the last change.
+    /// The state that was told at the last change.
     told: Option<Told>,
     /// Its directory is gone, and nothing is saved.
     pub(super) is_bare: bool,
@@ -119,11 +119,11 @@ pub(super) struct Change {
     pub(super) status: Option<VmStatus>,
     /// Whether its state, its reason or what was asked of it are other than at the last change.
     pub(super) news: bool,
-    /// What its worker would not do, and why.
+    /// The request that its worker refused, and the reason.
     pub(super) refused: Option<String>,
     /// Its worker has told its devices.
     pub(super) has_devices: bool,
-    /// What became of a disk that was to be attached or detached.
+    /// The end of an attachment or detachment of a disk.
     pub(super) device: Option<DeviceChange>,
 }
 
@@ -174,12 +174,12 @@ impl Vms {
         Sockets::new(&self.runtime_dir, name)
     }
 
-    /// What changed since the last call.
+    /// Returns the changes since the last call.
     pub(super) fn take_changes(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.changes)
     }
 
-    /// What the tickets' requests have come to since the last call.
+    /// Returns the answers to the tickets' requests since the last call.
     pub(super) fn take_answers(&mut self) -> Vec<(Ticket, Response)> {
         std::mem::take(&mut self.answers)
     }

@@ -107,7 +107,7 @@ impl Link {
         lock::lock(&self.file, access)
     }
 
-    /// What tells it from any other file.
+    /// Returns the identity of the file.
     fn identity(&self) -> Result<(u64, u64), DiskError> {
         let meta = self.file.metadata();
         let meta = meta.map_err(|e| DiskError::io(&self.path, &e))?;
@@ -357,7 +357,7 @@ pub(super) fn open_file(path: &Path, write: bool) -> Result<File, DiskError> {
     Ok(file)
 }
 
-/// What a file is: its header, and the size of its disk.
+/// The facts of a file: its header, and the size of its disk.
 fn contents(path: &Path, file: &File, format: Format) -> Result<(Option<Header>, u64), DiskError> {
     let io = |e| DiskError::io(path, &e);
     let length = length(file).map_err(io)?;

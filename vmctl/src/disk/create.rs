@@ -18,7 +18,7 @@ use super::{Access, BackingDirs, Cache, Chain, DiskError, Format, Image, Problem
 /// Bytes that are copied at a time.
 const COPY_BLOCK: usize = 1 << 20;
 
-/// What a new image lies over.
+/// The backing file of a new image.
 #[derive(Clone, Copy, Debug)]
 pub struct Backing<'a> {
     /// Its path, as its user writes it.

@@ -27,7 +27,7 @@ const EXTERNAL_DATA: u64 = 1 << 2;
 const COMPRESSION_TYPE: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 
-/// What is needed of a header.
+/// The fields of a header that are used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     /// Size of the disk, in bytes.

@@ -1,4 +1,4 @@
-//! What an image is, and who uses it.
+//! The facts of an image, and its users.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub struct Layer {
     pub virtual_size: u64,
     /// Bytes that it occupies.
     pub size_on_disk: u64,
-    /// What others do with it.
+    /// Its use by other programs.
     pub in_use: Usage,
 }
 

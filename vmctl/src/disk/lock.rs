@@ -18,12 +18,12 @@ use super::Access;
 /// Bytes of what is done, and of what others may not do.
 const DONE: i64 = 100;
 const DENIED: i64 = 200;
-/// What is done: QEMU's `BLK_PERM_*`.
+/// The kinds of use: QEMU's `BLK_PERM_*`.
 const READ: i64 = 0;
 const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 
-/// What others do with an image.
+/// The use of an image by other programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Usage {
@@ -68,7 +68,7 @@ fn try_lock(file: &File, access: Access) -> io::Result<bool> {
     Ok(true)
 }
 
-/// What others do with a file.
+/// Returns the use of a file by other programs.
 pub(super) fn usage(file: &File) -> io::Result<Usage> {
     Ok(if is_locked(file, DONE + WRITE)? {
         Usage::Write

@@ -52,7 +52,7 @@ impl Vcpu {
         plain::<{ opcode(number::VCPU_RUN) }>(&self.fd)
     }
 
-    /// What gets its thread out of [`Self::run`].
+    /// Returns the handle that gets its thread out of [`Self::run`].
     ///
     /// # Errors
     ///

@@ -12,7 +12,7 @@ use super::{exists, firewall};
 /// Where the files are. Each holds what `nft` reads.
 const DIR: &str = "/run/microvisor/filters";
 
-/// Whose filter it is.
+/// The owner of the filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Owner<'a> {
     /// The network of this name.

@@ -25,7 +25,7 @@ const PEERS: &str = "input";
 /// Frames to everybody and to groups that a guest may send in a second.
 const BROADCASTS: u32 = 1000;
 
-/// What a guest may send.
+/// The packets that a guest may send.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     /// The guest may use any address, and be a DHCP server or a router.
@@ -472,7 +472,7 @@ fn objects(listed: &Value) -> impl Iterator<Item = &Value> {
     listed["nftables"].as_array().into_iter().flatten()
 }
 
-/// What `nft` says, as an error.
+/// Returns the message of `nft` as an error.
 fn refusal(output: &Output) -> io::Error {
     let missing = [
         "Operation not supported",

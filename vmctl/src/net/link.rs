@@ -42,11 +42,11 @@ pub(super) struct Interface {
     pub(super) mtu: u32,
     /// If it is a bridge, whether that filters VLANs.
     pub(super) bridge: Option<bool>,
-    /// What it has carried.
+    /// The traffic that it has carried.
     pub(super) traffic: Traffic,
 }
 
-/// What an interface has carried, from root's side.
+/// The traffic that an interface has carried, from root's side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Traffic {
     pub(super) received_bytes: u64,

@@ -1,4 +1,4 @@
-//! What networks there are, what is plugged into them, and what that has carried.
+//! The list of networks, with the interfaces that are plugged in, and their traffic.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ pub struct Network {
     pub name: String,
     /// `up`, `no-carrier` while it has no port that is up, or `down`.
     pub state: &'static str,
-    /// Whom its guests reach.
+    /// The destinations that its guests reach.
     pub mode: Mode,
     /// Root's address in it.
     pub address: Option<Cidr>,
@@ -31,7 +31,7 @@ pub struct Network {
     pub vlan_filtering: bool,
     /// Bytes of the largest packet.
     pub mtu: u32,
-    /// What is plugged in.
+    /// The interfaces that are plugged in.
     pub ports: Vec<Port>,
 }
 

@@ -24,7 +24,7 @@ const IPV6: &str = "ipv6";
 /// The addresses follow.
 const RANGE: &str = "range ";
 
-/// What the alias of a network's bridge says.
+/// The facts that the alias of a network's bridge tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NetworkMark {
     pub(super) mode: Mode,

@@ -166,7 +166,7 @@ fn kind(message: &[u8]) -> u16 {
         .map_or(0, |bytes| u16::from_ne_bytes([bytes[0], bytes[1]]))
 }
 
-/// What an error or the end of a dump says: 0, or an errno, negated.
+/// The code of an error or of the end of a dump: 0, or a negative errno.
 fn status(message: &[u8]) -> io::Result<()> {
     let code = message.get(HEADER..).and_then(|rest| rest.first_chunk());
     match code.map_or(0, |bytes| i32::from_ne_bytes(*bytes)) {

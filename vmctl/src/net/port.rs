@@ -50,7 +50,7 @@ pub struct Cable<'a> {
     pub trunks: &'a [u16],
     /// Bytes of the largest packet; by default those of the place.
     pub mtu: Option<u16>,
-    /// What the guest may send.
+    /// The packets that the guest may send.
     pub rules: Rules,
     /// Pairs of queues.
     pub pairs: u16,

@@ -83,7 +83,7 @@ impl InterfaceRequest {
     }
 }
 
-/// What a tap device is made for.
+/// The use of a tap device.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flags {
     /// It has several queues.

@@ -76,7 +76,7 @@ pub(super) struct Partition {
 /// A partition that can run.
 #[derive(Debug)]
 pub(super) struct Built {
-    /// What the threads share.
+    /// The state that the threads share.
     pub(super) machine: Machine,
     /// The virtual CPUs in order.
     pub(super) vcpus: Vec<Vcpu>,

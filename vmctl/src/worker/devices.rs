@@ -95,7 +95,7 @@ const A20_OPEN: u8 = 1 << 1;
 const PANICKED: u8 = 1 << 0;
 const CRASH_LOADED: u8 = 1 << 1;
 
-/// What the guest wants done with the whole machine.
+/// A request of the guest's for the whole machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Power off.
@@ -332,7 +332,7 @@ impl Devices {
         self.pulse_serial();
     }
 
-    /// What the guest wrote to the serial port since the last call.
+    /// Returns the bytes that the guest wrote to the serial port since the last call.
     pub fn serial_output(&mut self) -> &mut Vec<u8> {
         self.serial.output()
     }
@@ -346,7 +346,7 @@ impl Devices {
         self.ioapic.take_msis()
     }
 
-    /// What the guest wants done, once.
+    /// Takes the guest's request.
     pub fn take_request(&mut self) -> Option<Request> {
         self.request.take()
     }

@@ -25,7 +25,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Regis
 use paging::Access;
 use registers::Registers;
 
-/// What an instruction can reach: guest physical memory and ports.
+/// The space that an instruction can reach: guest physical memory and ports.
 pub trait Space {
     /// Fills `bytes` from RAM; false if there is none.
     fn read_ram(&mut self, gpa: u64, bytes: &mut [u8]) -> bool;
@@ -113,7 +113,7 @@ const MAX_LENGTH: usize = 15;
 ///
 /// # Errors
 ///
-/// What the guest gets instead, or why it can't go on.
+/// Fails with the exception that the guest gets instead, or the reason why it can't go on.
 pub fn emulate(
     state: &mut VcpuState,
     space: &mut impl Space,

@@ -43,7 +43,7 @@ impl End {
         }
     }
 
-    /// What the daemon is told.
+    /// Returns the message for the daemon.
     pub(super) fn event(&self) -> WorkerEvent {
         WorkerEvent::Ended {
             cause: self.cause,

@@ -139,7 +139,7 @@ pub(super) trait Registers {
     fn set_vectors(&mut self, vectors: &[u128; 16]);
 }
 
-/// What a virtual CPU reaches.
+/// The devices and memory that a virtual CPU reaches.
 #[derive(Debug)]
 pub(super) struct Bus<'a, R> {
     devices: &'a mut Devices,

@@ -1,4 +1,4 @@
-//! What a guest finds where a PC has its firmware: the reset vector alone.
+//! The place of a PC's firmware, where a guest finds the reset vector alone.
 //!
 //! A kernel that reboots "by BIOS" goes back to real mode and jumps there, as Linux does with `reboot=bios`.
 

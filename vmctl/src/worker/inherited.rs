@@ -15,7 +15,7 @@ use guest_proto::control::{
 };
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 
-/// What a worker starts with besides standard error.
+/// The descriptors that a worker starts with besides standard error.
 #[derive(Debug)]
 pub(super) struct Inherited {
     /// Where the daemon connects.

@@ -115,7 +115,7 @@ fn copy_in(
     ram.mapping().read_exact_volatile_from(to, file, len)
 }
 
-/// What a kernel starts with besides itself.
+/// The data that a kernel starts with besides itself.
 #[derive(Debug)]
 pub struct Boot<'a> {
     /// Command line.

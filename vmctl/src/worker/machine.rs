@@ -136,7 +136,7 @@ pub(super) struct Machine {
     pub(super) stalls: Arc<Stalls>,
     /// The disks.
     pub(super) plugs: Arc<Plugs>,
-    /// What users type at, if it is not the serial port.
+    /// The console's port, if it is not the serial port.
     port: OnceLock<Arc<Port>>,
     /// Connections of the socket device, if the worker serves it.
     sockets: OnceLock<Arc<Mux>>,
@@ -338,7 +338,7 @@ impl Machine {
         self.wake.signal();
     }
 
-    /// What the device thread waits for.
+    /// Returns the event that the device thread waits for.
     pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }

@@ -33,7 +33,7 @@ pub mod layout {
     pub const ACPI: u64 = 0xe_0000;
     /// Where a CPU in real mode finds its firmware: F000:FFF0.
     pub const RESET_VECTOR: u64 = 0xf_fff0;
-    /// What may be loaded starts here.
+    /// Start of the memory that kernels may be loaded to.
     pub const HIGH: u64 = 0x10_0000;
     /// End of the RAM below 4 GiB, at most.
     pub const GAP: u64 = 3 << 30;
@@ -111,7 +111,7 @@ impl Ram {
         self.size.min(layout::GAP)
     }
 
-    /// What a memory map calls usable: address and size.
+    /// Returns the usable ranges of a memory map: address and size.
     pub fn usable(&self) -> impl Iterator<Item = (u64, u64)> {
         let low_end = self.low_end();
         let above = self.size - low_end;

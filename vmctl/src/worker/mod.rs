@@ -67,7 +67,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the news of the VM's end waits for a daemon that is restarting.
 const END_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the daemon passes on the command line.
+/// The arguments that the daemon passes on the command line.
 #[derive(Clone, Debug, clap::Args)]
 pub struct WorkerArgs {
     /// Name of the VM.

@@ -18,7 +18,7 @@ use super::virtio::transport::Transport;
 use crate::config::DiskConfig;
 use crate::disk::{Chain, Image};
 
-/// What a thread has done.
+/// The result of a thread's work.
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// It has opened an image, or failed.

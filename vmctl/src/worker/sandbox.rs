@@ -1,4 +1,4 @@
-//! What a worker gives up before its guest runs.
+//! The rights that a worker gives up before its guest runs.
 //!
 //! A guest that takes over its worker gets a process of a user that owns nothing else, without
 //! privileges to gain, without a file system but its console log (Landlock, where the kernel has

@@ -217,7 +217,7 @@ pub type Chain<'a> = DescriptorChain<&'a Memory>;
 pub struct Vring {
     /// The queue's number.
     pub index: u16,
-    /// What threads lock for each step.
+    /// The state that threads lock for each step.
     ring: Mutex<Ring>,
     /// The event that the driver's notifications signal.
     pub kick: Arc<Event>,

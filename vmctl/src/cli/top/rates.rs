@@ -1,4 +1,4 @@
-//! What happened per second between two samples.
+//! The rates per second between two samples.
 
 use guest_proto::hypercall::{Counters, ExitKind};
 use rustix::param::clock_ticks_per_second;

@@ -25,7 +25,7 @@ const SETUP_ADDRESS: u32 = 0x1_0000;
 /// Bit of the interface's version that says that items are read by ports.
 const TRADITIONAL: u32 = 1 << 0;
 
-/// What the device tells.
+/// The data that the device tells.
 #[derive(Debug, Default)]
 pub struct Facts {
     /// Virtual CPUs.

@@ -34,7 +34,7 @@ const CODE_USER: u32 = 1 << 2;
 const CODE_FETCH: u32 = 1 << 4;
 const CODE_KEY: u32 = 1 << 5;
 
-/// What for.
+/// The purpose of the access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Access {
     write: bool,

@@ -15,7 +15,7 @@ const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 /// Notes longer than this are no kernel's.
 const MAX_NOTES: u64 = 1 << 20;
 
-/// What is to be loaded, and where the rest is.
+/// The parts of the file to load, and the place of the others.
 #[derive(Debug)]
 pub(super) struct Elf {
     /// Entry point, as the header gives it.

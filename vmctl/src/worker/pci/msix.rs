@@ -196,7 +196,7 @@ mod tests {
         (header, msix)
     }
 
-    /// What was bound and unbound: vectors with their message's data.
+    /// The vectors that were bound and unbound, with their message's data.
     fn taken(msix: &Msix, effects: &mut Vec<Effect>) -> Vec<(usize, Option<u64>)> {
         let index = |event: &Arc<Event>| {
             let same = |other: &Arc<Event>| Arc::ptr_eq(other, event);

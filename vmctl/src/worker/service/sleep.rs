@@ -10,7 +10,7 @@ const GAP: Duration = Duration::from_secs(1);
 /// `drivers/acpi/button.c`).
 const WAKING: Duration = Duration::from_secs(2);
 
-/// What the daemon knows of a guest's sleep.
+/// The daemon's knowledge of a guest's sleep.
 #[derive(Debug, Default)]
 pub(super) struct Sleep {
     /// The guest sleeps, as far as was told.

@@ -53,13 +53,13 @@ pub struct Options {
     pub queues: u16,
     /// A write is durable before it is answered.
     pub writethrough: bool,
-    /// What happens when root has no space.
+    /// The policy when root has no space.
     pub on_enospc: OnError,
-    /// What happens after another error of the image.
+    /// The policy after any other error of the image.
     pub on_error: OnError,
     /// How long root may take for a request.
     pub io_timeout: Duration,
-    /// What happens when root takes longer.
+    /// The policy for a request that takes root longer.
     pub on_timeout: OnTimeout,
 }
 
@@ -88,7 +88,7 @@ impl Block {
     }
 }
 
-/// What a disk has done so far, also while its queues are served.
+/// The statistics of a disk, which can be read while its queues are served.
 #[derive(Clone, Debug)]
 pub struct Monitor(Arc<Disk>);
 

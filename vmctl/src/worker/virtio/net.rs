@@ -85,7 +85,7 @@ pub struct Options {
     pub is_up: bool,
 }
 
-/// What all threads of a card share.
+/// The state that all threads of a card share.
 #[derive(Debug)]
 struct Card {
     options: Options,
@@ -96,7 +96,7 @@ struct Card {
     counters: Counters,
 }
 
-/// What changes while a driver uses the card.
+/// The state that changes while a driver uses the card.
 #[derive(Clone, Debug)]
 struct State {
     is_up: bool,
@@ -206,7 +206,7 @@ impl Net {
     }
 }
 
-/// What a card is and has done so far, also while its queues are served.
+/// The facts and statistics of a card, which can be read while its queues are served.
 #[derive(Clone, Debug)]
 pub struct Monitor(Arc<Card>);
 

@@ -71,7 +71,7 @@ impl QueueSetup {
     }
 }
 
-/// What the transport has to do after a write.
+/// The work of the transport after a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     /// Nothing.
@@ -86,7 +86,7 @@ pub(super) enum Action {
     ResetQueue(u16),
 }
 
-/// What a read shows that the registers do not hold.
+/// The values of a read that the registers do not hold.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct View {
     /// Features that the device offers.

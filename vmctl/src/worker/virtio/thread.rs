@@ -21,7 +21,7 @@ pub(super) struct QueueThread {
     handle: Option<JoinHandle<()>>,
 }
 
-/// What a queue's thread works with.
+/// The objects that a queue's thread works with.
 #[derive(Debug)]
 pub(super) struct Work {
     /// The device's name.

@@ -148,7 +148,7 @@ fn outcome(result: i32) -> io::Result<()> {
     }
 }
 
-/// What the kernel serves a queue with.
+/// The objects with which the kernel serves a queue.
 #[derive(Debug)]
 enum Backend {
     /// A queue of a tap.

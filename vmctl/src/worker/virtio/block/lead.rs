@@ -16,7 +16,7 @@ const TICK: Duration = Duration::from_millis(1);
 const AT_WORK: u64 = 1;
 const ONE: u64 = 2;
 
-/// Who leads, and who is the deputy.
+/// The thread that leads, and its deputy.
 #[derive(Debug, Default)]
 pub(super) struct Lead {
     /// Changes whenever the leader begins or ends a piece of work, and when it is replaced.

@@ -25,13 +25,13 @@ const UNMAP: u32 = 1;
 pub(super) struct Request {
     /// The first descriptor of its chain.
     pub(super) head: u16,
-    /// What the driver asks for, or why it does not get it.
+    /// The driver's request, or the reason why it is refused.
     pub(super) operation: Result<Operation, Refusal>,
     /// The byte for the status.
     pub(super) status: Buffers,
 }
 
-/// What a driver asks for. Offsets are in bytes.
+/// A driver's request. Offsets are in bytes.
 #[derive(Debug)]
 pub(super) enum Operation {
     /// Fill the buffers from `offset` on.

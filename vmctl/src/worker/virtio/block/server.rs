@@ -30,7 +30,7 @@ const SERIAL_LEN: usize = 20;
 /// Errors of the image that a disk logs.
 const MAX_REPORTS: u32 = 16;
 
-/// What all threads of a disk share.
+/// The state that all threads of a disk share.
 #[derive(Debug)]
 pub(super) struct Disk {
     pub(super) image: Image,
@@ -66,7 +66,7 @@ enum Attempt {
 /// The server of one queue.
 pub(super) struct Server(pub(super) Arc<Disk>);
 
-/// What all threads of a queue share.
+/// The state that all threads of a queue share.
 struct Work<'a> {
     disk: &'a Disk,
     memory: &'a Memory,
@@ -74,7 +74,7 @@ struct Work<'a> {
     stop: &'a Event,
     lead: Lead,
     flights: Flights,
-    /// What a thread has found wrong with the queue.
+    /// The error that a thread has found in the queue.
     malformed: OnceLock<Malformed>,
 }
 

@@ -11,7 +11,7 @@ use crate::net::{Mac, Tap};
 /// VLANs that are told to root's kernel. With more of them it sorts none out.
 const MAX_VLANS: usize = 64;
 
-/// What the driver has asked for.
+/// The filter that the driver has asked for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Filter {
     mac: Option<Mac>,

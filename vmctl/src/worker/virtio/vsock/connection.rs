@@ -37,7 +37,7 @@ pub(super) enum Stage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Broken;
 
-/// What came of reading from the program in VM 0.
+/// The result of a read from the program in VM 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Read {
     /// That many bytes.
@@ -67,7 +67,7 @@ pub(super) struct Connection {
     peer_forwarded: u32,
     /// The guest was asked how much room it has.
     has_asked: bool,
-    /// What the guest will do no more.
+    /// The directions that the guest has closed.
     guest_shutdown: u32,
     /// The program in VM 0 will send no more.
     is_at_end: bool,

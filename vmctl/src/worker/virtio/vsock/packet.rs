@@ -8,7 +8,7 @@ pub(super) const HOST_CID: u64 = 2;
 /// The one type of sockets: streams.
 const STREAM: u16 = 1;
 
-/// What a packet is for.
+/// The purpose of a packet.
 pub(super) mod operation {
     pub(in super::super) const REQUEST: u16 = 1;
     pub(in super::super) const RESPONSE: u16 = 2;
