@@ -49,6 +49,9 @@ pub(super) fn map(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
             skip -= run.pages;
             continue;
         }
+        if room == 0 {
+            return Err(Failure::new(Status::TryAgain, done));
+        }
         let rest = run.after(core::mem::take(&mut skip));
         let part = rest.first(room);
         let (pages, result) = map.map(&machine.memory, pool, part, || partition.flush_all());

@@ -100,6 +100,19 @@ fn long_maps_go_in_batches_and_use_large_pages() {
 }
 
 #[test]
+fn a_batch_that_is_full_at_an_entrys_end_stops_there() {
+    let mut world = World::with_frames(8 * 2048);
+    let id = world.ok(PartitionCreate, &[0]);
+    world.list(PAGE, &[(512, 512, 4096, 0), (0, 5000, 1, 0)]);
+    world.deposit(id, 10, 8);
+    let full = world.fails(MemoryMap, &[id, PAGE, 0, 2], Status::TryAgain);
+    assert_eq!(full, 4096);
+    assert_eq!(world.ok(MemoryMap, &[id, PAGE, full, 2]), 4097);
+    world.destroy(id);
+    all_is_roots(&mut world);
+}
+
+#[test]
 fn a_partition_that_ends_takes_nothing_more() {
     let mut world = World::with_frames(8 * 2048);
     let id = world.ok(PartitionCreate, &[0]);
