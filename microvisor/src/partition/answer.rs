@@ -126,8 +126,8 @@ impl Turn<'_> {
     }
 
     fn xsetbv(&mut self) {
+        let value = self.local.edx_eax();
         let hw = &mut self.local.hw;
-        let value = hw.read(Register::Rdx) << 32 | hw.read(Register::Rax) & 0xffff_ffff;
         let allowed = cpuid::xcr0_allowed(host_cpuid);
         let register = hw.read(Register::Rcx) as u32;
         // The intercept comes before the instruction's own checks (APM vol. 4, XSETBV).

@@ -107,7 +107,7 @@ impl Doorbells {
             let apart = other.end() <= doorbell.port.into() || doorbell.end() <= other.port.into();
             other.tag == doorbell.tag || !apart
         };
-        if self.all().any(clashes) {
+        if self.words().filter_map(Doorbell::unpack).any(clashes) {
             return Err(DoorbellError::Overlap);
         }
         let is_free = |entry: &AtomicU64| entry.load(Ordering::Relaxed) == 0;
@@ -145,24 +145,22 @@ impl Doorbells {
         self.used.store(0, Ordering::Release);
     }
 
-    fn all(&self) -> impl Iterator<Item = Doorbell> {
+    /// Returns the entries that were used, as they are now.
+    fn words(&self) -> impl Iterator<Item = u64> {
         let used = self.used.load(Ordering::Acquire).min(ENTRIES);
         let entries = self.entries.iter().take(used);
-        entries.filter_map(|entry| Doorbell::unpack(entry.load(Ordering::Acquire)))
+        entries.map(|entry| entry.load(Ordering::Acquire))
     }
 
     /// Returns the doorbell that a write to `size` ports from `port` on lies in whole.
     pub fn find(&self, port: u16, size: u8) -> Option<Doorbell> {
-        let used = self.used.load(Ordering::Acquire).min(ENTRIES);
-        let mut entries = self.entries.iter().take(used);
-        let hit = entries.find_map(|entry| {
-            let entry = entry.load(Ordering::Acquire);
+        let contains = |entry: &u64| {
             // No range goes past the last port, so the distance to a port below it is longer than the range.
-            let offset = port.wrapping_sub(entry as u16);
-            let length = (entry >> 16) as u16;
-            (u32::from(offset) + u32::from(size) <= u32::from(length)).then_some(entry)
-        });
-        hit.and_then(Doorbell::unpack)
+            let offset = port.wrapping_sub(*entry as u16);
+            let length = (*entry >> 16) as u16;
+            u32::from(offset) + u32::from(size) <= u32::from(length)
+        };
+        self.words().find(contains).and_then(Doorbell::unpack)
     }
 }
 

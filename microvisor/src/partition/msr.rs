@@ -28,14 +28,13 @@ impl From<GeneralProtection> for Refusal {
 impl Turn<'_> {
     /// Answers RDMSR or WRMSR of the register in ECX. Returns the turn's end if the turn is over.
     pub(super) fn msr(&mut self, is_write: bool) -> Option<RunExit> {
-        let hw = &self.local.hw;
-        let number = hw.read(Register::Rcx) as u32;
-        let value = hw.read(Register::Rdx) << 32 | hw.read(Register::Rax) & 0xffff_ffff;
+        let number = self.local.hw.read(Register::Rcx) as u32;
+        let value = self.local.edx_eax();
         let done = if is_write {
             self.write_msr(number, value)
         } else {
             self.read_msr(number).map(|value| {
-                self.local.set_msr_value(value);
+                self.local.set_edx_eax(value);
                 None
             })
         };

@@ -327,7 +327,7 @@ impl Turn<'_> {
                     let old = hw.read(Register::Rax);
                     hw.write(Register::Rax, port_value(old, reply.data, size));
                 }
-                Pending::MsrRead => self.local.set_msr_value(reply.data),
+                Pending::MsrRead => self.local.set_edx_eax(reply.data),
                 Pending::MsrWrite => {}
                 Pending::None | Pending::String | Pending::Memory => return Ok(()),
             }

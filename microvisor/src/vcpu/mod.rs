@@ -226,8 +226,13 @@ impl Local {
         vcpu.publish(&self.lapic);
     }
 
-    /// Sets the result of a RDMSR.
-    pub fn set_msr_value(&mut self, value: u64) {
+    /// Returns EDX:EAX, the operand of WRMSR and XSETBV.
+    pub fn edx_eax(&self) -> u64 {
+        self.hw.read(Register::Rdx) << 32 | self.hw.read(Register::Rax) & 0xffff_ffff
+    }
+
+    /// Sets EDX:EAX, the result of RDMSR.
+    pub fn set_edx_eax(&mut self, value: u64) {
         self.hw.write(Register::Rax, value & 0xffff_ffff);
         self.hw.write(Register::Rdx, value >> 32);
     }

@@ -4,6 +4,7 @@ use super::code::code;
 use guest_proto::vcpu_page::{InterceptKind, Reply, ReplyFlags};
 
 use super::{Exit, Guest, layout};
+use crate::probe::GENERAL_PROTECTION;
 use crate::report::Outcome;
 
 /// Vector and error code of an exception, if there was one.
@@ -53,7 +54,7 @@ impl Guest {
         })?;
         let gp = Reply {
             flags: ReplyFlags::EXCEPTION.bits(),
-            exception: 13,
+            exception: GENERAL_PROTECTION as u32,
             ..Reply::default()
         };
         loop {
