@@ -8,6 +8,8 @@ fn main() {
             &format!("-T{folder}/microvisor.ld"),
             "-zmax-page-size=4096",
             "--no-pie",
+            // `cargo xtask` checks by them that no resident code refers to start-up code.
+            "--emit-relocs",
         ] {
             println!("cargo:rustc-link-arg-bins={arg}");
         }

@@ -2,7 +2,7 @@
 //! feature `fault-injection`, and happen when VM 0's command line has `microvisor.fault=KIND`.
 #![allow(unsafe_code, reason = "does what must not be done")]
 
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use crate::arch::stack;
 
@@ -10,12 +10,13 @@ const WORD: &[u8] = b"microvisor.fault=";
 /// The name of a fault on the command line, and the function that makes it.
 type Kind = (&'static [u8], fn());
 
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 7] = [
     (b"panic", || panic!("on purpose")),
     (b"invalid-opcode", invalid_opcode),
     (b"read-absent", read_absent),
     (b"write-text", write_text),
     (b"execute-data", execute_data),
+    (b"execute-startup", execute_startup),
     (b"stack-overflow", || {
         core::hint::black_box(overflow(1));
     }),
@@ -26,9 +27,12 @@ const EXIT: u32 = 50;
 /// Index in `KINDS`, plus one.
 static KIND: AtomicU8 = AtomicU8::new(0);
 static EXITS: AtomicU32 = AtomicU32::new(0);
+/// Address of a function of the start-up code.
+static STARTUP: AtomicU64 = AtomicU64::new(0);
 
-/// Takes the kind from VM 0's command line.
-pub fn arm(command_line: &[u8]) {
+/// Takes the kind from VM 0's command line. `startup` is the address of a function of the start-up code.
+pub fn arm(command_line: &[u8], startup: u64) {
+    STARTUP.store(startup, Ordering::Relaxed);
     let kind = command_line
         .split(|byte| *byte == b' ')
         .find_map(|word| word.strip_prefix(WORD))
@@ -69,6 +73,13 @@ fn execute_data() {
     // SAFETY: as above.
     let data: extern "C" fn() = unsafe { core::mem::transmute(&raw const code) };
     data();
+}
+
+fn execute_startup() {
+    let address = STARTUP.load(Ordering::Relaxed) as *const ();
+    // SAFETY: as above: the function was there at boot.
+    let code: extern "C" fn() = unsafe { core::mem::transmute(address) };
+    code();
 }
 
 #[expect(unconditional_recursion, reason = "overflows the stack")]

@@ -1,8 +1,5 @@
-//! The bootable image: its entry points in assembly, and its panic handler.
+//! The bootable image: the library, whose `boot::entry` has the entry points, and a panic handler.
 #![cfg_attr(target_os = "none", no_std, no_main)]
-
-#[cfg(target_os = "none")]
-mod entry;
 
 #[cfg(target_os = "none")]
 #[panic_handler]

@@ -1,12 +1,14 @@
 //! The root partition on one CPU: runs VM 0, and answers its few exits.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use crate::arch;
 use crate::arch::exit::{Event, Exit, PortAccess};
-use crate::arch::hw::{Register, Root, Start};
+use crate::arch::hw::{Register, Root};
+use crate::arch::{self, paging};
 use crate::hypercall::{self, Call};
 use crate::machine::{Machine, MemoryTypes};
+use crate::memory::Frame;
 use crate::partition::run;
 use crate::vcpu::msr::write_efer;
 use crate::{console, counters};
@@ -17,17 +19,23 @@ mod a20;
 mod cpuid;
 mod msr;
 
-/// Runs VM 0 on this CPU for good.
-pub fn run(machine: &Machine, mut cpu: Root, start: &Start) -> ! {
-    cpu.start(start);
+/// Runs VM 0 on the boot CPU for good. The other CPUs have left the start-up code, which lies at `startup`: this CPU
+/// leaves it, too, and scrubs it. Root's map has its frames.
+#[inline(never)]
+pub fn run(machine: &Machine, mut cpu: Root, startup: Range<Frame>) -> ! {
+    paging::enter();
+    for number in startup.start.number()..startup.end.number() {
+        machine.memory.map.zero(Frame::new(number));
+    }
     join(machine, &mut cpu);
     serve(machine, cpu)
 }
 
 /// Runs VM 0 on a CPU that it has not started: until the CPU makes a hypercall it reaches only the pages
 /// where it waits. Adds 1 to `held` once neither INIT nor an NMI can reach it outside of guest mode.
-pub fn wait(machine: &Machine, mut cpu: Root, start: &Start, held: &AtomicU32) -> ! {
-    cpu.start(start);
+#[inline(never)]
+pub fn wait(machine: &Machine, mut cpu: Root, held: &AtomicU32) -> ! {
+    paging::enter();
     cpu.set_nested_map(machine.memory.waiting);
     cpu.hold_events();
     held.fetch_add(1, Ordering::Release);

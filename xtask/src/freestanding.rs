@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::packages::{self, Need};
-use crate::{Result, checked, root};
+use crate::{Result, checked, root, startup};
 
 const TARGET: &str = "x86_64-unknown-none";
 
@@ -124,7 +124,9 @@ impl Way {
 
 /// Builds the microvisor; its Multiboot image.
 pub(crate) fn build() -> Result<PathBuf> {
-    build_package("microvisor")
+    let image = build_package("microvisor")?;
+    startup::check(&image)?;
+    Ok(image)
 }
 
 /// Builds a microvisor that makes faults on purpose.
@@ -133,7 +135,9 @@ pub(crate) fn build_faulty() -> Result<PathBuf> {
     const FAULTY: &str = "target/freestanding-faulty";
     let mut cargo = Way::find()?.cargo("build", FAULTY, &["microvisor"]);
     checked(cargo.args(["--features", "fault-injection"]))?;
-    Ok(root().join(FAULTY).join(TARGET).join("release/microvisor"))
+    let image = root().join(FAULTY).join(TARGET).join("release/microvisor");
+    startup::check(&image)?;
+    Ok(image)
 }
 
 /// Builds a package of the workspace; its binary of the same name.

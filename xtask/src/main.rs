@@ -19,6 +19,7 @@ mod parts;
 mod run;
 mod run_folder;
 mod size;
+mod startup;
 mod supervise;
 mod test_kernel;
 mod tests;

@@ -30,22 +30,24 @@ const LAYERS: &[&str] = &[
 ];
 
 /// Files of the microvisor that are in no layer: they only put the others together.
-const UNLAYERED: &[&str] = &["lib", "main", "entry"];
+const UNLAYERED: &[&str] = &["lib", "main"];
 
 /// Where `unsafe` is allowed: a file, or a folder with a slash at its end.
 const UNSAFE: &[&str] = &[
-    "microvisor/src/arch/descriptors.rs",
+    "microvisor/src/arch/boot/descriptors.rs",
     "microvisor/src/arch/exception.rs",
     "microvisor/src/arch/extended.rs",
+    "microvisor/src/arch/extended/boot.rs",
     "microvisor/src/arch/instructions.rs",
-    "microvisor/src/arch/memory.rs",
     "microvisor/src/arch/paging.rs",
     "microvisor/src/arch/stack.rs",
     "microvisor/src/arch/svm/guest.rs",
     "microvisor/src/arch/svm/root.rs",
+    "microvisor/src/arch/svm/root/boot.rs",
     "microvisor/src/arch/svm/switch.rs",
     "microvisor/src/arch/svm/vmcb.rs",
-    "microvisor/src/entry.rs",
+    "microvisor/src/boot/entry.rs",
+    "microvisor/src/boot/memory.rs",
     "microvisor/src/fault.rs",
     "microvisor/src/memory/physmap.rs",
     "microvisor/src/memory/testing.rs",

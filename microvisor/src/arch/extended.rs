@@ -8,11 +8,12 @@ use core::arch::asm;
 use core::ops::Range;
 
 use guest_proto::vcpu_page::Vectors;
-use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr1, Dr2, Dr3};
 use x86_64::registers::xcontrol::XCr0;
 
 use super::{cpuid, read_msr, write_msr};
+
+mod boot;
 
 const XSS: u32 = 0xda0;
 const TSC_AUX: u32 = 0xc000_0103;
@@ -41,38 +42,6 @@ pub(super) struct Features {
 }
 
 impl Features {
-    /// Returns the features of this CPU, and turns on those that the microvisor itself needs.
-    pub(super) fn enable() -> Self {
-        let xsave = cpuid(1, 0).ecx & 1 << 26 != 0;
-        let most = cpuid(0, 0).eax;
-        let extended = match cpuid(0x8000_0000, 0).eax {
-            0x8000_0008.. => cpuid(0x8000_0008, 0).ebx,
-            _ => 0,
-        };
-        let this = Self {
-            xsave,
-            protection_keys: most >= 7 && cpuid(7, 0).ecx & 1 << 3 != 0,
-            supervisor_states: xsave && most >= 0xd && cpuid(0xd, 1).eax & 1 << 3 != 0,
-            // Shadow stacks, indirect branch tracking.
-            shadow_stacks: most >= 7
-                && (cpuid(7, 0).ecx & 1 << 7 != 0 || cpuid(7, 0).edx & 1 << 20 != 0),
-            // Without XSAVEERPTR.
-            x87_pointers_leak: extended & 1 << 2 == 0,
-            rdtscp: cpuid(0x8000_0001, 0).edx & 1 << 27 != 0,
-            // IBRS, STIBP, SSBD or PSFD.
-            spec_ctrl: extended & (1 << 14 | 1 << 15 | 1 << 24 | 1 << 28) != 0,
-            prediction_barrier: extended & 1 << 12 != 0,
-        };
-        let mut cr4 =
-            Cr4Flags::MACHINE_CHECK_EXCEPTION | Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE;
-        cr4.set(Cr4Flags::OSXSAVE, this.xsave);
-        cr4.set(Cr4Flags::PROTECTION_KEY_USER, this.protection_keys);
-        // SAFETY: the CPU has what these bits turn on; no page of the microvisor's is a user's, so
-        // protection keys touch nothing.
-        unsafe { Cr4::write_raw(Cr4::read_raw() | cr4.bits()) };
-        this
-    }
-
     /// The features of a CPU that no guest runs on.
     #[cfg(test)]
     pub(super) fn none() -> Self {

@@ -9,7 +9,7 @@ use super::exit::{BadState, Event, Exit, RawExit, TurnState};
 use super::svm;
 pub use super::svm::Cpu;
 use crate::memory::frame_table::OwnedFrame;
-use crate::memory::{Frame, Gpa, PhysMap};
+use crate::memory::{Frame, PhysMap};
 
 /// A register of a virtual CPU, or of VM 0 on a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,23 +61,6 @@ pub enum Window {
     Any,
     /// As soon as the guest can take an interrupt of this priority class.
     Class(u8),
-}
-
-/// Where and how a CPU of VM 0 begins: in 64-bit mode.
-#[derive(Clone, Copy, Debug)]
-pub struct Start {
-    /// First instruction.
-    pub rip: Gpa,
-    /// RSI: the Linux boot protocol's parameters, or the APIC ID.
-    pub rsi: u64,
-    /// Top of its stack, which has room for the frame of an NMI.
-    pub rsp: Gpa,
-    /// Its page tables.
-    pub cr3: Gpa,
-    /// Its descriptor table: code at 0x10, data at 0x18, as the Linux boot protocol asks.
-    pub gdt: Gpa,
-    /// Its interrupt descriptor table, vectors 0 to 2: an NMI may come before VM 0 has one of its own.
-    pub idt: Gpa,
 }
 
 /// A virtual CPU in the hardware's form.
@@ -240,11 +223,6 @@ pub enum Root {
 }
 
 impl Root {
-    /// Turns virtualisation on for CPU `index`, which is this CPU. `None` if the index was taken, or is too large.
-    pub fn new(index: usize) -> Option<Self> {
-        svm::Root::new(index).map(Self::Svm)
-    }
-
     /// Returns the physical CPU, for the turns of guests.
     pub fn cpu(&mut self) -> &mut Cpu {
         vendor!(self, root => root.cpu())
@@ -253,11 +231,6 @@ impl Root {
     /// Returns which CPU this is, from 0.
     pub fn index(&self) -> usize {
         vendor!(self, root => root.index())
-    }
-
-    /// Sets the state that VM 0 begins in.
-    pub fn start(&mut self, start: &Start) {
-        vendor!(self, root => root.start(start));
     }
 
     /// Sets the top table of VM 0's nested map. The next entry uses no translation of the map before.

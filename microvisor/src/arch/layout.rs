@@ -3,7 +3,7 @@
 use crate::memory::Hpa;
 
 /// Virtual address of physical address 0.
-pub(super) const BASE: u64 = 0xffff_8000_0000_0000;
+pub const BASE: u64 = 0xffff_8000_0000_0000;
 /// Bytes of physical memory that can be mapped at `BASE`.
 pub const SIZE: u64 = 512 << 30;
 /// The image's link address less its load address.

@@ -1,14 +1,13 @@
 //! The CPU. `hw` is the door to it, whatever its vendor; `svm` is AMD; `extended` is the state that a world switch does
-//! not swap by itself. `paging`, `descriptors`, `stack` and `exception` are the microvisor's own.
+//! not swap by itself. `paging`, `stack` and `exception` are the microvisor's own.
 
-pub mod descriptors;
+pub mod boot;
 mod exception;
 pub mod exit;
 mod extended;
 pub mod hw;
 mod instructions;
 pub mod layout;
-pub mod memory;
 pub mod paging;
 mod speculation;
 pub mod stack;
@@ -21,7 +20,7 @@ pub use instructions::{
     write_port,
 };
 pub use speculation::Speculation;
-pub use svm::{Unsupported, features, guest_efer, root_efer, supported};
+pub use svm::{guest_efer, root_efer};
 
 use instructions::{read_msr, write_msr};
 

@@ -3,7 +3,7 @@
 
 use super::bytes::{put, u32_at, u64_at};
 use super::low;
-use crate::arch::memory::BootMemory;
+use crate::boot::memory::BootMemory;
 
 const HEADER: u64 = 36;
 const LENGTH: usize = 4;

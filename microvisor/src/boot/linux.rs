@@ -4,7 +4,7 @@ use super::bytes::{put, u16_at, u32_at, u64_at};
 use super::map::Map;
 use super::multiboot::Module;
 use super::{Error, low};
-use crate::arch::memory::BootMemory;
+use crate::boot::memory::BootMemory;
 
 const HEADER: usize = 0x1f1;
 const SIGNATURE: usize = 0x202;

@@ -2,34 +2,43 @@
 //!
 //! `multiboot` reads the loader's information, `map` divides the memory map, `acpi` copies the tables
 //! and adds the wakeup mailbox, `linux` lays out VM 0, `processors` starts the other CPUs.
+#![cfg_attr(
+    not(target_os = "none"),
+    allow(
+        dead_code,
+        reason = "nothing boots on the host, which only tests this code"
+    )
+)]
+
+use core::ops::Range;
 
 use guest_proto::limits::MAX_CPUS;
 
-use crate::arch::hw::{Root, Start};
-use crate::arch::memory::BootMemory;
-use crate::arch::paging::{self, Image};
-use crate::arch::{self, descriptors};
+use crate::arch;
+use crate::arch::boot::paging::{self, Image};
+use crate::arch::boot::{Start, descriptors};
+use crate::arch::hw::Root;
 use crate::machine::Machine;
-use crate::memory::Gpa;
+use crate::memory::{Gpa, Hpa};
 use crate::{boot_log, console, root};
 use map::Map;
+use memory::BootMemory;
 use multiboot::{Info, Module};
 use options::Options;
 use own::Own;
+use processors::{Code, WAIT_LOOP};
 
 mod acpi;
 mod bytes;
+#[cfg(target_os = "none")]
+mod entry;
 mod linux;
 mod map;
+mod memory;
 mod multiboot;
 mod options;
 mod own;
 mod processors;
-
-pub use processors::{Code, WAIT_LOOP};
-
-/// The multiprocessor wakeup mailbox.
-pub const MAILBOX: u64 = low::MAILBOX;
 
 /// Low memory that VM 0's boot needs. VM 0 keeps all of it reserved: its CPUs start on these page tables, descriptors
 /// and stacks, and wait at this mailbox.
@@ -40,6 +49,7 @@ mod low {
     pub(super) const COMMAND_LINE: u64 = 0x2_1000;
     pub(super) const PAGE_TABLES: u64 = 0x2_2000;
     pub(super) const GDT: u64 = 0x2_4000;
+    /// The multiprocessor wakeup mailbox.
     pub(super) const MAILBOX: u64 = 0x2_5000;
     /// Interrupt descriptors of a CPU that starts: for NMIs only.
     pub(super) const IDT: u64 = 0x2_6000;
@@ -117,34 +127,33 @@ impl core::fmt::Display for Error {
 
 /// Boots the machine on its first CPU. `loader` is what the loader passes: a magic number, and where
 /// its information is.
-pub fn start(memory: BootMemory, loader: (u32, u32), image: &Image, code: &Code) -> ! {
+fn start(memory: BootMemory, loader: (u32, u32), image: &Image, code: &Code) -> ! {
     descriptors::load();
-    let (machine, cpu, entry) = boot(memory, loader, image, code);
-    root::run(machine, cpu, &vm0_start(entry, low::BOOT_PARAMS, 0))
+    let (machine, cpu) = boot(memory, loader, image, code);
+    let Range { start, end } = image.startup();
+    let startup = Hpa::new(start).frame()..Hpa::new(end).frame();
+    root::run(machine, cpu, startup)
 }
 
-/// Boots up to VM 0. Returns the machine, this CPU, and VM 0's first instruction. The frame of this function takes most
-/// of the stack, which VM 0's exits need again.
+/// Boots up to VM 0. Returns the machine and this CPU. The frame of this function takes most of the stack, which VM 0's
+/// exits need again.
 #[inline(never)]
 fn boot(
     mut memory: BootMemory,
     loader: (u32, u32),
     image: &Image,
     code: &Code,
-) -> (&'static Machine, Root, u64) {
+) -> (&'static Machine, Root) {
     boot_log!("version {}", env!("CARGO_PKG_VERSION"));
-    match arch::supported() {
+    match arch::boot::supported() {
         Ok((revision, features)) => {
             boot_log!("SVM revision {revision}, features {features:#010x}");
         }
-        Err(why) => stop(&why),
+        Err(why) => stop(why),
     }
     let prepared = match prepare(&mut memory, loader, image) {
         Ok(prepared) => prepared,
-        Err(error) => stop(&error),
-    };
-    let Some(cpu) = Root::new(0) else {
-        stop(&"the boot CPU started twice");
+        Err(error) => stop(error),
     };
     let Prepared {
         entry,
@@ -155,25 +164,29 @@ fn boot(
     } = prepared;
     let cpus = match processors::start_others(&mut memory, code, listed) {
         Ok(cpus) => cpus,
-        Err(error) => stop(&error),
+        Err(error) => stop(error),
     };
-    memory.end();
-    let machine = own.machine(&map, image.own(), cpus, options);
+    let physical = memory.end(own.ram_end());
+    let machine = own.machine(physical, &map, image.own(), cpus, options);
+    let Some(cpu) = Root::new(0, &vm0_start(entry, low::BOOT_PARAMS, 0)) else {
+        stop("the boot CPU started twice");
+    };
     if let Err(error) = processors::wait_for_others(cpus) {
-        stop(&error);
+        stop(error);
     }
     boot_log!("{cpus} CPUs; entering VM 0");
     console::leave_serial();
-    (machine, cpu, entry)
+    (machine, cpu)
 }
 
 /// Enters VM 0 on another CPU, which waits at the mailbox until VM 0 starts it.
-pub fn start_ap(index: u32) -> ! {
+fn start_ap(index: u32) -> ! {
     descriptors::load();
-    paging::enter();
     // The boot CPU is 0.
     let index = index as usize + 1;
-    let Some(cpu) = Root::new(index) else {
+    let rip = low::WAIT + WAIT_LOOP;
+    let start = vm0_start(rip, arch::apic_id().into(), index as u64);
+    let Some(cpu) = Root::new(index, &start) else {
         arch::halt();
     };
     let machine = loop {
@@ -182,9 +195,7 @@ pub fn start_ap(index: u32) -> ! {
             None => core::hint::spin_loop(),
         }
     };
-    let rip = low::WAIT + WAIT_LOOP;
-    let start = vm0_start(rip, arch::apic_id().into(), index as u64);
-    root::wait(machine, cpu, &start, &processors::HELD)
+    root::wait(machine, cpu, &processors::HELD)
 }
 
 /// Returns how CPU `index` of VM 0 starts: at `rip`, with `rsi` in RSI.
@@ -199,7 +210,8 @@ fn vm0_start(rip: u64, rsi: u64, index: u64) -> Start {
     }
 }
 
-fn stop(why: &dyn core::fmt::Display) -> ! {
+/// Prints why the machine cannot start, and halts. No `dyn` here: a table of its functions would be resident data.
+fn stop(why: impl core::fmt::Display) -> ! {
     boot_log!("cannot start: {why}");
     arch::halt()
 }
@@ -233,14 +245,14 @@ fn prepare(memory: &mut BootMemory, loader: (u32, u32), image: &Image) -> Result
     };
     boot_log!("{} MiB of memory in {} ranges", total >> 20, info.map.len());
     #[cfg(feature = "fault-injection")]
-    crate::fault::arm(info.command_line());
+    crate::fault::arm(info.command_line(), start_ap as *const () as u64);
     paging::build(image, info.map.usable().map(|range| range.start..range.end));
     info.map.reserve(image.own().start, image.own().end)?;
     if !info.map.is_usable(low::START, low::END - low::START) {
         return Err(Error::NoLowMemory);
     }
     info.map.reserve(low::START, low::END)?;
-    let own = Own::reserve(&mut info)?;
+    let own = Own::reserve(&mut info, &image.startup())?;
     for range in [image.own(), own.range()] {
         boot_log!("own memory {:#x} to {:#x}", range.start, range.end);
     }
@@ -254,7 +266,7 @@ fn prepare(memory: &mut BootMemory, loader: (u32, u32), image: &Image) -> Result
     let initrd = match initrd {
         None => None,
         Some(module) => {
-            let to = initrd_place(&info.map, &kernel, &header, module.len())?;
+            let to = initrd_place(&info.map, image, &kernel, &header, module.len())?;
             if !memory.copy(to, module.start, module.len()) {
                 return Err(Error::NoRoomForInitrd);
             }
@@ -288,16 +300,19 @@ fn prepare(memory: &mut BootMemory, loader: (u32, u32), image: &Image) -> Result
     })
 }
 
-/// Returns the highest place for the initrd at which neither the loaded kernel nor the moved one lies.
+/// Returns the highest place for the initrd at which neither the loaded kernel nor the moved one nor the start-up code
+/// lies.
 #[inline(never)]
 fn initrd_place(
     map: &Map,
+    image: &Image,
     kernel: &Module,
     header: &linux::Kernel,
     len: u64,
 ) -> Result<u64, Error> {
     let mut free = map.clone();
     let load_end = header.load_address.saturating_add(header.memory_size);
+    free.reserve(image.start, image.resident)?;
     free.reserve(kernel.start, kernel.end)?;
     free.reserve(header.load_address, load_end)?;
     let place = free.highest_room(len, header.initrd_limit);

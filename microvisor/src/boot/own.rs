@@ -9,15 +9,15 @@ use super::map::Map;
 use super::multiboot::Info;
 use super::options::Options;
 use super::{Error, low};
-use crate::arch::{self, CpuFacts, cpuid, layout, memory};
+use crate::arch::{self, CpuFacts, cpuid, layout};
 use crate::counters::ExitCounters;
 use crate::log::LOG;
 use crate::machine::{Machine, MachineFacts, MemoryTypes};
 use crate::memory::epoch::Epochs;
 use crate::memory::frame_table::FrameTable;
 use crate::memory::nested::root::RootLayout;
-use crate::memory::nested::{RootMap, waiting};
-use crate::memory::{Frame, Hpa, Memory};
+use crate::memory::nested::{self, RootMap};
+use crate::memory::{Frame, Hpa, Memory, PhysMap};
 use crate::partition::{Partition, Partitions};
 
 const GUESTS: usize = MAX_PARTITIONS as usize - 1;
@@ -37,9 +37,9 @@ pub(super) struct Own {
 }
 
 impl Own {
-    /// Takes the block from the map: the highest place below 4 GiB where no module is.
+    /// Takes the block from the map: the highest place below 4 GiB where neither a module nor the start-up code is.
     #[inline(never)]
-    pub(super) fn reserve(info: &mut Info) -> Result<Self, Error> {
+    pub(super) fn reserve(info: &mut Info, startup: &Range<u64>) -> Result<Self, Error> {
         const BELOW: u64 = 1 << 32;
         let end = info.map.usable().map(|range| range.end).max().unwrap_or(0);
         let layout = RootLayout {
@@ -52,6 +52,7 @@ impl Own {
         for module in info.modules() {
             free.reserve(module.start, module.end)?;
         }
+        free.reserve(startup.start, startup.end)?;
         let start = free.highest_room(size, BELOW);
         let start = start.ok_or(Error::NoRoomForTables)?;
         info.map.reserve(start, start + size)?;
@@ -63,8 +64,14 @@ impl Own {
         self.start..self.start + Self::bytes(&self.layout)
     }
 
+    /// Returns the end of the RAM that the microvisor can reach.
+    pub(super) fn ram_end(&self) -> u64 {
+        self.layout.frames * PAGE_SIZE
+    }
+
     fn bytes(layout: &RootLayout) -> u64 {
-        Self::table_bytes(layout) + (layout.table_frames() + waiting::TABLES) * PAGE_SIZE
+        Self::table_bytes(layout)
+            + (layout.table_frames() + nested::boot::WAITING_TABLES) * PAGE_SIZE
     }
 
     fn table_bytes(layout: &RootLayout) -> u64 {
@@ -79,7 +86,7 @@ impl Own {
         let register = |msr| arch::try_read_msr(msr).unwrap_or(0);
         MemoryTypes {
             low: Hpa::new(low.unwrap_or(BELOW)),
-            high: Hpa::new(self.layout.frames * PAGE_SIZE),
+            high: Hpa::new(self.ram_end()),
             end: Hpa::new(physical_pages() * PAGE_SIZE),
             variable: core::array::from_fn(|n| register(0x200 + n as u32)),
             default: register(0x2ff),
@@ -89,6 +96,7 @@ impl Own {
     /// Makes the machine. Root owns the usable memory of `map`; the microvisor owns `image` and the block.
     pub(super) fn machine(
         &self,
+        physical: PhysMap,
         map: &Map,
         image: Range<u64>,
         cpus: u32,
@@ -96,7 +104,6 @@ impl Own {
     ) -> &'static Machine {
         let image_end = image.end;
         MACHINE.call_once(|| {
-            let physical = memory::map();
             let frames = FrameTable::new(physical, Hpa::new(self.start), self.layout.frames);
             for range in map.usable() {
                 for frame in range.start.div_ceil(PAGE_SIZE)..range.end / PAGE_SIZE {
@@ -112,7 +119,7 @@ impl Own {
             }
             let first_table = Hpa::new(self.start + Self::table_bytes(&self.layout)).frame();
             let root = RootMap::new(&physical, first_table, self.layout, &frames);
-            let waiting = waiting::build(
+            let waiting = nested::boot::build_waiting(
                 &physical,
                 first_table.offset(self.layout.table_frames()),
                 low::START / PAGE_SIZE..low::END / PAGE_SIZE,
@@ -126,7 +133,7 @@ impl Own {
             };
             let facts = MachineFacts {
                 cpu: CpuFacts {
-                    features: arch::features(),
+                    features: arch::boot::features(),
                     tpr_window: options.tpr_window,
                     speculation: options.speculation,
                 },

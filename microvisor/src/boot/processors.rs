@@ -13,8 +13,8 @@ use guest_proto::limits::MAX_CPUS;
 
 use super::{Error, low};
 use crate::arch;
-use crate::arch::descriptors::interrupt_gate;
-use crate::arch::memory::BootMemory;
+use crate::arch::boot::descriptors::interrupt_gate;
+use crate::boot::memory::BootMemory;
 
 const ICR: u64 = 0x300;
 const ALL_BUT_SELF: u32 = 0b11 << 18;
@@ -24,18 +24,18 @@ const STARTUP: u32 = 0b110 << 8;
 
 /// Code that boot copies into low memory.
 #[derive(Clone, Copy, Debug)]
-pub struct Code {
+pub(super) struct Code {
     /// Real-mode code where another CPU starts.
-    pub trampoline: &'static [u8],
+    pub(super) trampoline: &'static [u8],
     /// 64-bit code of a CPU that waits for VM 0: an NMI handler, and at [`WAIT_LOOP`] the loop, which finds
     /// the APIC ID of its CPU in RSI.
-    pub wait: &'static [u8],
+    pub(super) wait: &'static [u8],
     /// Other CPUs that have executed `trampoline`.
-    pub started: &'static AtomicU32,
+    pub(super) started: &'static AtomicU32,
 }
 
 /// Offset of the loop in [`Code::wait`].
-pub const WAIT_LOOP: u64 = 16;
+pub(super) const WAIT_LOOP: u64 = 16;
 
 /// Starts every other CPU. Returns how many CPUs run. `listed` is the MADT's count, which includes this CPU.
 ///

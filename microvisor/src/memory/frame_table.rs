@@ -24,6 +24,8 @@ use guest_proto::hypercall::FrameOwner;
 
 use super::{Frame, Hpa, PhysMap};
 
+mod boot;
+
 /// The number of a partition; 0 is root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PartitionId(pub u8);
@@ -147,29 +149,6 @@ pub struct FrameTable {
 }
 
 impl FrameTable {
-    /// Returns the bytes that a table for `frames` frames takes.
-    pub const fn bytes(frames: u64) -> u64 {
-        frames * size_of::<u64>() as u64
-    }
-
-    /// Makes a table at `base` for the frames below `frames`, all `Absent`. The table's memory must be inside of
-    /// `map`, and the microvisor's alone. A frame whose entry would lie outside of `map` is `NotRam`.
-    pub fn new(map: PhysMap, base: Hpa, frames: u64) -> Self {
-        let table = Self {
-            map,
-            base,
-            frames,
-            deposited: AtomicU64::new(0),
-            guest: AtomicU64::new(0),
-        };
-        for n in 0..frames {
-            if let Some(entry) = table.entry(Frame::new(n)) {
-                entry.store(word(Owner::Absent, PAYLOAD_NONE), Ordering::Relaxed);
-            }
-        }
-        table
-    }
-
     /// Returns the count of frames that the table covers, which is the end of RAM.
     pub fn frames(&self) -> u64 {
         self.frames
@@ -203,16 +182,6 @@ impl FrameTable {
             Owner::Guest(_) | Owner::Shared(_) => Some(word >> PAYLOAD_SHIFT),
             _ => None,
         }
-    }
-
-    /// Gives a frame to root at boot.
-    pub fn boot_root(&self, frame: Frame) {
-        self.boot(frame, Owner::Root);
-    }
-
-    /// Gives a frame to the microvisor at boot.
-    pub fn boot_reserve(&self, frame: Frame) {
-        self.boot(frame, Owner::Reserved);
     }
 
     /// Moves a frame from root to a pool. The caller then takes it out of root's nested map.
@@ -348,12 +317,6 @@ impl FrameTable {
         }
         let at = self.base.as_u64() + frame.number() * size_of::<u64>() as u64;
         self.map.atomic(Hpa::new(at))
-    }
-
-    fn boot(&self, frame: Frame, owner: Owner) {
-        if let Some(entry) = self.entry(frame) {
-            entry.store(word(owner, PAYLOAD_NONE), Ordering::Release);
-        }
     }
 
     /// Changes an entry; nothing else does. Returns the former payload.

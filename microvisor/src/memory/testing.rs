@@ -9,7 +9,7 @@ use super::epoch::Epochs;
 use super::frame_table::{FrameTable, PartitionId};
 use super::nested::root::RootLayout;
 use super::nested::verify::{Map, check_frame, check_page};
-use super::nested::{GUEST_PAGES, GuestMap, RootMap, waiting};
+use super::nested::{GUEST_PAGES, GuestMap, RootMap, boot};
 use super::{Frame, Memory, PhysMap};
 use guest_proto::limits::PAGE_SIZE;
 use spin::Mutex;
@@ -54,7 +54,7 @@ impl Fake {
             gib_pages: true,
         };
         let table_frames = FrameTable::bytes(frames).div_ceil(PAGE_SIZE);
-        let reserved = layout.table_frames() + waiting::TABLES + table_frames;
+        let reserved = layout.table_frames() + boot::WAITING_TABLES + table_frames;
         let first = frames - reserved;
         let table = FrameTable::new(map, Frame::new(first).base(), frames);
         let ram_end = first - HOLE;
@@ -65,8 +65,8 @@ impl Fake {
             table.boot_reserve(Frame::new(n));
         }
         let root = RootMap::new(&map, Frame::new(first + table_frames), layout, &table);
-        let first_waiting = Frame::new(frames - waiting::TABLES);
-        let waiting = waiting::build(&map, first_waiting, WAITING);
+        let first_waiting = Frame::new(frames - boot::WAITING_TABLES);
+        let waiting = boot::build_waiting(&map, first_waiting, WAITING);
         let epochs = Epochs::new();
         epochs.online(0);
         Self {

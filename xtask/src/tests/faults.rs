@@ -10,12 +10,13 @@ use crate::run_folder::RunFolder;
 use crate::{Result, freestanding, supervise, test_kernel};
 
 /// What the image does on purpose, and what its report must have: cause, and callers' addresses.
-const FAULTS: [(&str, &str); 6] = [
+const FAULTS: [(&str, &str); 7] = [
     ("panic", "on purpose"),
     ("invalid-opcode", "exception 6 (#UD), error 0x0"),
     ("read-absent", "exception 14 (#PF), error 0x0"),
     ("write-text", "exception 14 (#PF), error 0x3"),
     ("execute-data", "exception 14 (#PF), error 0x11"),
+    ("execute-startup", "exception 14 (#PF), error 0x10"),
     ("stack-overflow", "exception 14 (#PF), error 0x2"),
 ];
 /// Some seconds are usual.

@@ -1,16 +1,15 @@
 //! A physical CPU with SVM.
 
 use bitflags::bitflags;
-use guest_proto::cpuid::Features as Abi;
 use x86_64::registers::control::EferFlags;
 
 use super::asid::Asids;
 use crate::arch::extended::Features;
-use crate::arch::{Speculation, cpuid, read_msr};
+use crate::arch::{Speculation, cpuid};
 use crate::memory::Hpa;
 
 pub(super) const VM_CR: u32 = 0xc001_0114;
-const SVM_LEAF: u32 = 0x8000_000a;
+pub(super) const SVM_LEAF: u32 = 0x8000_000a;
 
 bitflags! {
     /// VM_CR (APM vol. 2 §15.30.1).
@@ -46,65 +45,9 @@ bitflags! {
     }
 }
 
-/// Why this CPU cannot run the microvisor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unsupported {
-    /// CPUID 8000_0001 ECX bit 2 is 0.
-    NoSvm,
-    /// CPUID 8000_000A EDX bit 0 is 0.
-    NoNestedPaging,
-    /// VM_CR.SVMDIS is 1.
-    DisabledByFirmware,
-}
-
-impl core::fmt::Display for Unsupported {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(match self {
-            Self::NoSvm => "this CPU has no SVM (AMD virtualisation)",
-            Self::NoNestedPaging => "this CPU has no nested paging (NPT)",
-            Self::DisabledByFirmware => "SVM is disabled by firmware (VM_CR.SVMDIS)",
-        })
-    }
-}
-
-/// Checks that this CPU can run the microvisor. Returns its SVM revision and features.
-///
-/// # Errors
-///
-/// Fails with [`Unsupported`], which names the reason.
-pub fn supported() -> Result<(u8, u32), Unsupported> {
-    const SVM: u32 = 1 << 2;
-    if cpuid(0x8000_0000, 0).eax < SVM_LEAF || cpuid(0x8000_0001, 0).ecx & SVM == 0 {
-        return Err(Unsupported::NoSvm);
-    }
-    let features = svm_features();
-    if !features.contains(SvmFeatures::NESTED_PAGING) {
-        return Err(Unsupported::NoNestedPaging);
-    }
-    if VmCr::from_bits_retain(read_msr(VM_CR)).contains(VmCr::SVMDIS) {
-        return Err(Unsupported::DisabledByFirmware);
-    }
-    Ok((cpuid(SVM_LEAF, 0).eax as u8, features.bits()))
-}
-
 /// Returns the features of a CPU that has SVM.
 pub(super) fn svm_features() -> SvmFeatures {
     SvmFeatures::from_bits_retain(cpuid(SVM_LEAF, 0).edx)
-}
-
-/// Returns this CPU's `guest_proto::cpuid::Features`.
-pub fn features() -> Abi {
-    const MAP: [(SvmFeatures, Abi); 6] = [
-        (SvmFeatures::NESTED_PAGING, Abi::NESTED_PAGING),
-        (SvmFeatures::NEXT_RIP_SAVE, Abi::NEXT_RIP),
-        (SvmFeatures::TSC_RATE, Abi::TSC_SCALING),
-        (SvmFeatures::CLEAN_BITS, Abi::CLEAN_BITS),
-        (SvmFeatures::FLUSH_BY_ASID, Abi::FLUSH_BY_ASID),
-        (SvmFeatures::DECODE_ASSISTS, Abi::DECODE_ASSISTS),
-    ];
-    let here = svm_features();
-    let has = MAP.iter().filter(|(feature, _)| here.contains(*feature));
-    has.map(|(_, feature)| *feature).collect()
 }
 
 /// EFER.AutoIBRS where the CPU has it (APM vol. 2 §3.1.7), or 0: branches of less privileged code do not
@@ -155,11 +98,6 @@ impl Cpu {
             last_partition: 0,
             machine_check: false,
         }
-    }
-
-    /// A CPU with SVM turned on, which has this number.
-    pub(super) fn enable(index: usize, host: Hpa) -> Self {
-        Self::new(index, host, cpuid(SVM_LEAF, 0).ebx, Features::enable())
     }
 
     /// A CPU that runs nothing.

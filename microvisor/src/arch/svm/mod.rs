@@ -4,6 +4,7 @@
 //! `root` is VM 0 on a CPU, `cpu` is what both need of the physical CPU.
 
 mod asid;
+pub(super) mod boot;
 mod cpu;
 mod exit;
 mod guest;
@@ -14,6 +15,6 @@ mod state;
 mod switch;
 mod vmcb;
 
-pub use cpu::{Cpu, Unsupported, features, guest_efer, root_efer, supported};
+pub use cpu::{Cpu, guest_efer, root_efer};
 pub(super) use guest::Guest;
 pub(super) use root::Root;

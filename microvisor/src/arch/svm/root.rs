@@ -6,20 +6,20 @@
 
 use core::arch::asm;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::AtomicBool;
 
 use guest_proto::limits::MAX_CPUS;
-use x86_64::registers::control::{Efer, EferFlags};
 
-use super::cpu::{Cpu, SvmFeatures, VM_CR, VmCr, automatic_ibrs, svm_features};
+use super::cpu::Cpu;
 use super::registers::{self, Registers};
 use super::vmcb::Vmcb;
-use super::{exit, permissions, switch};
+use super::{exit, switch};
+use crate::arch::exception;
 use crate::arch::exit::{Event, Exit, RawExit};
-use crate::arch::hw::{Register, Start};
-use crate::arch::layout::image_physical;
-use crate::arch::{cpuid, exception, read_msr, write_msr};
+use crate::arch::hw::Register;
 use crate::memory::{Frame, Hpa};
+
+mod boot;
 
 const VM_HSAVE_PA: u32 = 0xc001_0117;
 
@@ -68,61 +68,12 @@ pub struct Root {
 }
 
 impl Root {
-    pub(crate) fn new(index: usize) -> Option<Self> {
-        const HYPERVISOR: u32 = 1 << 31;
-        if index >= MAX_CPUS as usize {
-            return None;
-        }
-        let first: *mut RootFrames = ROOT.0.get().cast();
-        // SAFETY: in bounds; `taken` makes it this call's alone, and the others only read `taken`.
-        let frames = unsafe { first.add(index) };
-        // SAFETY: as above; an atomic may be shared.
-        if unsafe { &(*frames).taken }.swap(true, Ordering::AcqRel) {
-            return None;
-        }
-        // SAFETY: as above.
-        let (host_save, host) =
-            unsafe { (&raw const (*frames).host_save, &raw const (*frames).host) };
-        let (host_save, host) = (image_physical(host_save), image_physical(host));
-        // SAFETY: sets SVME and the host save area of this CPU; nothing else uses the areas.
-        unsafe {
-            let svme = EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE.bits();
-            Efer::write_raw(Efer::read_raw() | svme | automatic_ibrs());
-            write_msr(VM_HSAVE_PA, host_save.as_u64());
-            asm!("vmsave rax", in("rax") host.as_u64(), options(nostack));
-        }
-        // SAFETY: an INIT comes as #SX, which `exception` takes; no address line is masked.
-        let redirects = unsafe {
-            let wanted = read_msr(VM_CR) | (VmCr::R_INIT | VmCr::DIS_A20M).bits();
-            exception::try_write_msr(VM_CR, wanted) && read_msr(VM_CR) & VmCr::R_INIT.bits() != 0
-        };
-        // SAFETY: exclusive by `taken`.
-        let vmcb = unsafe { &mut (*frames).vmcb };
-        let vmcb_physical = image_physical(&raw const *vmcb);
-        vmcb.init_root(&permissions::root_maps());
-        Some(Self {
-            vmcb,
-            vmcb_physical,
-            cpu: Cpu::enable(index, host),
-            registers: Registers::default(),
-            next_rip: 0,
-            // KVM and QEMU's TCG take R_INIT and do nothing with it.
-            redirects_init: redirects && cpuid(1, 0).ecx & HYPERVISOR == 0,
-            has_next_rip: svm_features().contains(SvmFeatures::NEXT_RIP_SAVE),
-        })
-    }
-
     pub(crate) fn cpu(&mut self) -> &mut Cpu {
         &mut self.cpu
     }
 
     pub(crate) fn index(&self) -> usize {
         self.cpu.index()
-    }
-
-    pub(crate) fn start(&mut self, start: &Start) {
-        self.vmcb.start(start);
-        self.registers.rsi = start.rsi;
     }
 
     pub(crate) fn set_nested_map(&mut self, top: Frame) {

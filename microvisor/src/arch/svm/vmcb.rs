@@ -14,6 +14,7 @@ mod start;
 
 pub(super) use events::{EventInjection, VirtualInterrupt};
 pub(super) use intercepts::{Exceptions, Intercepts3, Intercepts4};
+pub(super) use start::{DR6_RESET, DR7_RESET, RFLAGS_RESET};
 
 /// The control block: one page.
 #[repr(C, align(4096))]

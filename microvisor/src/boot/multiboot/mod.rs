@@ -3,7 +3,7 @@
 use super::Error;
 use super::acpi::Rsdp;
 use super::map::Map;
-use crate::arch::memory::BootMemory;
+use crate::boot::memory::BootMemory;
 
 mod one;
 mod two;

@@ -1,10 +1,10 @@
 //! Multiboot 1 (specification 0.6.96 §3.3).
 
 use super::{COMMAND_LINE, Info, MODULES};
-use crate::arch::memory::BootMemory;
 use crate::boot::Error;
 use crate::boot::bytes::{u32_at, u64_at};
 use crate::boot::map::{Map, Range};
+use crate::boot::memory::BootMemory;
 
 pub(super) const MAGIC: u32 = 0x2bad_b002;
 

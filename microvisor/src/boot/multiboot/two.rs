@@ -1,10 +1,10 @@
 //! Multiboot 2 (specification 2.0 §3.6): a run of tags.
 
 use super::Info;
-use crate::arch::memory::BootMemory;
 use crate::boot::Error;
 use crate::boot::bytes::{u32_at, u64_at};
 use crate::boot::map::{Map, Range};
+use crate::boot::memory::BootMemory;
 
 pub(super) const MAGIC: u32 = 0x36d7_6289;
 

@@ -4,11 +4,11 @@
 //! walks these tables while they change, so each entry is written by one 64-bit store, and a table
 //! is complete before the entry that points to it.
 
+pub mod boot;
 pub mod entry;
 pub mod guest;
 pub mod root;
 pub mod verify;
-pub mod waiting;
 
 pub use guest::GuestMap;
 pub use root::RootMap;

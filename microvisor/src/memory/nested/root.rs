@@ -4,12 +4,11 @@
 //! are reserved at boot, each at a place that follows from the address, including a page table for each
 //! 2 MiB of RAM. So a large page can always be split to take a page out.
 
-use core::sync::atomic::Ordering;
-
 use super::entry::Entry;
 use super::{ENTRIES, LARGE_PAGES, index, load, split_into, store};
-use crate::memory::frame_table::{FrameTable, Owner};
 use crate::memory::{Frame, PhysMap};
+
+mod boot;
 
 const GIB_PAGES: u64 = ENTRIES * LARGE_PAGES;
 const TOP_PAGES: u64 = ENTRIES * GIB_PAGES;
@@ -47,11 +46,6 @@ impl RootLayout {
     fn page_tables(&self) -> u64 {
         self.frames.div_ceil(LARGE_PAGES)
     }
-
-    /// Returns the count of frames that the tables take, in one run.
-    pub fn table_frames(&self) -> u64 {
-        1 + self.pointer_tables() + self.directories() + self.page_tables()
-    }
 }
 
 /// Root's nested map.
@@ -62,34 +56,6 @@ pub struct RootMap {
 }
 
 impl RootMap {
-    /// Builds the map in [`RootLayout::table_frames`] frames from `first_table` on. Root reaches all frames that are not
-    /// `Reserved` by `frames`.
-    pub fn new(map: &PhysMap, first_table: Frame, layout: RootLayout, frames: &FrameTable) -> Self {
-        let root = Self {
-            first_table,
-            layout,
-        };
-        for n in 0..layout.table_frames() {
-            map.zero(first_table.offset(n));
-        }
-        for n in 0..layout.pointer_tables() {
-            store(map, first_table, n, Entry::table(root.pointer_table(n)));
-        }
-        for gib in 0..layout.gibs() {
-            let entry = if gib < layout.directories() {
-                Entry::table(root.directory(gib))
-            } else {
-                Entry::large(Frame::new(gib * GIB_PAGES), true)
-            };
-            let table = root.pointer_table(gib / ENTRIES);
-            store(map, table, gib % ENTRIES, entry);
-        }
-        for large in 0..layout.directories() * ENTRIES {
-            root.build_large(map, large * LARGE_PAGES, frames);
-        }
-        root
-    }
-
     /// Returns the top table.
     pub fn top(&self) -> Frame {
         self.first_table
@@ -136,27 +102,6 @@ impl RootMap {
         (0..self.layout.page_tables())
             .filter(|large| load(map, self.directory(large / ENTRIES), large % ENTRIES).is_large())
             .count() as u64
-    }
-
-    fn build_large(&self, map: &PhysMap, first: u64, frames: &FrameTable) {
-        let reserved = |page| frames.owner(Frame::new(page)) == Owner::Reserved;
-        let span = first..first + LARGE_PAGES;
-        let count = span.clone().filter(|page| reserved(*page)).count() as u64;
-        let directory = self.directory(first / GIB_PAGES);
-        let entry = if count == 0 {
-            Entry::large(Frame::new(first), true)
-        } else if count == LARGE_PAGES {
-            Entry::ABSENT
-        } else {
-            let table = self.page_table(first);
-            for page in span.filter(|page| !reserved(*page)) {
-                let frame = Frame::new(page);
-                store(map, table, index(page, 0), Entry::page(frame, true));
-            }
-            Entry::table(table)
-        };
-        store(map, directory, index(first, 1), entry);
-        core::sync::atomic::fence(Ordering::Release);
     }
 
     fn pointer_table(&self, n: u64) -> Frame {

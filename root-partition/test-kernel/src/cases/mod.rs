@@ -69,8 +69,10 @@ pub const TWO_CPUS: &[(&str, &[Case])] = &[
     ("random", random::TWO_CPUS),
 ];
 
-/// Physical address of the microvisor's image.
-const MICROVISOR: u64 = 0x20_0000;
+/// Physical address of the image that the loader put into memory. It begins with the start-up code, which is root's.
+const IMAGE: u64 = 0x20_0000;
+/// A physical address in the part of the image that stays the microvisor's.
+const MICROVISOR: u64 = 0x40_0000;
 
 /// Pages that are not root's to give or to have filled: beyond all RAM, no number, the local APIC,
 /// firmware's, and the microvisor's own.

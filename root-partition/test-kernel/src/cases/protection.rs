@@ -3,8 +3,8 @@
 use guest_proto::Status;
 use guest_proto::hypercall::CALLS;
 
-use super::MICROVISOR;
 use super::root_registers::value;
+use super::{IMAGE, MICROVISOR};
 use crate::memory::Pages;
 use crate::probe::{self, GENERAL_PROTECTION, INVALID_OPCODE};
 use crate::report::{Outcome, cases, equal};
@@ -13,6 +13,7 @@ use crate::{hv, ring3};
 cases![
     hypercalls_from_ring_3_are_refused,
     the_microvisors_memory_is_absent,
+    start_up_code_is_roots_and_scrubbed,
     svms_instructions_are_undefined,
     svms_registers_are_absent,
     efer_follows_the_manual_for_root,
@@ -35,9 +36,19 @@ fn the_microvisors_memory_is_absent() -> Outcome {
         "a write",
         probe::write(MICROVISOR, 0),
         Err(GENERAL_PROTECTION),
-    )?;
-    // What surrounds it is not.
-    equal("below", probe::read(MICROVISOR - 8).is_ok(), true)
+    )
+}
+
+fn start_up_code_is_roots_and_scrubbed() -> Outcome {
+    let words = (IMAGE..MICROVISOR).step_by(8).map(probe::read);
+    let words = words.take_while(Result::is_ok);
+    let mut bytes = 0;
+    for word in words {
+        equal("a word of it", word, Ok(0))?;
+        bytes += 8;
+    }
+    equal("it is whole pages", bytes % 4096, 0)?;
+    equal("it has pages", bytes >= 4096, true)
 }
 
 fn svms_instructions_are_undefined() -> Outcome {

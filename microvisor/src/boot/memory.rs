@@ -1,21 +1,14 @@
-//! Physical memory: one run of bytes while the machine boots, frames afterwards.
+//! Physical memory while the machine boots: one run of bytes.
 #![allow(unsafe_code, reason = "boot memory is one run of bytes")]
 
-use super::layout::{BASE, SIZE};
-use super::paging;
+use crate::arch;
+use crate::arch::layout::{BASE, SIZE};
 use crate::memory::PhysMap;
-
-/// Returns the mapping of frames. It is empty before `paging` has built its tables.
-pub fn map() -> PhysMap {
-    // SAFETY: the tables map RAM below, less the image, and stay; the frame table hands out frames
-    // of RAM only, and never the image's.
-    unsafe { PhysMap::new(BASE as usize, paging::ram_end()) }
-}
 
 /// The machine's memory while one CPU boots, less the image. The data of the loader and of the firmware may lie
 /// anywhere in it, so it is one run of bytes. It ends before frames have owners.
 #[derive(Debug)]
-pub struct BootMemory {
+pub(super) struct BootMemory {
     base: u64,
     size: u64,
     image: (u64, u64),
@@ -27,7 +20,7 @@ impl BootMemory {
     /// # Safety
     ///
     /// Call this once, on the boot page tables, while only the image is in use.
-    pub unsafe fn new(image: (u64, u64)) -> Self {
+    pub(super) unsafe fn new(image: (u64, u64)) -> Self {
         Self {
             base: BASE,
             size: SIZE,
@@ -35,14 +28,16 @@ impl BootMemory {
         }
     }
 
-    /// Ends this memory: the CPU enters the microvisor's own page tables.
-    pub fn end(self) {
-        paging::enter();
+    /// Ends this memory: from here on it is frames. `ram_end` is the end of the RAM.
+    pub(super) fn end(self, ram_end: u64) -> PhysMap {
+        // SAFETY: the boot page tables and the microvisor's own map RAM below, less the resident image; the frame
+        // table hands out frames of RAM only, and never the resident image's.
+        unsafe { PhysMap::new(BASE as usize, ram_end) }
     }
 
     /// Makes the memory of a test, which is filled with zeros, from physical address 0 on.
     #[cfg(test)]
-    pub(crate) fn fake(size: usize) -> Self {
+    pub(super) fn fake(size: usize) -> Self {
         let bytes = std::vec![0_u8; size].leak();
         Self {
             base: bytes.as_mut_ptr() as u64,
@@ -52,14 +47,14 @@ impl BootMemory {
     }
 
     /// Returns the bytes at `[start, start + len)`, or `None` if they lie outside of this memory or at address 0.
-    pub fn bytes(&self, start: u64, len: u64) -> Option<&[u8]> {
+    pub(super) fn bytes(&self, start: u64, len: u64) -> Option<&[u8]> {
         let pointer = self.pointer(start, len)?;
         // SAFETY: mapped, and `&self` keeps writers away.
         Some(unsafe { core::slice::from_raw_parts(pointer, len as usize) })
     }
 
     /// Returns the same bytes for writing.
-    pub fn bytes_mut(&mut self, start: u64, len: u64) -> Option<&mut [u8]> {
+    pub(super) fn bytes_mut(&mut self, start: u64, len: u64) -> Option<&mut [u8]> {
         let pointer = self.pointer(start, len)?;
         // SAFETY: mapped, and `&mut self` keeps everybody else away.
         Some(unsafe { core::slice::from_raw_parts_mut(pointer, len as usize) })
@@ -67,14 +62,14 @@ impl BootMemory {
 
     /// Writes `from` at `to`. Returns false if the place is outside of this memory.
     #[must_use]
-    pub fn write(&mut self, to: u64, from: &[u8]) -> bool {
+    pub(super) fn write(&mut self, to: u64, from: &[u8]) -> bool {
         let bytes = self.bytes_mut(to, from.len() as u64);
         bytes.map(|bytes| bytes.copy_from_slice(from)).is_some()
     }
 
     /// Copies `len` bytes; the two places may overlap. Returns false if one is outside of this memory.
     #[must_use]
-    pub fn copy(&mut self, to: u64, from: u64, len: u64) -> bool {
+    pub(super) fn copy(&mut self, to: u64, from: u64, len: u64) -> bool {
         let (Some(to), Some(from)) = (self.pointer(to, len), self.pointer(from, len)) else {
             return false;
         };
@@ -85,15 +80,15 @@ impl BootMemory {
 
     /// Fills `[start, start + len)` with zeros. Returns false if it is outside of this memory.
     #[must_use]
-    pub fn zero(&mut self, start: u64, len: u64) -> bool {
+    pub(super) fn zero(&mut self, start: u64, len: u64) -> bool {
         let bytes = self.bytes_mut(start, len);
         bytes.map(|bytes| bytes.fill(0)).is_some()
     }
 
     /// Writes a register of the local APIC, which is in xAPIC mode at boot.
-    pub(crate) fn write_apic(&mut self, offset: u64, value: u32) {
+    pub(super) fn write_apic(&mut self, offset: u64, value: u32) {
         const APIC_BASE: u32 = 0x1b;
-        let at = super::read_msr(APIC_BASE) & 0xf_ffff_f000;
+        let at = arch::try_read_msr(APIC_BASE).unwrap_or(0) & 0xf_ffff_f000;
         if let Some(register) = self.pointer(at + offset, 4) {
             // SAFETY: mapped; the boot code writes the APIC's interrupt command only.
             unsafe { register.cast::<u32>().write_volatile(value) };

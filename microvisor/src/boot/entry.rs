@@ -7,10 +7,11 @@
 use core::arch::global_asm;
 use core::sync::atomic::AtomicU32;
 
-use microvisor::arch::memory::BootMemory;
-use microvisor::arch::paging::{Access, Image};
-use microvisor::arch::stack;
-use microvisor::boot::{self, Code};
+use super::memory::BootMemory;
+use super::processors::{Code, WAIT_LOOP};
+use super::{low, start, start_ap};
+use crate::arch::boot::paging::{Access, Image};
+use crate::arch::stack;
 
 const CPUS: usize = guest_proto::limits::MAX_CPUS as usize;
 
@@ -197,8 +198,8 @@ boot_stack_end:
     top = const stack::TOP,
     stride = const stack::STRIDE,
     aps = const CPUS - 1,
-    wait_loop = const boot::WAIT_LOOP,
-    mailbox = const boot::MAILBOX,
+    wait_loop = const WAIT_LOOP,
+    mailbox = const low::MAILBOX,
     bsp = sym boot_rust,
     ap = sym boot_rust_ap,
 );
@@ -206,6 +207,7 @@ boot_stack_end:
 unsafe extern "C" {
     static image_start: u8;
     static image_end: u8;
+    static resident_start: u8;
     static text_start: u8;
     static rodata_start: u8;
     static data_start: u8;
@@ -232,6 +234,7 @@ extern "C" fn boot_rust(magic: u32, info: u32) -> ! {
     .map(address);
     let image = Image {
         start: address(&raw const image_start),
+        resident: address(&raw const resident_start),
         end: address(&raw const image_end),
         sections: [
             (text..rodata, Access::Execute),
@@ -242,7 +245,7 @@ extern "C" fn boot_rust(magic: u32, info: u32) -> ! {
         ],
     };
     let code = |start: *const u8, end: *const u8| {
-        // SAFETY: code in the image, which nobody writes.
+        // SAFETY: code in the image, which nobody writes before boot has ended.
         unsafe { core::slice::from_raw_parts(start, end as usize - start as usize) }
     };
     let code = Code {
@@ -253,9 +256,9 @@ extern "C" fn boot_rust(magic: u32, info: u32) -> ! {
     };
     // SAFETY: this is the boot CPU, first and once.
     let memory = unsafe { BootMemory::new((image.start, image.end)) };
-    boot::start(memory, (magic, info), &image, &code)
+    start(memory, (magic, info), &image, &code)
 }
 
 extern "C" fn boot_rust_ap(index: u32) -> ! {
-    boot::start_ap(index)
+    start_ap(index)
 }

@@ -8,21 +8,21 @@ use super::{LARGE_PAGES, store};
 use crate::memory::{Frame, PhysMap};
 
 /// Count of frames that the map takes in one run: a table of each level.
-pub const TABLES: u64 = 4;
+pub const WAITING_TABLES: u64 = 4;
 
 /// Builds the map of `pages`, which lie below 2 MiB, in the frames from `first_table` on. Returns the top table.
-pub fn build(map: &PhysMap, first_table: Frame, pages: Range<u64>) -> Frame {
+pub fn build_waiting(map: &PhysMap, first_table: Frame, pages: Range<u64>) -> Frame {
     let table = |n| first_table.offset(n);
-    for n in 0..TABLES {
+    for n in 0..WAITING_TABLES {
         map.zero(table(n));
     }
-    for n in 1..TABLES {
+    for n in 1..WAITING_TABLES {
         store(map, table(n - 1), 0, Entry::table(table(n)));
     }
     for page in pages.filter(|page| *page < LARGE_PAGES) {
         store(
             map,
-            table(TABLES - 1),
+            table(WAITING_TABLES - 1),
             page,
             Entry::page(Frame::new(page), true),
         );

@@ -15,7 +15,7 @@ use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 use x86_64::{PrivilegeLevel, VirtAddr};
 
-use super::{exception, stack};
+use crate::arch::{exception, stack};
 
 const CODE: SegmentSelector = SegmentSelector::new(1, PrivilegeLevel::Ring0);
 /// Number of the interrupt stack that every exception uses, from 1.
