@@ -3,13 +3,14 @@
 
 use super::bytes::{put, u32_at, u64_at};
 use super::low;
-use crate::boot::memory::BootMemory;
+use super::memory::BootMemory;
+use crate::memory::Hpa;
 
 const HEADER: u64 = 36;
 const LENGTH: usize = 4;
 const CHECKSUM: usize = 9;
 /// The places where a PC's firmware leaves the RSDP (ACPI §5.2.5.1).
-const BIOS: (u64, u64) = (0xe_0000, 0x2_0000);
+const BIOS: (Hpa, u64) = (Hpa::new(0xe_0000), 0x2_0000);
 
 /// Bytes of a root system description pointer of revision 2. One of revision 0 is the start of it.
 pub(super) type Rsdp = [u8; 36];
@@ -37,12 +38,12 @@ impl core::fmt::Display for AcpiError {
 /// The place of a table whose length and checksum are right.
 #[derive(Clone, Copy, Debug)]
 struct Table {
-    at: u64,
+    at: Hpa,
     len: u64,
 }
 
 impl Table {
-    fn check(memory: &BootMemory, at: u64) -> Result<Self, AcpiError> {
+    fn check(memory: &BootMemory, at: Hpa) -> Result<Self, AcpiError> {
         let header = memory.bytes(at, HEADER).ok_or(AcpiError::BadTable)?;
         let len = u32_at(header, LENGTH).ok_or(AcpiError::BadTable)?.into();
         let table = Self { at, len };
@@ -60,12 +61,12 @@ impl Table {
     fn copy(
         &self,
         memory: &mut BootMemory,
-        to: u64,
+        to: Hpa,
         more: &[u8],
         change: impl FnOnce(&mut [u8]) -> bool,
     ) -> Result<(), AcpiError> {
         let len = self.len + more.len() as u64;
-        let done = memory.copy(to, self.at, self.len) && memory.write(to + self.len, more);
+        let done = memory.copy(to, self.at, self.len) && memory.write(to.offset(self.len), more);
         let copy = memory.bytes_mut(to, len).filter(|_| done);
         let copy = copy.ok_or(AcpiError::BadTable)?;
         let changed = change(copy) && put(copy, LENGTH, &(len as u32).to_le_bytes());
@@ -79,7 +80,7 @@ impl Table {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tables {
     /// Address of the new RSDP.
-    pub(super) rsdp: u64,
+    pub(super) rsdp: Hpa,
     /// CPUs that the MADT lists as enabled.
     pub(super) cpus: u32,
 }
@@ -108,14 +109,14 @@ pub(super) fn copy_tables(
     let cpus = enabled_cpus(madt.bytes(memory)?);
     let more = wakeup_structure(low::MAILBOX);
     // The three stand one after another: RSDP, root table, MADT.
-    let root_at = low::ACPI + 64;
-    let madt_at = (root_at + root.len).next_multiple_of(16);
-    if madt_at + madt.len + more.len() as u64 > low::END {
+    let root_at = low::ACPI.offset(64);
+    let madt_at = root_at.offset(root.len.next_multiple_of(16));
+    if madt_at.offset(madt.len + more.len() as u64) > low::END {
         return Err(AcpiError::TooLong);
     }
     madt.copy(memory, madt_at, &more, |_| true)?;
     root.copy(memory, root_at, &[], |table| {
-        put(table, slot, &madt_at.to_le_bytes()[..width])
+        put(table, slot, &madt_at.as_u64().to_le_bytes()[..width])
     })?;
     let written =
         memory.zero(low::MAILBOX, 4096) && memory.write(low::ACPI, &new_rsdp(root_at, width));
@@ -135,16 +136,16 @@ fn find_rsdp(memory: &BootMemory) -> Option<Rsdp> {
 }
 
 /// Returns the XSDT, or the RSDT if there is no XSDT, and the bytes of a pointer in it.
-fn root_table(rsdp: &Rsdp) -> (u64, usize) {
+fn root_table(rsdp: &Rsdp) -> (Hpa, usize) {
     let revision = rsdp[15];
     match u64_at(rsdp, 24) {
-        Some(xsdt) if revision >= 2 && xsdt != 0 => (xsdt, 8),
-        _ => (u32_at(rsdp, 16).unwrap_or(0).into(), 4),
+        Some(xsdt) if revision >= 2 && xsdt != 0 => (Hpa::new(xsdt), 8),
+        _ => (Hpa::new(u32_at(rsdp, 16).unwrap_or(0).into()), 4),
     }
 }
 
 /// Returns the pointers of an RSDT or XSDT: the offset of each in the table, and the address.
-fn entries(root: &[u8], width: usize) -> impl Iterator<Item = (usize, u64)> {
+fn entries(root: &[u8], width: usize) -> impl Iterator<Item = (usize, Hpa)> {
     let offsets = (HEADER as usize..root.len()).step_by(width);
     offsets.filter_map(move |at| {
         let address = if width == 8 {
@@ -152,7 +153,7 @@ fn entries(root: &[u8], width: usize) -> impl Iterator<Item = (usize, u64)> {
         } else {
             u32_at(root, at)?.into()
         };
-        Some((at, address))
+        Some((at, Hpa::new(address)))
     })
 }
 
@@ -177,24 +178,24 @@ fn enabled_cpus(madt: &[u8]) -> u32 {
 }
 
 /// Returns the multiprocessor wakeup structure: type 0x10, 16 bytes, mailbox version 0.
-fn wakeup_structure(mailbox: u64) -> [u8; 16] {
+fn wakeup_structure(mailbox: Hpa) -> [u8; 16] {
     let mut structure = [0; 16];
     structure[..2].copy_from_slice(&[0x10, 16]);
-    structure[8..].copy_from_slice(&mailbox.to_le_bytes());
+    structure[8..].copy_from_slice(&mailbox.as_u64().to_le_bytes());
     structure
 }
 
 /// A revision 0 RSDP for an RSDT, revision 2 for an XSDT.
-fn new_rsdp(root: u64, width: usize) -> Rsdp {
+fn new_rsdp(root: Hpa, width: usize) -> Rsdp {
     let mut rsdp = [0; 36];
     rsdp[..8].copy_from_slice(b"RSD PTR ");
     rsdp[9..15].copy_from_slice(b"MVISOR");
     if width == 8 {
         rsdp[15] = 2;
         rsdp[20] = 36;
-        rsdp[24..32].copy_from_slice(&root.to_le_bytes());
+        rsdp[24..32].copy_from_slice(&root.as_u64().to_le_bytes());
     } else {
-        rsdp[16..20].copy_from_slice(&(root as u32).to_le_bytes());
+        rsdp[16..20].copy_from_slice(&(root.as_u64() as u32).to_le_bytes());
     }
     rsdp[8] = checksum(&rsdp[..20]);
     rsdp[32] = checksum(&rsdp);
@@ -205,12 +206,12 @@ fn new_rsdp(root: u64, width: usize) -> Rsdp {
 mod tests {
     use super::*;
 
-    const RSDP: u64 = 0xf_0010;
-    const ROOT: u64 = 0x12_0000;
-    const OTHER: u64 = 0x12_1000;
-    const MADT: u64 = 0x12_2000;
+    const RSDP: Hpa = Hpa::new(0xf_0010);
+    const ROOT: Hpa = Hpa::new(0x12_0000);
+    const OTHER: Hpa = Hpa::new(0x12_1000);
+    const MADT: Hpa = Hpa::new(0x12_2000);
 
-    fn table(memory: &mut BootMemory, at: u64, signature: &[u8; 4], body: &[u8]) {
+    fn table(memory: &mut BootMemory, at: Hpa, signature: &[u8; 4], body: &[u8]) {
         let mut bytes = std::vec![0; HEADER as usize];
         bytes[..4].copy_from_slice(signature);
         bytes.extend_from_slice(body);
@@ -227,7 +228,7 @@ mod tests {
         table(&mut memory, MADT, b"APIC", &[2; 20]);
         let mut pointers = std::vec::Vec::new();
         for at in [OTHER, MADT] {
-            pointers.extend_from_slice(&at.to_le_bytes()[..width]);
+            pointers.extend_from_slice(&at.as_u64().to_le_bytes()[..width]);
         }
         table(&mut memory, ROOT, b"XSDT", &pointers);
         assert!(memory.write(RSDP, &new_rsdp(ROOT, width)));
@@ -255,7 +256,7 @@ mod tests {
             let madt = madt.bytes(&memory).unwrap();
             assert_eq!(madt.len(), 36 + 20 + 16);
             assert_eq!(madt[56..58], [0x10, 16]);
-            assert_eq!(u64_at(madt, 64), Some(low::MAILBOX));
+            assert_eq!(u64_at(madt, 64), Some(low::MAILBOX.as_u64()));
         }
     }
 
@@ -291,11 +292,11 @@ mod tests {
             copy_tables(&mut memory, None).unwrap_err()
         };
         assert_eq!(
-            fault(&|memory| assert!(memory.write(ROOT + 40, &[7]))),
+            fault(&|memory| assert!(memory.write(ROOT.offset(40), &[7]))),
             AcpiError::BadTable
         );
         assert_eq!(
-            fault(&|memory| assert!(memory.write(MADT + 40, &[7]))),
+            fault(&|memory| assert!(memory.write(MADT.offset(40), &[7]))),
             AcpiError::NoMadt
         );
         assert_eq!(
@@ -303,7 +304,7 @@ mod tests {
             AcpiError::TooLong
         );
         assert_eq!(
-            fault(&|memory| assert!(memory.write(ROOT + 4, &u32::MAX.to_le_bytes()))),
+            fault(&|memory| assert!(memory.write(ROOT.offset(4), &u32::MAX.to_le_bytes()))),
             AcpiError::BadTable
         );
     }

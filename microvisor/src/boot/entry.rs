@@ -12,6 +12,7 @@ use super::processors::{Code, WAIT_LOOP};
 use super::{low, start, start_ap};
 use crate::arch::boot::paging::{Access, Image};
 use crate::arch::stack;
+use crate::memory::Hpa;
 
 const CPUS: usize = guest_proto::limits::MAX_CPUS as usize;
 
@@ -199,7 +200,7 @@ boot_stack_end:
     stride = const stack::STRIDE,
     aps = const CPUS - 1,
     wait_loop = const WAIT_LOOP,
-    mailbox = const low::MAILBOX,
+    mailbox = const low::MAILBOX.as_u64(),
     bsp = sym boot_rust,
     ap = sym boot_rust_ap,
 );
@@ -223,6 +224,7 @@ unsafe extern "C" {
 
 extern "C" fn boot_rust(magic: u32, info: u32) -> ! {
     let address = |symbol: *const u8| symbol as u64;
+    let physical = |symbol| Hpa::new(address(symbol));
     let [text, rodata, data, protected, bss, end] = [
         &raw const text_start,
         &raw const rodata_start,
@@ -233,9 +235,9 @@ extern "C" fn boot_rust(magic: u32, info: u32) -> ! {
     ]
     .map(address);
     let image = Image {
-        start: address(&raw const image_start),
-        resident: address(&raw const resident_start),
-        end: address(&raw const image_end),
+        start: physical(&raw const image_start),
+        resident: physical(&raw const resident_start),
+        end: physical(&raw const image_end),
         sections: [
             (text..rodata, Access::Execute),
             (rodata..data, Access::Read),
@@ -255,7 +257,7 @@ extern "C" fn boot_rust(magic: u32, info: u32) -> ! {
         started: unsafe { &boot_ap_count },
     };
     // SAFETY: this is the boot CPU, first and once.
-    let memory = unsafe { BootMemory::new((image.start, image.end)) };
+    let memory = unsafe { BootMemory::new(image.start..image.end) };
     start(memory, (magic, info), &image, &code)
 }
 

@@ -2,9 +2,10 @@
 
 use super::bytes::{put, u16_at, u32_at, u64_at};
 use super::map::Map;
+use super::memory::BootMemory;
 use super::multiboot::Module;
 use super::{Error, low};
-use crate::boot::memory::BootMemory;
+use crate::memory::Hpa;
 
 const HEADER: usize = 0x1f1;
 const SIGNATURE: usize = 0x202;
@@ -47,7 +48,7 @@ impl core::fmt::Display for KernelError {
 pub(super) struct Kernel {
     header: [u8; 0x290 - HEADER],
     code_offset: u64,
-    pub(super) load_address: u64,
+    pub(super) load_address: Hpa,
     pub(super) memory_size: u64,
     /// First address that the initrd may not reach.
     pub(super) initrd_limit: u64,
@@ -81,15 +82,15 @@ impl Kernel {
         Ok(Self {
             header,
             code_offset,
-            load_address: u64_at(image, 0x258).ok_or(KernelError::Truncated)?,
+            load_address: Hpa::new(u64_at(image, 0x258).ok_or(KernelError::Truncated)?),
             memory_size: u64::from(field(0x260)?).max(code),
             initrd_limit: (u64::from(field(0x22c)?) + 1).min(MEMORY_LIMIT),
         })
     }
 
     /// First instruction.
-    pub(super) fn entry(&self) -> u64 {
-        self.load_address + ENTRY_64
+    pub(super) fn entry(&self) -> Hpa {
+        self.load_address.offset(ENTRY_64)
     }
 }
 
@@ -98,9 +99,9 @@ pub(super) fn lay_out(
     memory: &mut BootMemory,
     kernel: &Kernel,
     module: &Module,
-    initrd: Option<(u64, u64)>,
+    initrd: Option<Module>,
     command_line: &[u8],
-    rsdp: u64,
+    rsdp: Hpa,
     map: &Map,
 ) -> Result<(), Error> {
     let params = memory.bytes_mut(low::BOOT_PARAMS, 4096);
@@ -110,8 +111,8 @@ pub(super) fn lay_out(
     }
     // The command line may lie anywhere, so it was copied; the kernel moves last.
     let (from, len) = (
-        module.start + kernel.code_offset,
-        module.len() - kernel.code_offset,
+        module.start.offset(kernel.code_offset),
+        module.len - kernel.code_offset,
     );
     let written = memory.zero(low::COMMAND_LINE, 4096)
         && memory.write(low::COMMAND_LINE, command_line)
@@ -126,8 +127,8 @@ pub(super) fn lay_out(
 fn boot_params(
     params: &mut [u8],
     kernel: &Kernel,
-    initrd: Option<(u64, u64)>,
-    rsdp: u64,
+    initrd: Option<Module>,
+    rsdp: Hpa,
     map: &Map,
 ) -> bool {
     const ACPI_RSDP: usize = 0x070;
@@ -138,7 +139,7 @@ fn boot_params(
     const COMMAND_LINE: usize = 0x228;
     const E820: usize = 0x2d0;
     params.fill(0);
-    let (place, size) = initrd.unwrap_or((0, 0));
+    let (place, size) = initrd.map_or((0, 0), |initrd| (initrd.start.as_u64(), initrd.len));
     let mut done = put(params, HEADER, &kernel.header)
         && put(params, TYPE_OF_LOADER, &[UNREGISTERED_LOADER])
         && put(params, RAMDISK, &(place as u32).to_le_bytes())
@@ -146,15 +147,15 @@ fn boot_params(
         && put(
             params,
             COMMAND_LINE,
-            &(low::COMMAND_LINE as u32).to_le_bytes(),
+            &(low::COMMAND_LINE.as_u64() as u32).to_le_bytes(),
         )
-        && put(params, ACPI_RSDP, &rsdp.to_le_bytes())
+        && put(params, ACPI_RSDP, &rsdp.as_u64().to_le_bytes())
         && put(params, E820_ENTRIES, &[map.len() as u8]);
     for (n, range) in map.iter().enumerate() {
         let at = E820 + 20 * n;
         done = done
-            && put(params, at, &range.start.to_le_bytes())
-            && put(params, at + 8, &(range.end - range.start).to_le_bytes())
+            && put(params, at, &range.start.as_u64().to_le_bytes())
+            && put(params, at + 8, &range.len().to_le_bytes())
             && put(params, at + 16, &range.kind.to_le_bytes());
     }
     done
@@ -172,7 +173,7 @@ fn gdt() -> [u8; 32] {
 fn page_tables(memory: &mut BootMemory) -> bool {
     const PRESENT_WRITE: u64 = 0b11;
     const LARGE: u64 = 1 << 7;
-    let pointers = low::PAGE_TABLES + 4096;
+    let pointers = low::PAGE_TABLES.offset(4096);
     let Some(table) = memory.bytes_mut(pointers, 4096) else {
         return false;
     };
@@ -180,7 +181,10 @@ fn page_tables(memory: &mut BootMemory) -> bool {
         entry.copy_from_slice(&(gib << 30 | LARGE | PRESENT_WRITE).to_le_bytes());
     }
     memory.zero(low::PAGE_TABLES, 4096)
-        && memory.write(low::PAGE_TABLES, &(pointers | PRESENT_WRITE).to_le_bytes())
+        && memory.write(
+            low::PAGE_TABLES,
+            &(pointers.as_u64() | PRESENT_WRITE).to_le_bytes(),
+        )
 }
 
 #[cfg(test)]
@@ -202,7 +206,7 @@ mod tests {
     #[test]
     fn a_kernel_is_taken() {
         let kernel = Kernel::parse(&image()).unwrap();
-        assert_eq!(kernel.entry(), 0x100_0200);
+        assert_eq!(kernel.entry(), Hpa::new(0x100_0200));
         assert_eq!(kernel.code_offset, 1024);
         assert_eq!(kernel.initrd_limit, 1 << 31);
     }
@@ -224,16 +228,16 @@ mod tests {
     #[test]
     fn boot_params_hold_the_map() {
         let mut map = Map::new();
-        map.add(super::super::map::Range {
-            start: 0x1000,
-            end: 0x3000,
-            kind: 1,
-        })
-        .unwrap();
+        let range = super::super::map::Range::new(0x1000, 0x2000, 1);
+        map.add(range.unwrap()).unwrap();
         let kernel = Kernel::parse(&image()).unwrap();
         let mut params = [1; 4096];
-        let initrd = Some((0x7000, 9));
-        assert!(boot_params(&mut params, &kernel, initrd, 0x26000, &map));
+        let initrd = Module {
+            start: Hpa::new(0x7000),
+            len: 9,
+        };
+        let rsdp = Hpa::new(0x26000);
+        assert!(boot_params(&mut params, &kernel, Some(initrd), rsdp, &map));
         assert_eq!(params[0x1e8], 1);
         assert_eq!(u64_at(&params, 0x2d0), Some(0x1000));
         assert_eq!(u64_at(&params, 0x2d8), Some(0x2000));

@@ -43,25 +43,27 @@ mod processors;
 /// Low memory that VM 0's boot needs. VM 0 keeps all of it reserved: its CPUs start on these page tables, descriptors
 /// and stacks, and wait at this mailbox.
 mod low {
+    use crate::memory::Hpa;
+
     /// Start of all this memory.
-    pub(super) const START: u64 = 0x2_0000;
-    pub(super) const BOOT_PARAMS: u64 = START;
-    pub(super) const COMMAND_LINE: u64 = 0x2_1000;
-    pub(super) const PAGE_TABLES: u64 = 0x2_2000;
-    pub(super) const GDT: u64 = 0x2_4000;
+    pub(super) const START: Hpa = Hpa::new(0x2_0000);
+    pub(super) const BOOT_PARAMS: Hpa = START;
+    pub(super) const COMMAND_LINE: Hpa = Hpa::new(0x2_1000);
+    pub(super) const PAGE_TABLES: Hpa = Hpa::new(0x2_2000);
+    pub(super) const GDT: Hpa = Hpa::new(0x2_4000);
     /// The multiprocessor wakeup mailbox.
-    pub(super) const MAILBOX: u64 = 0x2_5000;
+    pub(super) const MAILBOX: Hpa = Hpa::new(0x2_5000);
     /// Interrupt descriptors of a CPU that starts: for NMIs only.
-    pub(super) const IDT: u64 = 0x2_6000;
+    pub(super) const IDT: Hpa = Hpa::new(0x2_6000);
     /// Code of the CPUs that wait for VM 0.
-    pub(super) const WAIT: u64 = 0x2_6100;
+    pub(super) const WAIT: Hpa = Hpa::new(0x2_6100);
     /// Stacks of the CPUs that start, each [`STACK`] bytes: room for an NMI's frame.
-    pub(super) const STACKS: u64 = 0x2_7000;
+    pub(super) const STACKS: Hpa = Hpa::new(0x2_7000);
     pub(super) const STACK: u64 = 64;
-    pub(super) const ACPI: u64 = 0x2_8000;
-    pub(super) const END: u64 = 0x3_0000;
+    pub(super) const ACPI: Hpa = Hpa::new(0x2_8000);
+    pub(super) const END: Hpa = Hpa::new(0x3_0000);
     /// Start-up page of the other CPUs. It is free again once they run.
-    pub(super) const TRAMPOLINE: u64 = 0x8000;
+    pub(super) const TRAMPOLINE: Hpa = Hpa::new(0x8000);
 }
 
 /// Least memory that a root partition is useful with.
@@ -108,7 +110,7 @@ impl core::fmt::Display for Error {
             Self::NoRoomForTables => f.write_str("no room for the microvisor's tables below 4 GiB"),
             Self::NoLowMemory => write!(
                 f,
-                "the memory from {:#x} to {:#x} is not free",
+                "the memory from {} to {} is not free",
                 low::START,
                 low::END
             ),
@@ -131,8 +133,7 @@ fn start(memory: BootMemory, loader: (u32, u32), image: &Image, code: &Code) -> 
     descriptors::load();
     let (machine, cpu) = boot(memory, loader, image, code);
     let Range { start, end } = image.startup();
-    let startup = Hpa::new(start).frame()..Hpa::new(end).frame();
-    root::run(machine, cpu, startup)
+    root::run(machine, cpu, start.frame()..end.frame())
 }
 
 /// Boots up to VM 0. Returns the machine and this CPU. The frame of this function takes most of the stack, which VM 0's
@@ -168,7 +169,7 @@ fn boot(
     };
     let physical = memory.end(own.ram_end());
     let machine = own.machine(physical, &map, image.own(), cpus, options);
-    let Some(cpu) = Root::new(0, &vm0_start(entry, low::BOOT_PARAMS, 0)) else {
+    let Some(cpu) = Root::new(0, &vm0_start(entry, low::BOOT_PARAMS.as_u64(), 0)) else {
         stop("the boot CPU started twice");
     };
     if let Err(error) = processors::wait_for_others(cpus) {
@@ -184,7 +185,7 @@ fn start_ap(index: u32) -> ! {
     descriptors::load();
     // The boot CPU is 0.
     let index = index as usize + 1;
-    let rip = low::WAIT + WAIT_LOOP;
+    let rip = low::WAIT.offset(WAIT_LOOP);
     let start = vm0_start(rip, arch::apic_id().into(), index as u64);
     let Some(cpu) = Root::new(index, &start) else {
         arch::halt();
@@ -199,14 +200,16 @@ fn start_ap(index: u32) -> ! {
 }
 
 /// Returns how CPU `index` of VM 0 starts: at `rip`, with `rsi` in RSI.
-fn vm0_start(rip: u64, rsi: u64, index: u64) -> Start {
+fn vm0_start(rip: Hpa, rsi: u64, index: u64) -> Start {
+    // Each page of VM 0's is at its own address.
+    let own = |address: Hpa| Gpa::new(address.as_u64());
     Start {
-        rip: Gpa::new(rip),
+        rip: own(rip),
         rsi,
-        rsp: Gpa::new(low::STACKS + (index + 1) * low::STACK),
-        cr3: Gpa::new(low::PAGE_TABLES),
-        gdt: Gpa::new(low::GDT),
-        idt: Gpa::new(low::IDT),
+        rsp: own(low::STACKS.offset((index + 1) * low::STACK)),
+        cr3: own(low::PAGE_TABLES),
+        gdt: own(low::GDT),
+        idt: own(low::IDT),
     }
 }
 
@@ -219,7 +222,7 @@ fn stop(why: impl core::fmt::Display) -> ! {
 /// The results of [`prepare`].
 struct Prepared {
     /// VM 0's first instruction.
-    entry: u64,
+    entry: Hpa,
     own: Own,
     /// VM 0's memory map.
     map: Map,
@@ -246,31 +249,36 @@ fn prepare(memory: &mut BootMemory, loader: (u32, u32), image: &Image) -> Result
     boot_log!("{} MiB of memory in {} ranges", total >> 20, info.map.len());
     #[cfg(feature = "fault-injection")]
     crate::fault::arm(info.command_line(), start_ap as *const () as u64);
-    paging::build(image, info.map.usable().map(|range| range.start..range.end));
-    info.map.reserve(image.own().start, image.own().end)?;
-    if !info.map.is_usable(low::START, low::END - low::START) {
+    let ram = info.map.usable();
+    paging::build(image, ram.map(|range| range.start..range.end));
+    info.map.reserve(image.own())?;
+    if !info
+        .map
+        .is_usable(low::START, low::END.as_u64() - low::START.as_u64())
+    {
         return Err(Error::NoLowMemory);
     }
-    info.map.reserve(low::START, low::END)?;
-    let own = Own::reserve(&mut info, &image.startup())?;
+    info.map.reserve(low::START..low::END)?;
+    let own = Own::reserve(&mut info, image.startup())?;
     for range in [image.own(), own.range()] {
-        boot_log!("own memory {:#x} to {:#x}", range.start, range.end);
+        boot_log!("own memory {} to {}", range.start, range.end);
     }
 
     // The image and the modules move in an order in which nothing is overwritten before it has
     // moved: the initrd goes high first, then the kernel to where it wants to be.
     let code = memory
-        .bytes(kernel.start, kernel.len())
+        .bytes(kernel.start, kernel.len)
         .ok_or(Error::BadInfo)?;
     let header = linux::Kernel::parse(code).map_err(Error::Kernel)?;
     let initrd = match initrd {
         None => None,
         Some(module) => {
-            let to = initrd_place(&info.map, image, &kernel, &header, module.len())?;
-            if !memory.copy(to, module.start, module.len()) {
+            let len = module.len;
+            let start = initrd_place(&info.map, image, &kernel, &header, len)?;
+            if !memory.copy(start, module.start, len) {
                 return Err(Error::NoRoomForInitrd);
             }
-            Some((to, module.len()))
+            Some(Module { start, len })
         }
     };
     if !info.map.is_usable(header.load_address, header.memory_size) {
@@ -287,9 +295,9 @@ fn prepare(memory: &mut BootMemory, loader: (u32, u32), image: &Image) -> Result
         tables.rsdp,
         &info.map,
     )?;
-    boot_log!("VM 0: kernel at {:#x}", header.load_address);
-    if let Some((start, size)) = initrd {
-        boot_log!("VM 0: initrd of {size} bytes at {start:#x}");
+    boot_log!("VM 0: kernel at {}", header.load_address);
+    if let Some(Module { start, len }) = initrd {
+        boot_log!("VM 0: initrd of {len} bytes at {start}");
     }
     Ok(Prepared {
         entry,
@@ -309,12 +317,12 @@ fn initrd_place(
     kernel: &Module,
     header: &linux::Kernel,
     len: u64,
-) -> Result<u64, Error> {
+) -> Result<Hpa, Error> {
     let mut free = map.clone();
-    let load_end = header.load_address.saturating_add(header.memory_size);
-    free.reserve(image.start, image.resident)?;
-    free.reserve(kernel.start, kernel.end)?;
-    free.reserve(header.load_address, load_end)?;
+    let load_end = header.load_address.offset(header.memory_size);
+    free.reserve(image.startup())?;
+    free.reserve(kernel.range())?;
+    free.reserve(header.load_address..load_end)?;
     let place = free.highest_room(len, header.initrd_limit);
     place.ok_or(Error::NoRoomForInitrd)
 }

@@ -32,36 +32,36 @@ static MACHINE: Once<Machine> = Once::new();
 /// The block that holds the frame table and root's nested tables.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Own {
-    start: u64,
+    start: Hpa,
     layout: RootLayout,
 }
 
 impl Own {
     /// Takes the block from the map: the highest place below 4 GiB where neither a module nor the start-up code is.
     #[inline(never)]
-    pub(super) fn reserve(info: &mut Info, startup: &Range<u64>) -> Result<Self, Error> {
+    pub(super) fn reserve(info: &mut Info, startup: Range<Hpa>) -> Result<Self, Error> {
         const BELOW: u64 = 1 << 32;
-        let end = info.map.usable().map(|range| range.end).max().unwrap_or(0);
+        let end = info.map.usable().map(|range| range.end.as_u64()).max();
         let layout = RootLayout {
-            frames: end.min(layout::SIZE) / PAGE_SIZE,
+            frames: end.unwrap_or(0).min(layout::SIZE) / PAGE_SIZE,
             limit: physical_pages(),
             gib_pages: cpuid(0x8000_0001, 0).edx & 1 << 26 != 0,
         };
         let size = Self::bytes(&layout);
         let mut free = info.map.clone();
         for module in info.modules() {
-            free.reserve(module.start, module.end)?;
+            free.reserve(module.range())?;
         }
-        free.reserve(startup.start, startup.end)?;
+        free.reserve(startup)?;
         let start = free.highest_room(size, BELOW);
         let start = start.ok_or(Error::NoRoomForTables)?;
-        info.map.reserve(start, start + size)?;
+        info.map.reserve(start..start.offset(size))?;
         Ok(Self { start, layout })
     }
 
     /// Returns the place of the block.
-    pub(super) fn range(&self) -> Range<u64> {
-        self.start..self.start + Self::bytes(&self.layout)
+    pub(super) fn range(&self) -> Range<Hpa> {
+        self.start..self.start.offset(Self::bytes(&self.layout))
     }
 
     /// Returns the end of the RAM that the microvisor can reach.
@@ -78,14 +78,14 @@ impl Own {
         FrameTable::bytes(layout.frames).next_multiple_of(PAGE_SIZE)
     }
 
-    fn memory_types(&self, map: &Map, image_end: u64) -> MemoryTypes {
-        const BELOW: u64 = 1 << 32;
+    fn memory_types(&self, map: &Map, image_end: Hpa) -> MemoryTypes {
+        const BELOW: Hpa = Hpa::new(1 << 32);
         let usable = map.usable().filter(|range| range.start < BELOW);
         let low = usable.map(|range| range.end.min(BELOW));
         let low = low.chain([image_end, self.range().end]).max();
         let register = |msr| arch::try_read_msr(msr).unwrap_or(0);
         MemoryTypes {
-            low: Hpa::new(low.unwrap_or(BELOW)),
+            low: low.unwrap_or(BELOW),
             high: Hpa::new(self.ram_end()),
             end: Hpa::new(physical_pages() * PAGE_SIZE),
             variable: core::array::from_fn(|n| register(0x200 + n as u32)),
@@ -98,31 +98,31 @@ impl Own {
         &self,
         physical: PhysMap,
         map: &Map,
-        image: Range<u64>,
+        image: Range<Hpa>,
         cpus: u32,
         options: Options,
     ) -> &'static Machine {
         let image_end = image.end;
         MACHINE.call_once(|| {
-            let frames = FrameTable::new(physical, Hpa::new(self.start), self.layout.frames);
+            let frames = FrameTable::new(physical, self.start, self.layout.frames);
             for range in map.usable() {
-                for frame in range.start.div_ceil(PAGE_SIZE)..range.end / PAGE_SIZE {
+                for frame in end_of(range.start)..range.end.frame().number() {
                     frames.boot_root(Frame::new(frame));
                 }
             }
             let mut reserved = 0;
             for range in [image, self.range()] {
-                for frame in range.start / PAGE_SIZE..range.end.div_ceil(PAGE_SIZE) {
+                for frame in range.start.frame().number()..end_of(range.end) {
                     frames.boot_reserve(Frame::new(frame));
                     reserved += 1;
                 }
             }
-            let first_table = Hpa::new(self.start + Self::table_bytes(&self.layout)).frame();
+            let first_table = self.start.offset(Self::table_bytes(&self.layout)).frame();
             let root = RootMap::new(&physical, first_table, self.layout, &frames);
             let waiting = nested::boot::build_waiting(
                 &physical,
                 first_table.offset(self.layout.table_frames()),
-                low::START / PAGE_SIZE..low::END / PAGE_SIZE,
+                low::START.frame().number()..low::END.frame().number(),
             );
             let memory = Memory {
                 map: physical,
@@ -151,6 +151,11 @@ impl Own {
 /// Returns the machine, once it is complete.
 pub(super) fn machine() -> Option<&'static Machine> {
     MACHINE.get()
+}
+
+/// Returns the number of the first frame that begins at `address` or later.
+fn end_of(address: Hpa) -> u64 {
+    address.as_u64().div_ceil(PAGE_SIZE)
 }
 
 /// Returns the count of pages in the CPU's physical address space.

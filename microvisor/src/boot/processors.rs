@@ -11,10 +11,10 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use guest_proto::limits::MAX_CPUS;
 
+use super::memory::BootMemory;
 use super::{Error, low};
 use crate::arch;
 use crate::arch::boot::descriptors::interrupt_gate;
-use crate::boot::memory::BootMemory;
 
 const ICR: u64 = 0x300;
 const ALL_BUT_SELF: u32 = 0b11 << 18;
@@ -50,18 +50,18 @@ pub(super) fn start_others(
     }
     /// VM 0's first code segment.
     const CODE: u16 = 0x10;
-    let [gate, rest] = interrupt_gate(low::WAIT, CODE, 0).map(u64::to_le_bytes);
+    let [gate, rest] = interrupt_gate(low::WAIT.as_u64(), CODE, 0).map(u64::to_le_bytes);
     let written = memory.write(low::TRAMPOLINE, code.trampoline)
         && memory.zero(low::IDT, 4096)
-        && memory.write(low::IDT + NMI_GATE, &gate)
-        && memory.write(low::IDT + NMI_GATE + 8, &rest)
+        && memory.write(low::IDT.offset(NMI_GATE), &gate)
+        && memory.write(low::IDT.offset(NMI_GATE + 8), &rest)
         && memory.write(low::WAIT, code.wait);
     if !written {
         return Err(Error::NoLowMemory);
     }
     memory.write_apic(ICR, ALL_BUT_SELF | ASSERT | INIT);
     pause();
-    let page = (low::TRAMPOLINE >> 12) as u32;
+    let page = low::TRAMPOLINE.frame().number() as u32;
     memory.write_apic(ICR, ALL_BUT_SELF | ASSERT | STARTUP | page);
     let running = || code.started.load(Ordering::Acquire) + 1;
     let all = eventually(|| running() >= listed);

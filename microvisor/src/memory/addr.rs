@@ -23,9 +23,20 @@ impl Hpa {
         self.0
     }
 
+    /// Returns the address `bytes` after this one.
+    pub const fn offset(self, bytes: u64) -> Self {
+        Self::new(self.0.wrapping_add(bytes))
+    }
+
     /// Returns the frame that the address lies in.
     pub const fn frame(self) -> Frame {
         Frame(self.0 >> PAGE_SHIFT)
+    }
+}
+
+impl core::fmt::Display for Hpa {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{:#x}", self.0)
     }
 }
 

@@ -8,6 +8,7 @@ use x86_64::structures::paging::PageTableFlags;
 use crate::arch::layout::{BASE, IMAGE, SIZE, image_physical};
 use crate::arch::paging::{ENTRIES, TABLES, Table, Tables};
 use crate::arch::stack;
+use crate::memory::Hpa;
 
 const PAGE: u64 = 4096;
 const LARGE: u64 = 2 << 20;
@@ -35,24 +36,24 @@ pub enum Access {
 #[derive(Clone, Debug)]
 pub struct Image {
     /// First byte, at the start of a large page.
-    pub start: u64,
+    pub start: Hpa,
     /// First byte of the resident part, at the start of a page.
-    pub resident: u64,
+    pub resident: Hpa,
     /// The byte past the last.
-    pub end: u64,
+    pub end: Hpa,
     /// The sections of the resident part, in whole pages, by link address.
     pub sections: [(Range<u64>, Access); 5],
 }
 
 impl Image {
     /// Returns the start-up code, which becomes root's once VM 0 starts.
-    pub fn startup(&self) -> Range<u64> {
+    pub fn startup(&self) -> Range<Hpa> {
         self.start..self.resident
     }
 
     /// Returns the resident part and the rest of its last large page, which stay the microvisor's own.
-    pub fn own(&self) -> Range<u64> {
-        self.resident..self.end.next_multiple_of(LARGE)
+    pub fn own(&self) -> Range<Hpa> {
+        self.resident..Hpa::new(self.end.as_u64().next_multiple_of(LARGE))
     }
 }
 
@@ -97,7 +98,9 @@ impl Tables {
     }
 
     /// Maps the ranges of `ram`, rounded out to 2 MiB, less `own`.
-    fn map_ram(&self, ram: impl Iterator<Item = Range<u64>> + Clone, own: &Range<u64>) {
+    fn map_ram(&self, ram: impl Iterator<Item = Range<Hpa>> + Clone, own: Range<Hpa>) {
+        let bytes = |range: Range<Hpa>| range.start.as_u64()..range.end.as_u64();
+        let (ram, own) = (ram.map(bytes), &bytes(own));
         const PAGE_LEAF: u64 = PRESENT | WRITE | USED | NO_EXECUTE;
         const LEAF: u64 = PAGE_LEAF | LARGE_ENTRY;
         let overlap = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
@@ -137,12 +140,12 @@ impl Tables {
 }
 
 /// Builds the tables for `image` and `ram`. The boot CPU calls this once.
-pub fn build(image: &Image, ram: impl Iterator<Item = Range<u64>> + Clone) {
+pub fn build(image: &Image, ram: impl Iterator<Item = Range<Hpa>> + Clone) {
     TABLES.map_image(image);
     for guard in stack::guards() {
         TABLES.set_page(guard, 0);
     }
-    TABLES.map_ram(ram, &image.own());
+    TABLES.map_ram(ram, image.own());
 }
 
 #[cfg(test)]
@@ -158,9 +161,9 @@ mod tests {
     fn image() -> Image {
         let section = |from: u64, to: u64, access| (IMAGE + from..IMAGE + to, access);
         Image {
-            start: OWN,
-            resident: 0x20_5000,
-            end: 0x4f_0000,
+            start: Hpa::new(OWN),
+            resident: Hpa::new(0x20_5000),
+            end: Hpa::new(0x4f_0000),
             sections: [
                 section(0x20_5000, 0x21_0000, Access::Execute),
                 section(0x21_0000, 0x21_2000, Access::Read),
@@ -174,7 +177,8 @@ mod tests {
     fn built(ram: &[Range<u64>]) -> Box<Tables> {
         let tables = Box::new(Tables::new());
         tables.map_image(&image());
-        tables.map_ram(ram.iter().cloned(), &image().own());
+        let address = |range: &Range<u64>| Hpa::new(range.start)..Hpa::new(range.end);
+        tables.map_ram(ram.iter().map(address), image().own());
         tables
     }
 
@@ -236,8 +240,9 @@ mod tests {
     #[test]
     fn the_resident_part_is_mapped_once_and_start_up_code_as_ram() {
         let tables = built(&[0..GIB, GIB..2 * GIB]);
-        let own = image().own();
-        let startup = image().startup();
+        let bytes = |range: Range<Hpa>| range.start.as_u64()..range.end.as_u64();
+        let own = bytes(image().own());
+        let startup = bytes(image().startup());
         let mut pages = 0;
         let mut startup_pages = 0;
         for (at, size, physical, bits) in mappings(&tables) {

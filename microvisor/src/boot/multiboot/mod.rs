@@ -1,9 +1,14 @@
 //! The information of a Multiboot loader. `one` and `two` read its two versions.
 
+use core::ops::Range;
+
+use heapless::Vec;
+
 use super::Error;
 use super::acpi::Rsdp;
 use super::map::Map;
-use crate::boot::memory::BootMemory;
+use super::memory::BootMemory;
+use crate::memory::Hpa;
 
 mod one;
 mod two;
@@ -14,15 +19,16 @@ const MODULES: usize = 2;
 const COMMAND_LINE: usize = 2048;
 
 /// The place of a module in memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Module {
-    pub(super) start: u64,
-    pub(super) end: u64,
+    pub(super) start: Hpa,
+    pub(super) len: u64,
 }
 
 impl Module {
-    pub(super) fn len(&self) -> u64 {
-        self.end - self.start
+    /// Returns its place.
+    pub(super) fn range(&self) -> Range<Hpa> {
+        self.start..self.start.offset(self.len)
     }
 }
 
@@ -32,38 +38,21 @@ pub(super) struct Info {
     pub(super) map: Map,
     /// ACPI's root pointer, if the loader passes it.
     pub(super) rsdp: Option<Rsdp>,
-    modules: [Module; MODULES],
-    modules_len: usize,
+    modules: Vec<Module, MODULES>,
     /// VM 0's command line.
     command_line: Line,
     /// The microvisor's own command line.
     own_line: Line,
 }
 
-/// A string of the loader's.
-#[derive(Clone, Debug)]
-struct Line {
-    bytes: [u8; COMMAND_LINE],
-    len: usize,
-}
+/// A string of the loader's, without its NUL.
+type Line = Vec<u8, { COMMAND_LINE - 1 }>;
 
-impl Line {
-    const EMPTY: Self = Self {
-        bytes: [0; COMMAND_LINE],
-        len: 0,
-    };
-
-    /// Takes `text` up to its first NUL, and up to the room for it.
-    fn set(&mut self, text: &[u8]) {
-        let text = text.split(|&byte| byte == 0).next().unwrap_or(&[]);
-        let text = text.get(..COMMAND_LINE - 1).unwrap_or(text);
-        self.bytes[..text.len()].copy_from_slice(text);
-        self.len = text.len();
-    }
-
-    fn get(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or(&[])
-    }
+/// Sets `line` to `text` up to its first NUL, and up to the room for it.
+fn set(line: &mut Line, text: &[u8]) {
+    let text = text.split(|&byte| byte == 0).next().unwrap_or(&[]);
+    line.clear();
+    line.extend(text.iter().copied().take(COMMAND_LINE - 1));
 }
 
 impl Info {
@@ -71,31 +60,28 @@ impl Info {
         Self {
             map: Map::new(),
             rsdp: None,
-            modules: [Module { start: 0, end: 0 }; MODULES],
-            modules_len: 0,
-            command_line: Line::EMPTY,
-            own_line: Line::EMPTY,
+            modules: Vec::new(),
+            command_line: Vec::new(),
+            own_line: Vec::new(),
         }
     }
 
     /// Returns the modules: kernel, initrd.
     pub(super) fn modules(&self) -> &[Module] {
-        self.modules.get(..self.modules_len).unwrap_or(&[])
+        &self.modules
     }
 
     /// Returns VM 0's command line: the words after the first one, by which the loader names the kernel. QEMU puts
     /// the file name there, Debian's GRUB entries for Multiboot kernels put the word `placeholder`.
     pub(super) fn command_line(&self) -> &[u8] {
-        let line = self.command_line.get();
-        match line.iter().position(|&byte| byte == b' ') {
-            Some(space) => line.get(space + 1..).unwrap_or(&[]),
-            None => &[],
-        }
+        let space = self.command_line.iter().position(|&byte| byte == b' ');
+        let words = space.and_then(|space| self.command_line.get(space + 1..));
+        words.unwrap_or(&[])
     }
 
     /// Returns the microvisor's own command line, as the loader passes it.
     pub(super) fn own_line(&self) -> &[u8] {
-        self.own_line.get()
+        &self.own_line
     }
 
     /// Adds a module with its string, which ends at its first NUL. The kernel's string is the command line. Modules
@@ -104,17 +90,15 @@ impl Info {
         if start >= end {
             return Err(Error::BadInfo);
         }
-        let Some(module) = self.modules.get_mut(self.modules_len) else {
-            return Ok(());
-        };
-        *module = Module {
-            start: start.into(),
-            end: end.into(),
-        };
-        if self.modules_len == 0 {
-            self.command_line.set(text);
+        if self.modules.is_empty() {
+            set(&mut self.command_line, text);
         }
-        self.modules_len += 1;
+        let module = Module {
+            start: Hpa::new(start.into()),
+            len: (end - start).into(),
+        };
+        // A third module is nobody's.
+        let _ = self.modules.push(module);
         Ok(())
     }
 }
@@ -127,8 +111,8 @@ pub(super) fn parse(
     info: &mut Info,
 ) -> Result<(), Error> {
     match magic {
-        one::MAGIC => one::parse(memory, at.into(), info),
-        two::MAGIC => two::parse(memory, at.into(), info),
+        one::MAGIC => one::parse(memory, Hpa::new(at.into()), info),
+        two::MAGIC => two::parse(memory, Hpa::new(at.into()), info),
         _ => Err(Error::NotMultiboot),
     }
 }
@@ -167,10 +151,11 @@ mod tests {
         for n in 0..3 {
             info.add_module(n, n + 1, b"").unwrap();
         }
-        assert_eq!(
-            info.modules(),
-            [Module { start: 0, end: 1 }, Module { start: 1, end: 2 }]
-        );
+        let module = |start| Module {
+            start: Hpa::new(start),
+            len: 1,
+        };
+        assert_eq!(info.modules(), [module(0), module(1)]);
         assert_eq!(info.add_module(5, 5, b""), Err(Error::BadInfo));
     }
 }

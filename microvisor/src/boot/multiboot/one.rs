@@ -1,10 +1,11 @@
 //! Multiboot 1 (specification 0.6.96 §3.3).
 
-use super::{COMMAND_LINE, Info, MODULES};
+use super::{COMMAND_LINE, Info, MODULES, set};
 use crate::boot::Error;
 use crate::boot::bytes::{u32_at, u64_at};
 use crate::boot::map::{Map, Range};
 use crate::boot::memory::BootMemory;
+use crate::memory::Hpa;
 
 pub(super) const MAGIC: u32 = 0x2bad_b002;
 
@@ -16,32 +17,33 @@ const INFO: u64 = 52;
 /// Bytes of an entry of the list of modules.
 const MODULE: u64 = 16;
 
-pub(super) fn parse(memory: &BootMemory, at: u64, info: &mut Info) -> Result<(), Error> {
+pub(super) fn parse(memory: &BootMemory, at: Hpa, info: &mut Info) -> Result<(), Error> {
     let table = memory.bytes(at, INFO).ok_or(Error::BadInfo)?;
     let field = |at| u32_at(table, at).ok_or(Error::BadInfo);
+    let address = |at| field(at).map(|address| Hpa::new(address.into()));
     let flags = field(0)?;
     if flags & HAS_MAP == 0 {
         return Err(Error::BadInfo);
     }
-    let map = memory.bytes(field(48)?.into(), field(44)?.into());
+    let map = memory.bytes(address(48)?, field(44)?.into());
     parse_map(&mut info.map, map.ok_or(Error::BadInfo)?)?;
     if flags & HAS_COMMAND_LINE != 0 {
-        let text = memory.bytes(field(16)?.into(), COMMAND_LINE as u64);
-        info.own_line.set(text.ok_or(Error::BadInfo)?);
+        let text = memory.bytes(address(16)?, COMMAND_LINE as u64);
+        set(&mut info.own_line, text.ok_or(Error::BadInfo)?);
     }
     let count = match flags & HAS_MODULES {
         0 => 0,
         _ => field(20)?.min(MODULES as u32),
     };
-    let list = u64::from(field(24)?);
+    let list = address(24)?;
     for n in 0..u64::from(count) {
-        let entry = memory.bytes(list + MODULE * n, MODULE);
+        let entry = memory.bytes(list.offset(MODULE * n), MODULE);
         let entry = entry.ok_or(Error::BadInfo)?;
         let field = |at| u32_at(entry, at).ok_or(Error::BadInfo);
         let text = match field(8)? {
             0 => &[],
             text => memory
-                .bytes(text.into(), COMMAND_LINE as u64)
+                .bytes(Hpa::new(text.into()), COMMAND_LINE as u64)
                 .ok_or(Error::BadInfo)?,
         };
         info.add_module(field(0)?, field(4)?, text)?;
@@ -56,11 +58,8 @@ fn parse_map(map: &mut Map, table: &[u8]) -> Result<(), Error> {
         let size = u32_at(table, at).ok_or(Error::BadInfo)?;
         let base = u64_at(table, at + 4).ok_or(Error::BadInfo)?;
         let len = u64_at(table, at + 12).ok_or(Error::BadInfo)?;
-        map.add(Range {
-            start: base,
-            end: base.checked_add(len).ok_or(Error::BadInfo)?,
-            kind: u32_at(table, at + 20).ok_or(Error::BadInfo)?,
-        })?;
+        let kind = u32_at(table, at + 20).ok_or(Error::BadInfo)?;
+        map.add(Range::new(base, len, kind)?)?;
         at += size as usize + 4;
     }
     Ok(())
@@ -107,20 +106,20 @@ mod tests {
         let bytes = |words: &[u32]| -> std::vec::Vec<u8> {
             words.iter().flat_map(|word| word.to_le_bytes()).collect()
         };
-        assert!(memory.write(0x1000, &bytes(&words)));
-        assert!(memory.write(0x2000, &bytes(&modules)));
-        assert!(memory.write(0x3000, &table));
-        assert!(memory.write(0x4000, b"kernel a b"));
-        assert!(memory.write(0x5000, b"image key=value"));
+        assert!(memory.write(Hpa::new(0x1000), &bytes(&words)));
+        assert!(memory.write(Hpa::new(0x2000), &bytes(&modules)));
+        assert!(memory.write(Hpa::new(0x3000), &table));
+        assert!(memory.write(Hpa::new(0x4000), b"kernel a b"));
+        assert!(memory.write(Hpa::new(0x5000), b"image key=value"));
         let mut info = Info::new();
-        parse(&memory, 0x1000, &mut info).unwrap();
-        assert_eq!(info.modules()[1].start, 0x30_0000);
+        parse(&memory, Hpa::new(0x1000), &mut info).unwrap();
+        assert_eq!(info.modules()[1].start, Hpa::new(0x30_0000));
         assert_eq!(info.command_line(), b"a b");
         assert_eq!(info.own_line(), b"image key=value");
         assert_eq!(info.map.len(), 2);
         words[0] = HAS_MODULES;
-        assert!(memory.write(0x1000, &bytes(&words)));
-        let parsed = parse(&memory, 0x1000, &mut Info::new());
+        assert!(memory.write(Hpa::new(0x1000), &bytes(&words)));
+        let parsed = parse(&memory, Hpa::new(0x1000), &mut Info::new());
         assert_eq!(parsed, Err(Error::BadInfo));
     }
 }

@@ -1,10 +1,11 @@
 //! Multiboot 2 (specification 2.0 §3.6): a run of tags.
 
-use super::Info;
+use super::{Info, set};
 use crate::boot::Error;
 use crate::boot::bytes::{u32_at, u64_at};
 use crate::boot::map::{Map, Range};
 use crate::boot::memory::BootMemory;
+use crate::memory::Hpa;
 
 pub(super) const MAGIC: u32 = 0x36d7_6289;
 
@@ -17,7 +18,7 @@ const ACPI_2: u32 = 15;
 /// Bytes of a tag's type and size.
 const TAG: usize = 8;
 
-pub(super) fn parse(memory: &BootMemory, at: u64, info: &mut Info) -> Result<(), Error> {
+pub(super) fn parse(memory: &BootMemory, at: Hpa, info: &mut Info) -> Result<(), Error> {
     let size = memory.bytes(at, 8).and_then(|head| u32_at(head, 0));
     let tags = memory.bytes(at, size.ok_or(Error::BadInfo)?.into());
     let tags = tags.and_then(|all| all.get(8..));
@@ -32,7 +33,7 @@ fn parse_tags(mut rest: &[u8], info: &mut Info) -> Result<(), Error> {
         let field = |at| u32_at(body, at).ok_or(Error::BadInfo);
         match kind {
             END => break,
-            COMMAND_LINE => info.own_line.set(body),
+            COMMAND_LINE => set(&mut info.own_line, body),
             MODULE => {
                 let text = body.get(8..).ok_or(Error::BadInfo)?;
                 info.add_module(field(0)?, field(4)?, text)?;
@@ -66,11 +67,8 @@ fn parse_map(map: &mut Map, entries: &[u8], size: usize) -> Result<(), Error> {
     for entry in entries.chunks(size) {
         let base = u64_at(entry, 0).ok_or(Error::BadInfo)?;
         let len = u64_at(entry, 8).ok_or(Error::BadInfo)?;
-        map.add(Range {
-            start: base,
-            end: base.checked_add(len).ok_or(Error::BadInfo)?,
-            kind: u32_at(entry, 16).ok_or(Error::BadInfo)?,
-        })?;
+        let kind = u32_at(entry, 16).ok_or(Error::BadInfo)?;
+        map.add(Range::new(base, len, kind)?)?;
     }
     Ok(())
 }
@@ -130,7 +128,7 @@ mod tests {
         assert_eq!(info.map.usable_bytes(), 0x9f000);
         assert_eq!(info.own_line(), b"key=value");
         assert_eq!(info.map.len(), 2);
-        assert_eq!(info.modules()[1].start, 0x30_0000);
+        assert_eq!(info.modules()[1].start, Hpa::new(0x30_0000));
         assert_eq!(info.command_line(), b"a b");
         assert_eq!(info.rsdp, Some([2; 36]));
     }
@@ -148,13 +146,13 @@ mod tests {
         let mut memory = BootMemory::fake(0x4000);
         let whole = whole();
         let size = whole.len() as u32 + 8;
-        assert!(memory.write(0x1008, &whole));
-        assert!(memory.write(0x1000, &size.to_le_bytes()));
-        let parse = |memory: &BootMemory| parse(memory, 0x1000, &mut Info::new());
+        assert!(memory.write(Hpa::new(0x1008), &whole));
+        assert!(memory.write(Hpa::new(0x1000), &size.to_le_bytes()));
+        let parse = |memory: &BootMemory| parse(memory, Hpa::new(0x1000), &mut Info::new());
         assert_eq!(parse(&memory), Ok(()));
-        assert!(memory.write(0x1000, &(size - 8).to_le_bytes()));
+        assert!(memory.write(Hpa::new(0x1000), &(size - 8).to_le_bytes()));
         assert_eq!(parse(&memory), Err(Error::BadInfo));
-        assert!(memory.write(0x1000, &u32::MAX.to_le_bytes()));
+        assert!(memory.write(Hpa::new(0x1000), &u32::MAX.to_le_bytes()));
         assert_eq!(parse(&memory), Err(Error::BadInfo));
     }
 
