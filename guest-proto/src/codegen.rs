@@ -51,6 +51,8 @@ pub const CATALOG: &[Section] = &[
         items: &[
             C("CPUID_", &cpuid::leaf::LAYOUT),
             C("FEATURE_", &cpuid::Features::LAYOUT),
+            C("CPUID_FLAG_", &cpuid::CpuidFlags::LAYOUT),
+            S(&cpuid::CpuidEntry::LAYOUT),
         ],
     },
     Section {
@@ -119,6 +121,7 @@ pub const CATALOG: &[Section] = &[
             S(&driver::Msi::LAYOUT),
             S(&driver::SetProperty::LAYOUT),
             S(&driver::ApicAccess::LAYOUT),
+            S(&driver::SetCpuid::LAYOUT),
             C("DRIVER_WORD_", &driver::DriverWord::LAYOUT),
             C("IOCTL_", &driver::ioctl::LAYOUT),
         ],

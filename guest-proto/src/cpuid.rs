@@ -1,9 +1,10 @@
 //! Discovery by CPUID.
 //!
-//! Root finds [`SIGNATURE`] at leaf [`leaf::ROOT_BASE`]. A guest finds KVM's signature there (the
-//! documented subset of `Documentation/virt/kvm/x86/cpuid.rst`) and ours at [`leaf::GUEST_BASE`].
+//! Root finds [`SIGNATURE`] at leaf [`leaf::ROOT_BASE`]. A guest finds what root sets in the table of its virtual CPU:
+//! KVM's signature there (the documented subset of `Documentation/virt/kvm/x86/cpuid.rst`) and ours at
+//! [`leaf::GUEST_BASE`].
 
-use crate::layout::{abi_consts, abi_flags};
+use crate::layout::{abi_consts, abi_flags, abi_struct};
 
 /// EBX, ECX, EDX of the base leaf, in this order.
 pub const SIGNATURE: [u8; 12] = *b"MicrovisorHV";
@@ -46,5 +47,35 @@ abi_flags! {
         TSC_SCALING = 1 << 5,
         /// Guests can have memory that root cannot read.
         PRIVATE_MEMORY = 1 << 6,
+    }
+}
+
+abi_flags! {
+    /// Flags of `CpuidEntry`.
+    pub struct CpuidFlags: u32 {
+        /// The entry answers its subleaf only. Without it the entry answers every subleaf, and `subleaf` is 0.
+        SUBLEAF = 1 << 0,
+    }
+}
+
+abi_struct! {
+    /// One answer of a virtual CPU's CPUID: an entry of the list of `vcpu_set_cpuid`.
+    pub struct CpuidEntry: 32 {
+        /// EAX of the question.
+        pub leaf: u32,
+        /// ECX of the question.
+        pub subleaf: u32,
+        /// `CpuidFlags`.
+        pub flags: u32,
+        /// Reserved, 0.
+        pub reserved: u32,
+        /// EAX of the answer.
+        pub eax: u32,
+        /// EBX of the answer.
+        pub ebx: u32,
+        /// ECX of the answer.
+        pub ecx: u32,
+        /// EDX of the answer.
+        pub edx: u32,
     }
 }

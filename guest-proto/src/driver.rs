@@ -82,6 +82,8 @@ abi_consts! {
         VCPU_APIC = super::ioc(super::BOTH, 0x23, size_of::<super::ApicAccess>()),
         /// VCPU, no argument: makes a VCPU_RUN return EINTR once, or at its next call.
         VCPU_KICK = super::ioc(super::NONE, 0x24, 0),
+        /// VCPU, `SetCpuid`.
+        VCPU_SET_CPUID = super::ioc(super::WRITE, 0x25, size_of::<super::SetCpuid>()),
     }
 }
 
@@ -291,6 +293,18 @@ abi_struct! {
         pub reserved: u32,
         /// Value to write, or out: value read.
         pub value: u64,
+    }
+}
+
+abi_struct! {
+    /// Sets the answers of a virtual CPU's CPUID.
+    pub struct SetCpuid: 16 {
+        /// Address of `CpuidEntry` entries, in ascending order of leaf and subleaf.
+        pub entries: u64,
+        /// Count of entries, 0 to 127.
+        pub count: u32,
+        /// Reserved, 0.
+        pub reserved: u32,
     }
 }
 

@@ -292,6 +292,23 @@ hypercalls! {
         OutOfRange: "the register does not exist, or the value has more than 32 bits",
         InvalidState: "the vLAPIC is not in xAPIC mode"
     ];
+
+    /// Sets the answers of a stopped virtual CPU's CPUID, in place of all former ones. CPUID of a leaf that no entry has
+    /// is 0. The microvisor clears each bit that this CPU or the microvisor does not support, and answers by itself:
+    /// leaf 0xD; OSXSAVE and OSPKE, which follow CR4; and the APIC bits, which are 0 while the vLAPIC is disabled.
+    VcpuSetCpuid = 0x0306, "vcpu_set_cpuid"(
+        "partition": "id",
+        "vcpu": "index",
+        "pfn": "page of root's that holds `CpuidEntry` entries, in ascending order of leaf and subleaf; copied once",
+        "count": "entries, 0 to 127"
+    ) -> "0" errors [
+        NoSuchPartition: "no partition has this id",
+        NoSuchVcpu: "it has no virtual CPU of this index",
+        Busy: "the virtual CPU is running",
+        OutOfRange: "the count is above 127",
+        NotOwner: "`pfn` is not root's alone",
+        BadAddress: "`pfn` is not RAM"
+    ];
 }
 
 abi_flags! {
@@ -307,8 +324,6 @@ abi_enum! {
     pub enum Property: u64 {
         /// Frequency of the TSC in kHz, 100_000 to 100_000_000; the vLAPIC's timer needs it.
         TscKhz = 1,
-        /// Virtual CPUs that the guest will have, 1 to 64: CPUID's topology.
-        Vcpus = 3,
         /// 1: the vLAPICs start in x2APIC mode, as firmware leaves them on large machines.
         X2Apic = 4,
     }

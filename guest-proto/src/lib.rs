@@ -51,6 +51,10 @@ layout::abi_consts! {
         RING_ENTRIES = 128,
         /// `MapRange` entries in one `memory_map` list page.
         MAX_MAP_RANGES = 170,
+        /// `CpuidEntry` entries of one virtual CPU.
+        MAX_CPUID_ENTRIES = 127,
+        /// Frequency of the vLAPIC's timer in kHz.
+        VLAPIC_KHZ = 1_000_000,
         /// Partition id of the root partition.
         ROOT_PARTITION = 0,
     }

@@ -48,6 +48,31 @@ static long apic(struct mv_vcpu *vcpu, struct mv_apic_access __user *user)
 	return put_user(value, &user->value);
 }
 
+static long set_cpuid(struct mv_vcpu *vcpu, struct mv_set_cpuid __user *user)
+{
+	struct mv_set_cpuid list;
+	void *page;
+	long error;
+
+	if (copy_from_user(&list, user, sizeof(list)))
+		return -EFAULT;
+	if (list.reserved)
+		return -EINVAL;
+	if (list.count > MV_MAX_CPUID_ENTRIES)
+		return -ERANGE;
+	page = (void *)get_zeroed_page(GFP_KERNEL);
+	if (!page)
+		return -ENOMEM;
+	if (copy_from_user(page, u64_to_user_ptr(list.entries),
+			   list.count * sizeof(struct mv_cpuid_entry)))
+		error = -EFAULT;
+	else
+		error = mv_call4(MV_CALL_VCPU_SET_CPUID, vcpu->vm->id, vcpu->index, mv_pfn(page),
+				 list.count, NULL);
+	free_page((unsigned long)page);
+	return error;
+}
+
 /* The ioctls that need the virtual CPU for themselves. */
 static long locked_ioctl(struct mv_vcpu *vcpu, unsigned int command, unsigned long argument)
 {
@@ -65,6 +90,8 @@ static long locked_ioctl(struct mv_vcpu *vcpu, unsigned int command, unsigned lo
 		return mv_call2(MV_CALL_VCPU_SET_STATE, vm->id, vcpu->index, NULL);
 	case MV_IOCTL_VCPU_APIC:
 		return apic(vcpu, (void __user *)argument);
+	case MV_IOCTL_VCPU_SET_CPUID:
+		return set_cpuid(vcpu, (void __user *)argument);
 	default:
 		return -ENOTTY;
 	}

@@ -30,6 +30,8 @@ pub(super) fn deposit(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
 }
 
 /// `memory_map` copies the list, then maps it entry by entry, up to a batch.
+// The list is on the stack: it is not to be in the frame that every call has.
+#[inline(never)]
 pub(super) fn map(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     let [partition, pfn, start, count] = take(args)?;
     let machine = cx.machine;

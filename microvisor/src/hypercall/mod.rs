@@ -122,6 +122,7 @@ fn route(cx: &mut Context<'_>, call: &Call) -> Outcome {
         Hypercall::VcpuRun => vcpu::run(cx, args),
         Hypercall::VcpuGetState => vcpu::get_state(cx, args),
         Hypercall::VcpuSetState => vcpu::set_state(cx, args),
+        Hypercall::VcpuSetCpuid => vcpu::set_cpuid(cx, args),
         Hypercall::VcpuApic => vcpu::apic(cx, args),
     }
 }

@@ -2,7 +2,6 @@
 
 use guest_proto::Status;
 use guest_proto::hypercall::{DoorbellFlags, PartitionFlags, Property};
-use guest_proto::limits::MAX_VCPUS;
 
 use super::args::{control, live, take};
 use super::{Context, Failure, Outcome};
@@ -44,11 +43,8 @@ pub(super) fn set(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     }
     match property {
         Property::TscKhz if TSC_KHZ.contains(&value) => properties.set_tsc_khz(value),
-        Property::Vcpus if (1..=MAX_VCPUS).contains(&value) => properties.set_vcpus(value as u32),
         Property::X2Apic if value <= 1 => properties.set_x2apic(value == 1),
-        Property::TscKhz | Property::Vcpus | Property::X2Apic => {
-            return Err(Status::OutOfRange.into());
-        }
+        Property::TscKhz | Property::X2Apic => return Err(Status::OutOfRange.into()),
     }
     Ok(0)
 }

@@ -1,10 +1,12 @@
 //! Calls about virtual CPUs.
 
 use guest_proto::Status;
-use guest_proto::limits::MAX_VCPUS;
+use guest_proto::cpuid::CpuidEntry;
+use guest_proto::limits::{MAX_CPUID_ENTRIES, MAX_VCPUS};
 use guest_proto::shared::SharedPage;
+use zerocopy::FromBytes;
 
-use super::args::{control, frame, take};
+use super::args::{RootPage, control, frame, take};
 use super::{Context, Failure, Outcome};
 use crate::arch;
 use crate::arch::hw::Guest;
@@ -16,8 +18,8 @@ use crate::partition::{Life, Partition, host_cpuid};
 use crate::vcpu::vlapic::{Effect, Mode};
 use crate::vcpu::{Allowed, Local, Vcpu, cpuid};
 
-/// Frames of a virtual CPU: its own, and those of the hardware's part.
-const FRAMES: u64 = 1 + Guest::FRAMES as u64;
+/// Frames of a virtual CPU: its own, that of its CPUID table, and those of the hardware's part.
+const FRAMES: u64 = 2 + Guest::FRAMES as u64;
 /// Bit of `vcpu_apic`'s register argument that makes the access a write.
 const WRITE: u64 = 1 << 31;
 
@@ -44,7 +46,8 @@ pub(super) fn create(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
 
     let pool = &mut control.pool;
     let hw = hardware(memory, pool)?;
-    let vcpu_of = Vcpu::new(partition.id(), index, page, hw);
+    let table = place(memory, pool, cpuid::Table::new())?;
+    let vcpu_of = Vcpu::new(partition.id(), index, page, hw, table);
     let placed = place(memory, pool, vcpu_of)?;
     // Root may have given the page away since the check, on another CPU.
     if let Err(error) = memory.frames.root_share_page(page, partition.id()) {
@@ -111,6 +114,28 @@ pub(super) fn set_state(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
         local
             .set_state(vcpu, &state, &Allowed::on(host_cpuid))
             .map_err(|_| Status::InvalidArgument)?;
+        Ok(0)
+    })
+}
+
+// A list and a table are on the stack: they are not to be in the frame that every call has.
+#[inline(never)]
+pub(super) fn set_cpuid(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
+    let [partition, vcpu, pfn, count] = take(args)?;
+    if count > MAX_CPUID_ENTRIES {
+        return Err(Status::OutOfRange.into());
+    }
+    let list = RootPage::new(cx.machine, pfn)?.read(cx.machine)?;
+    let mut table = cpuid::Table::new();
+    let entries = list.chunks_exact(size_of::<CpuidEntry>());
+    for bytes in entries.take(count as usize) {
+        let entry = CpuidEntry::read_from_bytes(bytes).map_err(|_| Status::InvalidArgument)?;
+        if !cpuid::append(&mut table, host_cpuid, &entry) {
+            return Err(Status::InvalidArgument.into());
+        }
+    }
+    with(cx.machine, partition, vcpu, |_, _, local| {
+        *local.cpuid = table;
         Ok(0)
     })
 }

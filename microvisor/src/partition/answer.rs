@@ -14,7 +14,7 @@ use crate::arch::exit::{Event, Exit, NestedFault, PortAccess};
 use crate::arch::hw::{Register, Window};
 use crate::counters;
 use crate::vcpu::Pending;
-use crate::vcpu::cpuid::{self, Facts, Leaf};
+use crate::vcpu::cpuid::{self, Leaf};
 use crate::vcpu::vlapic::{Effect, Mode};
 
 /// KVM's answer to a hypercall that it does not have (Linux `include/uapi/linux/kvm_para.h`).
@@ -101,23 +101,16 @@ impl Turn<'_> {
     }
 
     fn cpuid(&mut self) {
-        let properties = &self.partition.properties;
         let hw = &mut self.local.hw;
         let cr4 = hw.read(Register::Cr4);
-        let facts = Facts {
-            partition: self.partition.id().0,
-            features: self.host.cpu.features,
-            apic_id: self.vcpu.index().into(),
-            vcpus: properties.vcpus(),
-            tsc_khz: u32::try_from(properties.tsc_khz()).unwrap_or(0),
-            apic_khz: APIC_KHZ,
+        let state = cpuid::State {
             apic_enabled: self.local.lapic.mode() != Mode::Disabled,
             osxsave: cr4 & Cr4Flags::OSXSAVE.bits() != 0,
             ospke: cr4 & Cr4Flags::PROTECTION_KEY_USER.bits() != 0,
             xcr0: hw.read(Register::Xcr0),
         };
         let (leaf, subleaf) = (hw.read(Register::Rax) as u32, hw.read(Register::Rcx) as u32);
-        let answer = cpuid::answer(host_cpuid, &facts, leaf, subleaf);
+        let answer = cpuid::answer(&self.local.cpuid, host_cpuid, &state, leaf, subleaf);
         hw.write(Register::Rax, answer.eax.into());
         hw.write(Register::Rbx, answer.ebx.into());
         hw.write(Register::Rcx, answer.ecx.into());
@@ -241,9 +234,6 @@ impl Turn<'_> {
         }
     }
 }
-
-/// Frequency of the vLAPIC timer's clock.
-const APIC_KHZ: u32 = (crate::vcpu::vlapic::timer::BUS_HZ / 1000) as u32;
 
 /// Returns this CPU's own answer of CPUID, in the form that the policy takes.
 pub fn host_cpuid(leaf: u32, subleaf: u32) -> Leaf {

@@ -1,6 +1,6 @@
 //! Properties of a partition. Root sets them before a virtual CPU runs; running virtual CPUs read them.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Properties of one partition. Written under its control lock.
 #[derive(Debug)]
@@ -8,7 +8,6 @@ pub struct Properties {
     /// TSC at creation: the zero of the guest's TSC.
     tsc_zero: AtomicU64,
     tsc_khz: AtomicU64,
-    vcpus: AtomicU32,
     x2apic: AtomicBool,
     started: AtomicBool,
 }
@@ -19,7 +18,6 @@ impl Properties {
         Self {
             tsc_zero: AtomicU64::new(0),
             tsc_khz: AtomicU64::new(0),
-            vcpus: AtomicU32::new(0),
             x2apic: AtomicBool::new(false),
             started: AtomicBool::new(false),
         }
@@ -29,7 +27,6 @@ impl Properties {
     pub fn reset(&self, now_tsc: u64) {
         self.tsc_zero.store(now_tsc, Ordering::Relaxed);
         self.tsc_khz.store(0, Ordering::Relaxed);
-        self.vcpus.store(1, Ordering::Relaxed);
         self.x2apic.store(false, Ordering::Relaxed);
         self.started.store(false, Ordering::Relaxed);
     }
@@ -47,16 +44,6 @@ impl Properties {
     /// Sets the frequency of the TSC in kHz.
     pub fn set_tsc_khz(&self, khz: u64) {
         self.tsc_khz.store(khz, Ordering::Relaxed);
-    }
-
-    /// Returns the count of virtual CPUs in the guest's topology, 1 to 64.
-    pub fn vcpus(&self) -> u32 {
-        self.vcpus.load(Ordering::Relaxed)
-    }
-
-    /// Sets the count of virtual CPUs.
-    pub fn set_vcpus(&self, count: u32) {
-        self.vcpus.store(count, Ordering::Relaxed);
     }
 
     /// Returns whether vLAPICs start in x2APIC mode.

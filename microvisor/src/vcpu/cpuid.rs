@@ -1,13 +1,12 @@
-//! CPUID for a guest: the host's features through an allow-list, the guest's own topology, KVM's documented
-//! leaves and ours.
+//! CPUID for a guest: a table that root sets for each virtual CPU, within bounds.
 //!
-//! Pure: the host's answers come in as a function. A bit is shown only if the microvisor and the
-//! worker support it. The features that the guest may switch on by control registers follow from the
-//! same lists. Leaves that are not named here are zero, as on AMD's CPUs beyond the highest leaf (APM vol. 3
-//! §E.2).
+//! Pure: the host's answers come in as a function. A bit can be set only if the host, the microvisor and the worker
+//! support it. The features that the guest may switch on by control registers follow from the same lists. Leaves that
+//! the table does not have are zero, as on AMD's CPUs beyond the highest leaf (APM vol. 3 §E.2).
 
-use guest_proto::ABI_VERSION;
-use guest_proto::cpuid::{Features, SIGNATURE, leaf as ours, signature_words};
+use guest_proto::cpuid::{CpuidEntry, CpuidFlags};
+use guest_proto::limits;
+use heapless::Vec;
 
 use crate::arch::AREA_SIZE;
 
@@ -24,21 +23,9 @@ pub struct Leaf {
     pub edx: u32,
 }
 
-/// Facts that the answers depend on besides the host.
+/// State of the virtual CPU that its answers depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Facts {
-    /// Partition.
-    pub partition: u8,
-    /// Features of the microvisor.
-    pub features: Features,
-    /// APIC id of the virtual CPU.
-    pub apic_id: u32,
-    /// Virtual CPUs in the topology, 1 or more.
-    pub vcpus: u32,
-    /// Frequency of the TSC, 0 if unknown.
-    pub tsc_khz: u32,
-    /// Frequency of the vLAPIC's timer.
-    pub apic_khz: u32,
+pub struct State {
     /// The APIC is on by APIC_BASE.
     pub apic_enabled: bool,
     /// CR4.OSXSAVE.
@@ -49,19 +36,11 @@ pub struct Facts {
     pub xcr0: u64,
 }
 
+/// The answers of a virtual CPU, in ascending order of leaf and subleaf.
+pub type Table = Vec<CpuidEntry, { limits::MAX_CPUID_ENTRIES as usize }>;
+
 /// XCR0 bits that a guest may set: x87, SSE, AVX, AVX-512's three, protection keys.
 pub const XCR0_ALLOWED: u64 = 0b10_1110_0111;
-
-const KVM_BASE: u32 = 0x4000_0000;
-const KVM_FEATURES: u32 = KVM_BASE + 1;
-const KVM_LAST: u32 = KVM_BASE + 0x10;
-const KVM_SIGNATURE: [u8; 12] = *b"KVMKVMKVM\0\0\0";
-/// NOP_IO_DELAY, CLOCKSOURCE2, CLOCKSOURCE_STABLE_BIT (Linux: Documentation/virt/kvm/x86/cpuid.rst).
-const KVM_FEATURE_BITS: u32 = 1 << 1 | 1 << 3 | 1 << 24;
-
-const BASIC_LAST: u32 = 0xd;
-const BASIC_LEAST: u32 = 0xb;
-const EXTENDED_LAST: u32 = 0x8000_0021;
 
 /// SSE3 PCLMULQDQ SSSE3 FMA CX16 PCID SSE4.1 SSE4.2 MOVBE POPCNT AES XSAVE AVX F16C RDRAND.
 const LEAF1_ECX: u32 = bits(&[0, 1, 9, 12, 13, 17, 19, 20, 22, 23, 25, 26, 28, 29, 30]);
@@ -99,7 +78,6 @@ const CMP_LEGACY: u32 = 1 << 1;
 const EXT1_EDX: u32 = bits(&[
     0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 17, 20, 22, 23, 24, 26, 27, 29, 30, 31,
 ]);
-const INVARIANT_TSC: u32 = 1 << 8;
 /// CLZERO XSAVEERPTR; IBPB IBRS STIBP IBRS_ALWAYS STIBP_ALWAYS IBRS_PREFERRED SSBD SSB_NO PSFD BTC_NO IBPB_RET.
 const EXT8_EBX: u32 = bits(&[0, 2, 12, 14, 15, 16, 17, 18, 24, 26, 28, 29, 30]);
 /// NO_NESTED_DATA_BP LFENCE_SERIALIZING NULL_SELECT_CLEARS_BASE AUTO_IBRS SBPB IBPB_BRTYPE SRSO_NO
@@ -107,9 +85,80 @@ const EXT8_EBX: u32 = bits(&[0, 2, 12, 14, 15, 16, 17, 18, 24, 26, 28, 29, 30]);
 const EXT21_EAX: u32 = bits(&[0, 2, 6, 8, 27, 28, 29, 30]);
 /// The APIC timer runs in every C state.
 const ARAT: u32 = 1 << 2;
-/// Guest physical addresses that the nested tables have.
-const PHYS_BITS: u32 = 48;
-const VIRT_BITS: u32 = 48;
+const INVARIANT_TSC: u32 = 1 << 8;
+
+/// The bits that root may set in the answers of some leaves.
+struct Bound {
+    first: u32,
+    last: u32,
+    /// The entries may have subleaves.
+    subleaves: bool,
+    /// Bits of EAX, EBX, ECX and EDX that may be set if the host has them.
+    host: [u32; 4],
+    /// Bits that may be set on any host: numbers and names, and features of the microvisor's own.
+    free: [u32; 4],
+}
+
+/// A leaf whose answers are numbers or names.
+const fn free(first: u32, last: u32) -> Bound {
+    Bound {
+        first,
+        last,
+        subleaves: false,
+        host: [0; 4],
+        free: [!0; 4],
+    }
+}
+
+const fn bound(leaf: u32, host: [u32; 4], free: [u32; 4]) -> Bound {
+    Bound {
+        first: leaf,
+        last: leaf,
+        subleaves: false,
+        host,
+        free,
+    }
+}
+
+const fn with_subleaves(leaf: u32) -> Bound {
+    Bound {
+        subleaves: true,
+        ..free(leaf, leaf)
+    }
+}
+
+/// All leaves that a guest can have, but for leaf 0xD. OSXSAVE and OSPKE are in none: they follow CR4.
+const BOUNDS: &[Bound] = &[
+    free(0, 0),
+    bound(
+        1,
+        [0, 0, LEAF1_ECX, LEAF1_EDX],
+        [!0, !0, X2APIC | TSC_DEADLINE | HYPERVISOR, APIC | HTT],
+    ),
+    bound(6, [0; 4], [ARAT, 0, 0, 0]),
+    bound(
+        7,
+        [0, LEAF7_EBX, LEAF7_ECX, LEAF7_EDX],
+        [0, TSC_ADJUST, 0, 0],
+    ),
+    with_subleaves(0xb),
+    // Of hypervisors.
+    free(0x4000_0000, 0x4000_01ff),
+    free(0x8000_0000, 0x8000_0000),
+    bound(
+        0x8000_0001,
+        [0, 0, EXT1_ECX, EXT1_EDX],
+        [!0, !0, CMP_LEGACY, APIC],
+    ),
+    // Brand string, caches and TLBs.
+    free(0x8000_0002, 0x8000_0006),
+    bound(0x8000_0007, [0; 4], [0, 0, 0, INVARIANT_TSC]),
+    bound(0x8000_0008, [0, EXT8_EBX, 0, 0], [!0, 0, !0, 0]),
+    free(0x8000_0019, 0x8000_001a),
+    with_subleaves(0x8000_001d),
+    free(0x8000_001e, 0x8000_001e),
+    bound(0x8000_0021, [EXT21_EAX, 0, 0, 0], [0; 4]),
+];
 
 const fn bits(list: &[u32]) -> u32 {
     let mut set = 0;
@@ -121,50 +170,80 @@ const fn bits(list: &[u32]) -> u32 {
     set
 }
 
-/// Returns the answer of a guest's CPUID for `leaf` and `subleaf`.
-pub fn answer(host: impl Fn(u32, u32) -> Leaf, facts: &Facts, leaf: u32, subleaf: u32) -> Leaf {
-    match leaf {
-        0 => {
-            let host = host(0, 0);
-            let eax = host.eax.clamp(BASIC_LEAST, BASIC_LAST);
-            Leaf { eax, ..host }
-        }
-        1 => features(host(1, 0), facts),
-        6 => Leaf {
-            eax: ARAT,
-            ..Leaf::default()
-        },
-        7 if subleaf == 0 => {
-            let host = host(7, 0);
-            Leaf {
-                eax: 0,
-                ebx: host.ebx & LEAF7_EBX | TSC_ADJUST,
-                ecx: host.ecx & LEAF7_ECX | if facts.ospke { OSPKE } else { 0 },
-                edx: host.edx & LEAF7_EDX,
-            }
-        }
-        0xb => topology(facts, subleaf),
-        0xd if host(1, 0).ecx & XSAVE != 0 => xsave(host, facts, subleaf),
-        KVM_BASE => signature(KVM_LAST, KVM_SIGNATURE),
-        KVM_FEATURES => Leaf {
-            eax: KVM_FEATURE_BITS,
-            ..Leaf::default()
-        },
-        KVM_LAST => Leaf {
-            eax: facts.tsc_khz,
-            ebx: facts.apic_khz,
-            ..Leaf::default()
-        },
-        ours::GUEST_BASE => signature(ours::GUEST_BASE + 1, SIGNATURE),
-        leaf if leaf == ours::GUEST_BASE + 1 => Leaf {
-            eax: ABI_VERSION,
-            ebx: facts.features.bits(),
-            ecx: u32::from(facts.partition),
-            edx: 0,
-        },
-        0x8000_0000.. => extended(host, facts, leaf, subleaf),
-        _ => Leaf::default(),
+/// Appends an entry of root's to a table, without the bits that a guest cannot have on this host. An entry of which
+/// nothing is left is the same as none. Returns whether the entry has the right form and is the next in order.
+#[must_use]
+pub fn append(table: &mut Table, host: impl Fn(u32, u32) -> Leaf, entry: &CpuidEntry) -> bool {
+    let Some(flags) = CpuidFlags::from_bits(entry.flags) else {
+        return false;
+    };
+    let is_next = table.last().is_none_or(|last| key(last) < key(entry));
+    let has_subleaf = flags.contains(CpuidFlags::SUBLEAF);
+    if entry.reserved != 0 || !is_next || (entry.subleaf != 0 && !has_subleaf) {
+        return false;
     }
+    let covers = |bound: &&Bound| {
+        (bound.first..=bound.last).contains(&entry.leaf) && (bound.subleaves || entry.subleaf == 0)
+    };
+    let (from_host, free) = match BOUNDS.iter().find(covers) {
+        Some(bound) => (bound.host, bound.free),
+        None => ([0; 4], [0; 4]),
+    };
+    let host = leaf_of(host, entry.leaf);
+    let allowed = |host: u32, n: usize| host & from_host[n] | free[n];
+    let entry = CpuidEntry {
+        eax: entry.eax & allowed(host.eax, 0),
+        ebx: entry.ebx & allowed(host.ebx, 1),
+        ecx: entry.ecx & allowed(host.ecx, 2),
+        edx: entry.edx & allowed(host.edx, 3),
+        ..*entry
+    };
+    table.push(entry).is_ok()
+}
+
+/// Returns the place of an entry in its table's order. A search needs it at each step, so it is one load.
+fn key(entry: &CpuidEntry) -> u64 {
+    let [place, ..]: [u64; 4] = zerocopy::transmute!(*entry);
+    place.rotate_left(32)
+}
+
+/// Returns the answer of a guest's CPUID for `leaf` and `subleaf`.
+pub fn answer(
+    table: &[CpuidEntry],
+    host: impl Fn(u32, u32) -> Leaf,
+    state: &State,
+    leaf: u32,
+    subleaf: u32,
+) -> Leaf {
+    if leaf == 0xd {
+        return xsave(host, state.xcr0, subleaf);
+    }
+    let place = u64::from(leaf) << 32 | u64::from(subleaf);
+    let after = table.partition_point(|entry| key(entry) <= place);
+    let is_right = |entry: &&CpuidEntry| {
+        entry.leaf == leaf
+            && (entry.subleaf == subleaf || entry.flags & CpuidFlags::SUBLEAF.bits() == 0)
+    };
+    let found = table.get(..after).and_then(<[_]>::last).filter(is_right);
+    let Some(&CpuidEntry {
+        eax,
+        ebx,
+        mut ecx,
+        mut edx,
+        ..
+    }) = found
+    else {
+        return Leaf::default();
+    };
+    match leaf {
+        1 if state.osxsave => ecx |= OSXSAVE,
+        7 if state.ospke && subleaf == 0 => ecx |= OSPKE,
+        _ => {}
+    }
+    if matches!(leaf, 1 | 0x8000_0001) && !state.apic_enabled {
+        edx &= !APIC;
+    }
+    Leaf { eax, ebx, ecx, edx }
 }
 
 /// Returns the XCR0 bits that the guest may set on this host: those for whose state an XSAVE area has room.
@@ -186,7 +265,7 @@ pub fn xcr0_allowed(host: impl Fn(u32, u32) -> Leaf) -> u64 {
 
 /// Returns the bits of SPEC_CTRL that the guest may set on this host: IBRS, STIBP, SSBD, PSFD (APM vol. 2 §3.2.9).
 pub fn spec_ctrl_allowed(host: impl Fn(u32, u32) -> Leaf) -> u64 {
-    let ebx = extended_leaf(host, 0x8000_0008).ebx;
+    let ebx = leaf_of(host, 0x8000_0008).ebx;
     let bits = [(14, 1 << 0), (15, 1 << 1), (24, 1 << 2), (28, 1 << 7)];
     let present = bits.iter().filter(|(feature, _)| ebx & 1 << feature != 0);
     present.fold(0, |all, (_, bit)| all | bit)
@@ -194,14 +273,14 @@ pub fn spec_ctrl_allowed(host: impl Fn(u32, u32) -> Leaf) -> u64 {
 
 /// Returns the bits of PRED_CMD that the guest may write on this host: IBPB, SBPB.
 pub fn pred_cmd_allowed(host: impl Fn(u32, u32) -> Leaf) -> u64 {
-    let ibpb = extended_leaf(&host, 0x8000_0008).ebx & 1 << 12 != 0;
-    let sbpb = extended_leaf(&host, 0x8000_0021).eax & 1 << 27 != 0;
+    let ibpb = leaf_of(&host, 0x8000_0008).ebx & 1 << 12 != 0;
+    let sbpb = leaf_of(&host, 0x8000_0021).eax & 1 << 27 != 0;
     u64::from(ibpb) | u64::from(sbpb) << 7
 }
 
 /// Returns a leaf of the host's, which is zero if the host does not have it.
-fn extended_leaf(host: impl Fn(u32, u32) -> Leaf, leaf: u32) -> Leaf {
-    match host(0x8000_0000, 0).eax {
+fn leaf_of(host: impl Fn(u32, u32) -> Leaf, leaf: u32) -> Leaf {
+    match host(leaf & 0x8000_0000, 0).eax {
         last if last >= leaf => host(leaf, 0),
         _ => Leaf::default(),
     }
@@ -239,57 +318,25 @@ pub fn xcr0_is_valid(value: u64, allowed: u64) -> bool {
         && (avx512 == 0 || (avx512 == AVX512 && value & AVX != 0))
 }
 
-fn features(host: Leaf, facts: &Facts) -> Leaf {
-    const CLFLUSH_SIZE: u32 = 0xff00;
-    let many = if facts.vcpus > 1 { HTT } else { 0 };
-    let apic = if facts.apic_enabled { APIC } else { 0 };
-    let osxsave = if facts.osxsave { OSXSAVE } else { 0 };
-    Leaf {
-        eax: host.eax,
-        ebx: host.ebx & CLFLUSH_SIZE | facts.vcpus.min(0xff) << 16 | facts.apic_id << 24,
-        ecx: host.ecx & LEAF1_ECX | X2APIC | TSC_DEADLINE | HYPERVISOR | osxsave,
-        edx: host.edx & LEAF1_EDX | apic | many,
-    }
-}
-
-/// Returns the topology: one thread in each core, and one package.
-fn topology(facts: &Facts, subleaf: u32) -> Leaf {
-    const THREAD: u32 = 1 << 8;
-    const CORE: u32 = 2 << 8;
-    let level = subleaf & 0xff;
-    let (eax, ebx, kind) = match level {
-        0 => (0, 1, THREAD),
-        1 => (id_bits(facts.vcpus), facts.vcpus, CORE),
-        _ => (0, 0, 0),
-    };
-    Leaf {
-        eax,
-        ebx,
-        ecx: kind | level,
-        edx: facts.apic_id,
-    }
-}
-
-/// Returns the count of bits of an APIC id that tell `count` virtual CPUs apart.
-fn id_bits(count: u32) -> u32 {
-    count.max(1).next_power_of_two().trailing_zeros()
-}
-
-fn xsave(host: impl Fn(u32, u32) -> Leaf, facts: &Facts, subleaf: u32) -> Leaf {
+/// Returns an answer of leaf 0xD: the extended state that the guest may turn on, and its sizes with this XCR0.
+fn xsave(host: impl Fn(u32, u32) -> Leaf, xcr0: u64, subleaf: u32) -> Leaf {
     let allowed = xcr0_allowed(&host);
+    if allowed == 0 {
+        return Leaf::default();
+    }
     let component = |n: u32| host(0xd, n);
     let standard = |set: u64| standard_size(&host, set);
     match subleaf {
         0 => Leaf {
             eax: allowed as u32,
-            ebx: standard(facts.xcr0 & allowed),
+            ebx: standard(xcr0 & allowed),
             ecx: standard(allowed),
             edx: (allowed >> 32) as u32,
         },
         1 => {
             const ALIGNED: u32 = 1 << 1;
             // The compacted format has its components in a row.
-            let compacted = components(facts.xcr0 & allowed).fold(LEGACY, |end, n| {
+            let compacted = components(xcr0 & allowed).fold(LEGACY, |end, n| {
                 let leaf = component(n);
                 let start = if leaf.ecx & ALIGNED != 0 {
                     end.next_multiple_of(64)
@@ -312,82 +359,6 @@ fn xsave(host: impl Fn(u32, u32) -> Leaf, facts: &Facts, subleaf: u32) -> Leaf {
     }
 }
 
-fn extended(host: impl Fn(u32, u32) -> Leaf, facts: &Facts, leaf: u32, subleaf: u32) -> Leaf {
-    let top = host(0x8000_0000, 0);
-    if leaf > top.eax {
-        return Leaf::default();
-    }
-    match leaf {
-        0x8000_0000 => Leaf {
-            eax: top.eax.min(EXTENDED_LAST),
-            ..top
-        },
-        0x8000_0001 => {
-            let host = host(leaf, 0);
-            let many = if facts.vcpus > 1 { CMP_LEGACY } else { 0 };
-            let apic = if facts.apic_enabled { APIC } else { 0 };
-            Leaf {
-                eax: host.eax,
-                ebx: host.ebx,
-                ecx: host.ecx & EXT1_ECX | many,
-                edx: host.edx & EXT1_EDX | apic,
-            }
-        }
-        // Brand string, caches and TLBs.
-        0x8000_0002..=0x8000_0006 | 0x8000_0019 | 0x8000_001a => host(leaf, 0),
-        0x8000_0007 => Leaf {
-            edx: INVARIANT_TSC,
-            ..Leaf::default()
-        },
-        0x8000_0008 => {
-            let host = host(leaf, 0);
-            let phys = (host.eax & 0xff).min(PHYS_BITS);
-            Leaf {
-                eax: phys | VIRT_BITS << 8,
-                ebx: host.ebx & EXT8_EBX,
-                ecx: (facts.vcpus - facts.vcpus.min(1)).min(0xff) | id_bits(facts.vcpus) << 12,
-                edx: 0,
-            }
-        }
-        0x8000_0021 => Leaf {
-            eax: host(leaf, 0).eax & EXT21_EAX,
-            ..Leaf::default()
-        },
-        0x8000_001d => cache(host(leaf, subleaf), facts),
-        0x8000_001e => Leaf {
-            eax: facts.apic_id,
-            ebx: facts.apic_id & 0xff,
-            ..Leaf::default()
-        },
-        _ => Leaf::default(),
-    }
-}
-
-/// Returns a cache of the host's. All virtual CPUs share it if it is of the third level.
-fn cache(host: Leaf, facts: &Facts) -> Leaf {
-    const SHARING: u32 = 0xfff << 14;
-    let level = host.eax >> 5 & 7;
-    let sharing = if level >= 3 {
-        facts.vcpus.max(1) - 1
-    } else {
-        0
-    };
-    Leaf {
-        eax: host.eax & !SHARING & 0x3fff | sharing.min(0xfff) << 14,
-        ..host
-    }
-}
-
-fn signature(last: u32, name: [u8; 12]) -> Leaf {
-    let [ebx, ecx, edx] = signature_words(name);
-    Leaf {
-        eax: last,
-        ebx,
-        ecx,
-        edx,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -395,8 +366,8 @@ mod tests {
     /// A host that has every bit.
     fn all(leaf: u32, subleaf: u32) -> Leaf {
         match (leaf, subleaf) {
-            (0, _) => signature(0x20, *b"AuthenticAMD"),
-            (0x8000_0000, _) => signature(0x8000_0028, *b"AuthenticAMD"),
+            (0, _) => leaf4(0x20, 0, 0, 0),
+            (0x8000_0000, _) => leaf4(0x8000_0028, 0, 0, 0),
             // AVX: 256 bytes at 576; AVX-512: 64, 512 and 1024 bytes.
             (0xd, 2) => leaf4(256, 576, 0, 0),
             (0xd, 5) => leaf4(64, 832, 0, 0),
@@ -410,8 +381,8 @@ mod tests {
 
     fn none(leaf: u32, _: u32) -> Leaf {
         match leaf {
-            0 => signature(1, *b"AuthenticAMD"),
-            0x8000_0000 => signature(0x8000_0008, *b"AuthenticAMD"),
+            0 => leaf4(1, 0, 0, 0),
+            0x8000_0000 => leaf4(0x8000_0008, 0, 0, 0),
             _ => Leaf::default(),
         }
     }
@@ -420,65 +391,147 @@ mod tests {
         Leaf { eax, ebx, ecx, edx }
     }
 
-    const FACTS: Facts = Facts {
-        partition: 7,
-        features: Features::NESTED_PAGING,
-        apic_id: 2,
-        vcpus: 3,
-        tsc_khz: 2_000_000,
-        apic_khz: 1_000_000,
+    const STATE: State = State {
         apic_enabled: true,
         osxsave: false,
         ospke: false,
         xcr0: 1,
     };
 
+    fn entry(leaf: u32, subleaf: u32, flags: u32, eax: u32) -> CpuidEntry {
+        CpuidEntry {
+            leaf,
+            subleaf,
+            flags,
+            eax,
+            ..CpuidEntry::default()
+        }
+    }
+
+    /// An entry that asks for every bit.
+    fn every_bit(leaf: u32, subleaf: u32) -> CpuidEntry {
+        CpuidEntry {
+            ebx: !0,
+            ecx: !0,
+            edx: !0,
+            ..entry(leaf, subleaf, CpuidFlags::SUBLEAF.bits(), !0)
+        }
+    }
+
+    /// The answer to an entry that asks for every bit.
+    fn bounded(host: impl Fn(u32, u32) -> Leaf, leaf: u32, subleaf: u32) -> Leaf {
+        let mut table = Table::new();
+        assert!(append(&mut table, &host, &every_bit(leaf, subleaf)));
+        answer(&table, &host, &STATE, leaf, subleaf)
+    }
+
     #[test]
     fn what_is_not_virtualised_is_never_shown() {
-        let one = answer(all, &FACTS, 1, 0);
         const MONITOR: u32 = 1 << 3;
         const VMX: u32 = 1 << 5;
-        assert_eq!(one.ecx & (MONITOR | VMX | OSXSAVE), 0);
-        let ext = answer(all, &FACTS, 0x8000_0001, 0);
+        assert_eq!(bounded(all, 1, 0).ecx & (MONITOR | VMX | OSXSAVE), 0);
         const SVM: u32 = 1 << 2;
         const SKINIT: u32 = 1 << 12;
-        assert_eq!(ext.ecx & (SVM | SKINIT), 0);
-        for leaf in [0x8000_000a, 0x8000_001f, 0x12, 0x14, 5, 0xa] {
-            assert_eq!(answer(all, &FACTS, leaf, 0), Leaf::default(), "{leaf:#x}");
+        assert_eq!(bounded(all, 0x8000_0001, 0).ecx & (SVM | SKINIT), 0);
+        for leaf in [0x8000_000a, 0x8000_001f, 0x12, 0x14, 5, 0xa, 0x4000_0200] {
+            assert_eq!(bounded(all, leaf, 0), Leaf::default(), "{leaf:#x}");
         }
+        assert_eq!(bounded(all, 7, 1), Leaf::default());
+        assert_eq!(bounded(all, 0x8000_001d, 3), leaf4(!0, !0, !0, !0));
     }
 
     #[test]
     fn what_the_host_lacks_is_not_shown() {
-        assert_eq!(answer(none, &FACTS, 7, 0).ebx, TSC_ADJUST);
-        assert_eq!(answer(none, &FACTS, 0xd, 0), Leaf::default());
-        let forced = X2APIC | TSC_DEADLINE | HYPERVISOR;
-        assert_eq!(answer(none, &FACTS, 1, 0).ecx, forced);
+        assert_eq!(bounded(none, 7, 0), leaf4(0, TSC_ADJUST, 0, 0));
+        let own = X2APIC | TSC_DEADLINE | HYPERVISOR;
+        assert_eq!(bounded(none, 1, 0), leaf4(!0, !0, own, APIC | HTT));
+        assert_eq!(answer(&[], none, &STATE, 0xd, 0), Leaf::default());
         assert_eq!(xcr0_allowed(none), 0);
     }
 
     #[test]
-    fn topology_is_the_partitions() {
-        assert_eq!(answer(all, &FACTS, 0xb, 0), leaf4(0, 1, 0x100, 2));
-        assert_eq!(answer(all, &FACTS, 0xb, 1), leaf4(2, 3, 0x201, 2));
-        assert_eq!(answer(all, &FACTS, 0xb, 2), leaf4(0, 0, 2, 2));
-        let one = answer(all, &FACTS, 1, 0);
-        assert_eq!((one.ebx >> 24, one.ebx >> 16 & 0xff), (2, 3));
-        assert_eq!(answer(all, &FACTS, 0x8000_0008, 0).ecx, 2 | 2 << 12);
-        assert_eq!(answer(all, &FACTS, 0x8000_0008, 0).eax, 48 | 48 << 8);
-        let single = Facts { vcpus: 1, ..FACTS };
-        assert_eq!(answer(all, &single, 1, 0).edx & HTT, 0);
-        assert_eq!(answer(all, &single, 0xb, 1).eax, 0);
+    fn a_question_finds_its_own_entry() {
+        let mut table = Table::new();
+        let subleaf = CpuidFlags::SUBLEAF.bits();
+        for entry in [
+            entry(0, 0, 0, 1),
+            entry(0xb, 0, subleaf, 2),
+            entry(0xb, 1, subleaf, 3),
+            entry(0x8000_0002, 0, 0, 4),
+        ] {
+            assert!(append(&mut table, all, &entry));
+        }
+        for (leaf, subleaf, eax) in [
+            (0, 0, 1),
+            (0, 7, 1),
+            (0xb, 0, 2),
+            (0xb, 1, 3),
+            (0xb, 2, 0),
+            (1, 0, 0),
+            (0xc, 0, 0),
+            (0x8000_0002, !0, 4),
+            (!0, 0, 0),
+        ] {
+            let found = answer(&table, all, &STATE, leaf, subleaf);
+            assert_eq!(found.eax, eax, "{leaf:#x}, {subleaf:#x}");
+        }
+    }
+
+    #[test]
+    fn an_entry_out_of_order_or_form_is_refused() {
+        let subleaf = CpuidFlags::SUBLEAF.bits();
+        let mut table = Table::new();
+        assert!(append(&mut table, all, &entry(0xb, 1, subleaf, 0)));
+        for bad in [
+            entry(0xb, 1, subleaf, 0),
+            entry(0xb, 0, 0, 0),
+            entry(1, 0, 0, 0),
+            entry(0x8000_0000, 1, 0, 0),
+            entry(0x8000_0000, 0, 2, 0),
+            CpuidEntry {
+                reserved: 1,
+                ..entry(0x8000_0000, 0, 0, 0)
+            },
+        ] {
+            assert!(!append(&mut table, all, &bad), "{bad:x?}");
+        }
+        assert_eq!(table.len(), 1);
+    }
+
+    #[test]
+    fn some_bits_follow_the_virtual_cpu() {
+        let mut table = Table::new();
+        for leaf in [1, 7, 0x8000_0001] {
+            assert!(append(&mut table, all, &every_bit(leaf, 0)));
+        }
+        let ask = |state: &State, leaf| answer(&table, all, state, leaf, 0);
+        assert_eq!(ask(&STATE, 1).ecx & OSXSAVE, 0);
+        assert_eq!(ask(&STATE, 7).ecx & OSPKE, 0);
+        assert_eq!(
+            ask(&STATE, 1).edx & ask(&STATE, 0x8000_0001).edx & APIC,
+            APIC
+        );
+        let other = State {
+            apic_enabled: false,
+            osxsave: true,
+            ospke: true,
+            xcr0: 1,
+        };
+        assert_eq!(ask(&other, 1).ecx & OSXSAVE, OSXSAVE);
+        assert_eq!(ask(&other, 7).ecx & OSPKE, OSPKE);
+        assert_eq!(
+            (ask(&other, 1).edx | ask(&other, 0x8000_0001).edx) & APIC,
+            0
+        );
     }
 
     #[test]
     fn xsave_sizes_follow_xcr0() {
         assert_eq!(xcr0_allowed(all), 0x2e7);
-        assert_eq!(answer(all, &FACTS, 0xd, 0), leaf4(0x2e7, 576, 2440, 0));
-        let avx = Facts { xcr0: 7, ..FACTS };
-        assert_eq!(answer(all, &avx, 0xd, 0).ebx, 832);
-        assert_eq!(answer(all, &avx, 0xd, 1).ebx, 832);
-        assert_eq!(answer(all, &avx, 0xd, 8), Leaf::default());
+        assert_eq!(xsave(all, 1, 0), leaf4(0x2e7, 576, 2440, 0));
+        assert_eq!(xsave(all, 7, 0).ebx, 832);
+        assert_eq!(xsave(all, 7, 1).ebx, 832);
+        assert_eq!(xsave(all, 7, 8), Leaf::default());
     }
 
     #[test]
@@ -488,7 +541,7 @@ mod tests {
             _ => all(leaf, subleaf),
         };
         assert_eq!(xcr0_allowed(far), 0b111);
-        assert_eq!(answer(far, &FACTS, 0xd, 0), leaf4(0b111, 576, 832, 0));
+        assert_eq!(xsave(far, 1, 0), leaf4(0b111, 576, 832, 0));
     }
 
     #[test]
@@ -512,28 +565,10 @@ mod tests {
             _ => none(leaf, subleaf),
         };
         assert_eq!((spec_ctrl_allowed(old), pred_cmd_allowed(old)), (2, 1));
-        let shown = answer(old, &FACTS, 0x8000_0008, 0).ebx;
-        assert_eq!(shown, 1 << 12 | 1 << 15);
+        assert_eq!(bounded(old, 0x8000_0008, 0).ebx, 1 << 12 | 1 << 15);
         // VIRT_SSBD, INVLPGB, and prefetch control, upper address ignore are not.
-        assert_eq!(
-            answer(all, &FACTS, 0x8000_0008, 0).ebx & (1 << 25 | 1 << 3),
-            0
-        );
-        assert_eq!(
-            answer(all, &FACTS, 0x8000_0021, 0).eax & (1 << 13 | 1 << 7),
-            0
-        );
-    }
-
-    #[test]
-    fn both_signatures_are_there() {
-        let kvm = answer(all, &FACTS, 0x4000_0000, 0);
-        assert_eq!(
-            (kvm.ebx, kvm.ecx, kvm.edx),
-            (0x4b4d_564b, 0x564b_4d56, 0x4d)
-        );
-        assert_eq!(answer(all, &FACTS, 0x4000_0010, 0).eax, 2_000_000);
-        let here = answer(all, &FACTS, 0x4000_0101, 0);
-        assert_eq!((here.eax, here.ecx), (ABI_VERSION, 7));
+        let (eight, new) = (bounded(all, 0x8000_0008, 0), bounded(all, 0x8000_0021, 0));
+        assert_eq!(eight.ebx & (1 << 25 | 1 << 3), 0);
+        assert_eq!(new.eax & (1 << 13 | 1 << 7), 0);
     }
 }

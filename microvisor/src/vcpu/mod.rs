@@ -15,6 +15,7 @@ use crate::arch::exit::BadState;
 use crate::arch::hw::{Guest, Register, Window};
 use crate::counters::ExitCounters;
 use crate::memory::frame_table::PartitionId;
+use crate::memory::physmap::Placed;
 use crate::memory::pool::Pool;
 use crate::memory::{Frame, Memory};
 use cpuid::Leaf;
@@ -71,6 +72,8 @@ pub enum Pending {
 pub struct Local {
     /// The hardware's part.
     pub hw: Guest,
+    /// Answers of CPUID.
+    pub cpuid: Placed<cpuid::Table>,
     /// Local APIC.
     pub lapic: VLapic,
     /// Posted writes.
@@ -92,8 +95,14 @@ pub struct Local {
 }
 
 impl Vcpu {
-    /// Makes a virtual CPU in the state after INIT. Its `VcpuPage` is `page`, which is shared with `partition`.
-    pub fn new(partition: PartitionId, index: u8, page: Frame, hw: Guest) -> Self {
+    /// Makes a virtual CPU in the state after INIT, whose CPUID answers from the table `cpuid`. Its `VcpuPage` is `page`, which is shared with `partition`.
+    pub fn new(
+        partition: PartitionId,
+        index: u8,
+        page: Frame,
+        hw: Guest,
+        cpuid: Placed<cpuid::Table>,
+    ) -> Self {
         let boot = index == 0;
         let lapic = VLapic::new(index, boot, false, TscRate::from_khz(0));
         Self {
@@ -105,6 +114,7 @@ impl Vcpu {
             signals: AtomicU32::new(0),
             local: Mutex::new(Local {
                 hw,
+                cpuid,
                 lapic,
                 ring: PostedRing::new(),
                 run_state: if boot {
@@ -187,9 +197,12 @@ impl Vcpu {
 
     /// Ends it: its page goes back to root, its frames to the pool. Returns whether the page went back.
     pub fn end(self, memory: &Memory, pool: &mut Pool) -> bool {
-        for frame in self.local.into_inner().hw.into_frames() {
+        let local = self.local.into_inner();
+        for frame in local.hw.into_frames() {
             pool.put(memory, frame);
         }
+        let (_, frame) = local.cpuid.into_parts();
+        pool.put(memory, frame);
         memory
             .frames
             .page_unshare(self.page, self.partition)

@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use guest_proto::driver::{ApicAccess, ioctl as number};
+use guest_proto::cpuid::CpuidEntry;
+use guest_proto::driver::{ApicAccess, SetCpuid, ioctl as number};
 use guest_proto::vcpu_page::{Intercept, Reply, VcpuState, Vectors};
 use rustix::io::Errno;
 
@@ -81,6 +82,21 @@ impl Vcpu {
         self.set_state(state);
         plain::<{ opcode(number::VCPU_SET_STATE) }>(&self.fd)
             .map_err(failed("set a virtual CPU's state"))
+    }
+
+    /// Sets the answers of CPUID: at most 127 entries, in ascending order of leaf and subleaf.
+    ///
+    /// # Errors
+    ///
+    /// The driver's errno.
+    pub fn set_cpuid(&mut self, entries: &[CpuidEntry]) -> Result<(), DriverError> {
+        let mut arg = SetCpuid {
+            entries: entries.as_ptr().expose_provenance() as u64,
+            count: u32::try_from(entries.len()).unwrap_or(u32::MAX),
+            reserved: 0,
+        };
+        update::<{ opcode(number::VCPU_SET_CPUID) }, _>(&self.fd, &mut arg)
+            .map_err(failed("set a virtual CPU's CPUID"))
     }
 
     /// Reads a vLAPIC register by its offset in the APIC page.

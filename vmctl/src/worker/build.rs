@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use guest_proto::ABI_VERSION;
-use guest_proto::hypercall::Property;
+use guest_proto::hypercall::{MachineInfo, Property};
 
 use super::clock::Clock;
+use super::cpuid::{self, Cpuid};
 use super::devices::{Devices, Facts};
 use super::end::End;
 use super::event::Event;
@@ -70,6 +71,7 @@ impl Images {
 pub(super) struct Partition {
     vm: Vm,
     tsc_khz: u64,
+    microvisor: MachineInfo,
     clock: Clock,
 }
 
@@ -104,7 +106,7 @@ impl Partition {
             };
             End::start_failed(format_args!("{}: {e}{hint}", path.display()))
         })?;
-        let (info, _) = device.info().map_err(End::start_failed)?;
+        let (info, microvisor) = device.info().map_err(End::start_failed)?;
         if info.driver_abi >> 16 != ABI_VERSION >> 16 {
             return Err(End::start_failed(format_args!(
                 "the driver has ABI version {:#x}, this vmctl has {ABI_VERSION:#x}",
@@ -119,6 +121,7 @@ impl Partition {
         Ok(Self {
             vm,
             tsc_khz: info.tsc_khz,
+            microvisor,
             clock: Clock::new(info.tsc_khz, now),
         })
     }
@@ -157,8 +160,7 @@ impl Partition {
 
     fn parts(&self, config: &VmConfig, images: Images) -> Result<Parts, End> {
         let x2apic = images.kernel.wants_x2apic();
-        self.set_properties(config.vcpus, x2apic)
-            .map_err(End::start_failed)?;
+        self.set_properties(x2apic).map_err(End::start_failed)?;
         let ram = Ram::new(config.memory)
             .map_err(|e| End::start_failed(format_args!("guest memory: {e}")))?;
         ram.register(&self.vm).map_err(End::start_failed)?;
@@ -178,10 +180,9 @@ impl Partition {
         })
     }
 
-    fn set_properties(&self, vcpus: u32, x2apic: bool) -> Result<(), DriverError> {
+    fn set_properties(&self, x2apic: bool) -> Result<(), DriverError> {
         let vm = &self.vm;
         vm.set_property(Property::TscKhz, self.tsc_khz)?;
-        vm.set_property(Property::Vcpus, u64::from(vcpus))?;
         vm.set_property(Property::X2Apic, u64::from(x2apic))
     }
 
@@ -196,9 +197,17 @@ impl Partition {
     /// Makes all virtual CPUs and sets the first one to the kernel's entry; the others wait for
     /// its SIPI.
     fn make_vcpus(&self, count: u32, entry: &Entry) -> Result<(Vec<Vcpu>, Vec<Ring>), DriverError> {
+        let cpuid = Cpuid::here(&cpuid::Facts {
+            partition: self.vm.id(),
+            vcpus: count,
+            tsc_khz: self.tsc_khz,
+            abi_version: self.microvisor.abi_version,
+            features: self.microvisor.features,
+        });
         let (mut vcpus, mut rings) = (Vec::new(), Vec::new());
         for index in 0..count {
             let (mut vcpu, ring) = self.vm.vcpu(index)?;
+            vcpu.set_cpuid(&cpuid.of(index))?;
             if index == 0 {
                 let mut state = vcpu.fetch_state()?;
                 entry.apply(&mut state);

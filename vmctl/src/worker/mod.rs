@@ -17,6 +17,7 @@ pub mod acpi;
 mod build;
 mod clock;
 mod control;
+mod cpuid;
 pub mod devices;
 mod disks;
 pub mod emulate;

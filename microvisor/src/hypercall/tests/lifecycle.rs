@@ -120,10 +120,10 @@ fn a_partition_that_ends_takes_nothing_more() {
     map_all(&mut world, id, 1, &mut 100);
     let given = world.fails(PartitionDestroy, &[id], Status::TryAgain);
     assert!(given > 0);
-    world.fails(Deposit, &[id, 3, 1], Status::InvalidState);
+    world.fails(Deposit, &[id, 4, 1], Status::InvalidState);
     world.fails(MemoryMap, &[id, PAGE, 0, 1], Status::InvalidState);
     world.fails(MemoryUnmap, &[id, 0, 1], Status::InvalidState);
-    world.fails(PartitionSet, &[id, 3, 1], Status::InvalidState);
+    world.fails(PartitionSet, &[id, 4, 1], Status::InvalidState);
     world.fails(DoorbellAdd, &[id, 0, 1, 0, 0], Status::NoSuchPartition);
     world.fails(DoorbellRemove, &[id, 0], Status::NoSuchPartition);
     world.fails(CountersRead, &[id, 0, PAGE], Status::NoSuchPartition);

@@ -1,10 +1,10 @@
 //! The APIC timer, as a deadline in the guest's TSC.
 //!
 //! One-shot and periodic mode count a bus clock of [`BUS_HZ`] (KVM's choice; guests measure it, or
-//! find it in CPUID leaf 0x15). A masked timer still runs; the caller raises its interrupt, or does not.
+//! find it in CPUID leaf 0x4000_0010). A masked timer still runs; the caller raises its interrupt, or does not.
 
 /// Frequency of the timer's input clock before the divider.
-pub const BUS_HZ: u64 = 1_000_000_000;
+pub const BUS_HZ: u64 = guest_proto::limits::VLAPIC_KHZ * 1000;
 
 /// The shortest period, in bus clocks: 200 µs, as in KVM. A shorter one would only end turns.
 const LEAST_PERIOD: u64 = BUS_HZ / 5000;

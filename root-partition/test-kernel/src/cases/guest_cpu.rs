@@ -1,8 +1,14 @@
 //! The CPU that a guest sees: CPUID and model-specific registers.
 
-use guest_proto::ABI_VERSION;
-use guest_proto::cpuid::{SIGNATURE, leaf};
+use guest_proto::Status;
+use guest_proto::cpuid::{CpuidEntry, SIGNATURE, leaf};
+use guest_proto::hypercall::Hypercall;
+use guest_proto::limits::MAX_CPUID_ENTRIES;
 use guest_proto::vcpu_page::InterceptKind;
+
+use super::FOREIGN_PAGES;
+use crate::hv;
+use crate::memory::Pages;
 
 use crate::guest::code::code;
 use crate::guest::{Guest, layout};
@@ -10,7 +16,9 @@ use crate::probe::{GENERAL_PROTECTION, INVALID_OPCODE};
 use crate::report::{Outcome, cases, ensure, equal};
 
 cases![
-    cpuid_has_both_signatures,
+    cpuid_is_what_root_sets,
+    a_bad_cpuid_table_changes_nothing,
+    a_full_cpuid_table_answers,
     cpuid_hides_svm_and_shows_a_hypervisor,
     unknown_registers_fault,
     svm_is_not_there,
@@ -34,7 +42,7 @@ fn cpuid(guest: &Guest, leaf: u32) -> Outcome<[u32; 4]> {
     Ok([gpr[0], gpr[3], gpr[1], gpr[2]].map(|word| word as u32))
 }
 
-fn cpuid_has_both_signatures() -> Outcome {
+fn cpuid_is_what_root_sets() -> Outcome {
     let guest = cpuid_guest()?;
     let signature = |words: [u32; 4]| {
         let mut bytes = [0; 12];
@@ -43,13 +51,64 @@ fn cpuid_has_both_signatures() -> Outcome {
         }
         bytes
     };
-    let kvm = cpuid(&guest, 0x4000_0000)?;
-    equal("KVM's", signature(kvm), *b"KVMKVMKVM\0\0\0")?;
     let own = cpuid(&guest, leaf::GUEST_BASE)?;
-    equal("ours", signature(own), SIGNATURE)?;
-    let [version, _, partition, zero] = cpuid(&guest, leaf::GUEST_BASE + 1)?;
-    let expected = (ABI_VERSION, guest.id as u32, 0);
-    equal("version, partition", (version, partition, zero), expected)?;
+    equal("the signature", signature(own), SIGNATURE)?;
+    let entry = CpuidEntry {
+        leaf: 0x4000_0000,
+        eax: 1,
+        ebx: 2,
+        ecx: 3,
+        edx: 4,
+        ..CpuidEntry::default()
+    };
+    guest.set_cpuid(0, &[entry]).ok()?;
+    equal("a new answer", cpuid(&guest, 0x4000_0000)?, [1, 2, 3, 4])?;
+    equal("a former answer", cpuid(&guest, leaf::GUEST_BASE)?, [0; 4])?;
+    guest.set_cpuid(0, &[]).ok()?;
+    equal("no answer", cpuid(&guest, 0x4000_0000)?, [0; 4])?;
+    guest.end()
+}
+
+fn a_bad_cpuid_table_changes_nothing() -> Outcome {
+    let guest = cpuid_guest()?;
+    let before = cpuid(&guest, 0)?;
+    let entry = |leaf| CpuidEntry {
+        leaf,
+        ..CpuidEntry::default()
+    };
+    let reserved = CpuidEntry {
+        reserved: 1,
+        ..entry(2)
+    };
+    for bad in [
+        [entry(1), entry(1)],
+        [entry(2), entry(1)],
+        [entry(1), reserved],
+    ] {
+        guest.set_cpuid(0, &bad).is(Status::InvalidArgument)?;
+    }
+    guest.set_cpuid(1, &[]).is(Status::NoSuchVcpu)?;
+    let call = |pfn, count| hv::call(Hypercall::VcpuSetCpuid, [guest.id, 0, pfn, count]);
+    call(Pages::scratch().pfn(), 128).is(Status::OutOfRange)?;
+    for (pfn, status) in FOREIGN_PAGES {
+        call(pfn, 1).is(status)?;
+    }
+    equal("leaf 0", cpuid(&guest, 0)?, before)?;
+    guest.end()
+}
+
+fn a_full_cpuid_table_answers() -> Outcome {
+    let guest = cpuid_guest()?;
+    let mut entries = [CpuidEntry::default(); MAX_CPUID_ENTRIES as usize];
+    for (entry, n) in entries.iter_mut().zip(0..) {
+        (entry.leaf, entry.ebx) = (0x4000_0000 + n, n);
+    }
+    guest.set_cpuid(0, &entries).ok()?;
+    for n in [0, 63, 126, 127] {
+        let expected = if n < MAX_CPUID_ENTRIES as u32 { n } else { 0 };
+        let answer = cpuid(&guest, 0x4000_0000 + n)?;
+        equal("EBX", answer[1], expected)?;
+    }
     guest.end()
 }
 

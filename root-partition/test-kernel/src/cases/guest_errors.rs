@@ -92,6 +92,10 @@ fn what_does_not_exist_is_refused() -> Outcome {
             hv::call(Hypercall::VcpuGetState, [id, vcpu]),
             hv::call(Hypercall::VcpuSetState, [id, vcpu]),
             hv::call(Hypercall::VcpuApic, [id, vcpu, 0x20, 0]),
+            hv::call(
+                Hypercall::VcpuSetCpuid,
+                [id, vcpu, Pages::scratch().pfn(), 0],
+            ),
         ]
     };
     for id in NO_PARTITIONS {

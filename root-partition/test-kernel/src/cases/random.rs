@@ -9,6 +9,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_proto::Status;
+use guest_proto::cpuid::CpuidEntry;
 use guest_proto::hypercall::{CALLS, CallDoc, Hypercall, MapRange};
 use guest_proto::limits::PAGE_SIZE;
 use guest_proto::vcpu_page::{PostedInterrupts, Reply, RingConsumer, RunExit, VcpuPage, VcpuState};
@@ -129,6 +130,7 @@ impl Random {
                 Hypercall::VcpuCreate => VCPUS,
                 _ => LISTS,
             }),
+            "count" if call == Hypercall::VcpuSetCpuid => self.below(3),
             "count" if call == Hypercall::Deposit => 1 + self.below(16),
             "count" => 1 + self.below(4) * self.below(2),
             "gpa_pfn" => self.below(GUEST_PAGES),
@@ -154,10 +156,31 @@ impl Random {
             Hypercall::MemoryMap if LISTS.contains(&list) && !self.one_in(8) => {
                 self.put_list(arena().page(list), args[0]);
             }
+            Hypercall::VcpuSetCpuid => {
+                let page = args[2].wrapping_sub(arena().pfn());
+                if LISTS.contains(&page) {
+                    self.put_cpuid(arena().page(page));
+                }
+            }
             Hypercall::VcpuSetState => self.put_vcpu(),
             Hypercall::VcpuRun if self.one_in(8) => self.put_vcpu(),
             Hypercall::VcpuRun if self.one_in(2) => self.put_ram(),
             _ => {}
+        }
+    }
+
+    /// Answers of CPUID, in order more often than not.
+    fn put_cpuid(&mut self, page: Pages) {
+        for n in 0..3 {
+            let entry = CpuidEntry {
+                leaf: n as u32 * 4 + self.below(5) as u32,
+                subleaf: self.below(2) as u32,
+                flags: 1,
+                eax: self.word() as u32,
+                ..CpuidEntry::default()
+            };
+            let words: [u64; 4] = zerocopy::transmute!(entry);
+            self.put(page, 32 * n, &words, 100);
         }
     }
 

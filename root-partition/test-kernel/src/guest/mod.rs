@@ -6,6 +6,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_proto::Status;
+use guest_proto::cpuid::CpuidEntry;
 use guest_proto::hypercall::{Hypercall, MapRange, Property};
 use guest_proto::shared::SharedPage;
 use guest_proto::vcpu_page::{RunState, VcpuState};
@@ -15,6 +16,7 @@ use crate::memory::Pages;
 use crate::report::{Outcome, fail};
 
 pub(crate) mod code;
+pub mod cpuid;
 pub mod layout;
 pub mod msr;
 mod run;
@@ -75,7 +77,6 @@ impl Guest {
         let id = hv::create()?;
         for (property, value) in [
             (Property::TscKhz, TSC_KHZ),
-            (Property::Vcpus, plan.vcpus as u64),
             (Property::X2Apic, plan.x2apic.into()),
         ] {
             hv::call(Hypercall::PartitionSet, [id, property.raw(), value]).ok()?;
@@ -91,6 +92,7 @@ impl Guest {
         };
         for vcpu in 0..plan.vcpus {
             guest.create(vcpu)?;
+            guest.set_cpuid(vcpu, &cpuid::table(vcpu)).ok()?;
         }
         let mut state = start::state(plan.mode);
         state.apic_base = start::apic_base(plan.x2apic);
@@ -153,6 +155,17 @@ impl Guest {
     pub fn try_state(&self, vcpu: usize, state: &VcpuState) -> hv::Answer {
         self.shared(vcpu).state.store(state);
         hv::call(Hypercall::VcpuSetState, [self.id, vcpu as u64])
+    }
+
+    /// Sets the answers of CPUID of virtual CPU `vcpu`, whatever the call answers.
+    pub fn set_cpuid(&self, vcpu: usize, entries: &[CpuidEntry]) -> hv::Answer {
+        let page = Pages::scratch();
+        page.store(0, entries);
+        let count = entries.len() as u64;
+        hv::call(
+            Hypercall::VcpuSetCpuid,
+            [self.id, vcpu as u64, page.pfn(), count],
+        )
     }
 
     /// Makes virtual CPU 0 begin [`layout::CODE`] again, with `change` made to its registers.
