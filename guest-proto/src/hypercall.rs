@@ -74,7 +74,8 @@ hypercalls! {
 
     /// Copies from the microvisor's in-memory log (a ring; positions count bytes since boot) into
     /// one page of root's. If the ring no longer has the position, the copy begins at the oldest byte: the value
-    /// minus the count of bytes tells where. The first 8 bytes of the page hold that count.
+    /// minus the count of bytes tells where. The first 8 bytes of the page hold that count. Each line of the text begins
+    /// with its severity: `<3>` an error, `<4>` a warning, `<6>` information, `<7>` for debugging, `<8>` a trace.
     LogRead = 0x0003, "log_read"(
         "pfn": "page of root's to fill: `u64` count, then at most 4088 bytes of text",
         "position": "bytes since boot, where to start"

@@ -1,12 +1,17 @@
-//! The microvisor's messages: they go into the in-memory log, and at boot to COM1, too.
+//! The microvisor's messages: they go into the log's buffer, and at boot to COM1, too.
 //!
-//! COM1 is VM 0's once it runs; the microvisor then writes there only to say why it stops.
+//! A message of crate `log` passes if its level is that of its module, or more severe ([`Levels`]). COM1 is VM 0's once
+//! it runs; the microvisor then writes there only to say why it stops.
 
-use core::fmt::{self, Write};
+use core::fmt::{self, Arguments, Write};
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use heapless::Vec;
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use spin::Once;
+
 use crate::arch::{read_port, write_port};
-use crate::log::LOG;
+use crate::log_buffer::LOG_BUFFER;
 
 const COM1: u16 = 0x3f8;
 const LINE_STATUS: u16 = COM1 + 5;
@@ -14,32 +19,147 @@ const TRANSMITTER_EMPTY: u8 = 1 << 5;
 
 static COM1_IS_ROOTS: AtomicBool = AtomicBool::new(false);
 
+/// Modules with messages.
+const MODULES: [&str; 3] = ["boot", "hypercall", "root"];
+
+/// The levels of messages that pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Levels {
+    /// Of modules that have no level of their own.
+    default: LevelFilter,
+    modules: [Option<LevelFilter>; MODULES.len()],
+}
+
+impl Levels {
+    /// Levels for which every message up to information passes.
+    pub const fn new() -> Self {
+        Self {
+            default: LevelFilter::Info,
+            modules: [None; MODULES.len()],
+        }
+    }
+
+    /// Sets the level of all modules that have no level of their own.
+    pub fn set_default(&mut self, level: LevelFilter) {
+        self.default = level;
+    }
+
+    /// Sets the level of a module. Returns false if there is no such module.
+    #[must_use]
+    pub fn set(&mut self, module: &[u8], level: LevelFilter) -> bool {
+        let Some(index) = index_of(module) else {
+            return false;
+        };
+        self.modules[index] = Some(level);
+        true
+    }
+
+    /// Returns the least severe level of a module's messages that pass.
+    fn of(&self, module: &[u8]) -> LevelFilter {
+        let own = index_of(module).and_then(|index| self.modules[index]);
+        own.unwrap_or(self.default)
+    }
+
+    /// Returns the least severe level of any message that passes.
+    fn most(&self) -> LevelFilter {
+        let levels = self.modules.iter().flatten().copied();
+        levels.max().unwrap_or(self.default).max(self.default)
+    }
+}
+
+fn index_of(module: &[u8]) -> Option<usize> {
+    MODULES.iter().position(|name| name.as_bytes() == module)
+}
+
+/// The sink of crate `log`.
+struct Console {
+    levels: Once<Levels>,
+}
+
+static CONSOLE: Console = Console {
+    levels: Once::new(),
+};
+
+impl Log for Console {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        let levels = self.levels.get().copied().unwrap_or(Levels::new());
+        metadata.level() <= levels.of(module(metadata).as_bytes())
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let (level, text) = (record.level(), record.args());
+        let serial = !COM1_IS_ROOTS.load(Ordering::Relaxed);
+        if level <= Level::Info {
+            write(level, format_args!("microvisor: {text}\n"), serial);
+        } else {
+            let module = module(record.metadata());
+            let text = format_args!("microvisor: {module}: {text}\n");
+            write(level, text, serial);
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Returns the module of a message: the second name of its path.
+fn module<'a>(metadata: &Metadata<'a>) -> &'a str {
+    let rest = metadata.target().strip_prefix("microvisor::");
+    let rest = rest.unwrap_or("");
+    let end = rest.bytes().position(|byte| byte == b':');
+    rest.get(..end.unwrap_or(rest.len())).unwrap_or("")
+}
+
+/// Returns the digit by which a line of the buffer begins: the severity of RFC 5424, and 8 for a trace.
+fn severity(level: Level) -> u8 {
+    match level {
+        Level::Error => b'3',
+        Level::Warn => b'4',
+        Level::Info => b'6',
+        Level::Debug => b'7',
+        Level::Trace => b'8',
+    }
+}
+
+/// Makes this the sink of crate `log`. Messages up to information pass.
+pub fn begin() {
+    // It fails if a sink is set, which is this one.
+    let _ = log::set_logger(&CONSOLE);
+    log::set_max_level(Levels::new().most());
+}
+
+/// Sets the levels that pass, once.
+pub fn set_levels(levels: Levels) {
+    CONSOLE.levels.call_once(|| levels);
+    log::set_max_level(levels.most());
+}
+
 /// Collects text, so that lines of several CPUs do not mix and nothing that formats holds a lock.
 struct Line {
-    text: [u8; 256],
-    len: usize,
+    text: Vec<u8, 256>,
     serial: bool,
 }
 
 impl Line {
     fn flush(&mut self) {
-        let text = self.text.get(..self.len).unwrap_or(&[]);
-        LOG.append(text);
-        if self.serial {
-            text.iter().for_each(|&byte| put(byte));
-        }
-        self.len = 0;
+        LOG_BUFFER.append(&self.text);
+        self.text.clear();
     }
 }
 
 impl Write for Line {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for byte in text.bytes() {
-            if self.len == self.text.len() {
+            if self.text.is_full() {
                 self.flush();
             }
-            self.text[self.len] = byte;
-            self.len += 1;
+            // There is room.
+            let _ = self.text.push(byte);
+            if self.serial {
+                put(byte);
+            }
         }
         Ok(())
     }
@@ -58,12 +178,13 @@ fn put(byte: u8) {
     write_port(COM1, byte);
 }
 
-fn write(text: fmt::Arguments<'_>, serial: bool) {
+/// Writes lines. In the buffer `<N>` stands before them, which is their severity.
+fn write(level: Level, text: Arguments<'_>, serial: bool) {
     let mut line = Line {
-        text: [0; 256],
-        len: 0,
+        text: Vec::new(),
         serial,
     };
+    line.text.extend([b'<', severity(level), b'>']);
     // A `Display` that fails loses the rest of its text, which is no reason to stop.
     let _ = line.write_fmt(text);
     line.flush();
@@ -74,20 +195,42 @@ pub fn leave_serial() {
     COM1_IS_ROOTS.store(true, Ordering::Relaxed);
 }
 
-/// Writes to the log, and on COM1 until VM 0 has it.
-pub fn log(text: fmt::Arguments<'_>) {
-    write(text, !COM1_IS_ROOTS.load(Ordering::Relaxed));
+/// Ends a line that VM 0 may have begun on COM1.
+pub fn end_line() {
+    put(b'\n');
 }
 
 /// Writes to the log and on COM1: why the microvisor stops.
-pub fn last_words(text: fmt::Arguments<'_>) {
-    write(text, true);
+pub fn last_words(text: Arguments<'_>) {
+    write(Level::Error, text, true);
 }
 
-/// Writes one line of the log.
-#[macro_export]
-macro_rules! boot_log {
-    ($($text:tt)*) => {
-        $crate::console::log(format_args!("microvisor: {}\n", format_args!($($text)*)))
-    };
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_has_its_own_level_or_the_default() {
+        let mut levels = Levels::new();
+        assert!(levels.set(b"boot", LevelFilter::Trace));
+        assert!(levels.set(b"root", LevelFilter::Off));
+        levels.set_default(LevelFilter::Debug);
+        assert_eq!(levels.of(b"boot"), LevelFilter::Trace);
+        assert_eq!(levels.of(b"root"), LevelFilter::Off);
+        assert_eq!(levels.of(b"hypercall"), LevelFilter::Debug);
+        assert_eq!(levels.of(b"memory"), LevelFilter::Debug);
+        assert_eq!(levels.most(), LevelFilter::Trace);
+        assert!(!levels.set(b"memory", LevelFilter::Off));
+        let mut levels = Levels::new();
+        assert!(levels.set(b"boot", LevelFilter::Warn));
+        assert_eq!(levels.most(), LevelFilter::Info);
+    }
+
+    #[test]
+    fn the_second_name_of_a_path_is_the_module() {
+        let of = |target| module(&Metadata::builder().target(target).build());
+        assert_eq!(of("microvisor::boot::own"), "boot");
+        assert_eq!(of("microvisor::root"), "root");
+        assert_eq!(of("microvisor"), "");
+    }
 }

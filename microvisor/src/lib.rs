@@ -15,7 +15,7 @@ pub mod counters;
 #[cfg(feature = "fault-injection")]
 pub mod fault;
 pub mod hypercall;
-pub mod log;
+pub mod log_buffer;
 pub mod machine;
 pub mod memory;
 pub mod panic;

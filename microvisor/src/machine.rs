@@ -5,7 +5,7 @@
 
 use crate::arch::CpuFacts;
 use crate::counters::ExitCounters;
-use crate::log::Log;
+use crate::log_buffer::LogBuffer;
 use crate::memory::{Hpa, Memory};
 use crate::partition::Partitions;
 
@@ -21,7 +21,7 @@ pub struct Machine {
     /// Exits of VM 0 by physical CPU.
     pub root_counters: &'static [ExitCounters],
     /// The microvisor's messages.
-    pub log: &'static Log,
+    pub log: &'static LogBuffer,
 }
 
 /// Facts that boot found out about the machine.
@@ -61,7 +61,7 @@ impl Machine {
         partitions: Partitions,
         facts: MachineFacts,
         root_counters: &'static [ExitCounters],
-        log: &'static Log,
+        log: &'static LogBuffer,
     ) -> Self {
         Self {
             memory,

@@ -4,13 +4,22 @@
 //! halts there: a broken microvisor could not answer the exit rightly, and it sends no interrupt that would stop the
 //! CPU at once.
 
-use core::fmt::Display;
+use core::fmt::{Display, Formatter};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::arch::{self, stack};
 use crate::{console, trace};
 
 static HAPPENED: AtomicBool = AtomicBool::new(false);
+
+/// The callers of this function, as their addresses.
+struct Backtrace;
+
+impl Display for Backtrace {
+    fn fmt(&self, f: &mut Formatter<'_>) -> core::fmt::Result {
+        stack::backtrace().try_for_each(|caller| write!(f, " {caller:#x}"))
+    }
+}
 
 /// Returns whether a CPU has panicked. The caller then halts.
 #[inline]
@@ -25,12 +34,9 @@ pub fn stop(cause: &dyn Display) -> ! {
         arch::halt();
     }
     let cpu = stack::cpu().unwrap_or(0);
-    console::last_words(format_args!("\nmicrovisor: panic: on CPU {cpu}: {cause}\n"));
-    console::last_words(format_args!("  backtrace"));
-    for caller in stack::backtrace() {
-        console::last_words(format_args!(" {caller:#x}"));
-    }
-    console::last_words(format_args!("\n"));
+    console::end_line();
+    console::last_words(format_args!("microvisor: panic: on CPU {cpu}: {cause}\n"));
+    console::last_words(format_args!("  backtrace{Backtrace}\n"));
     for exit in trace::last(cpu) {
         console::last_words(format_args!(
             "  exit {:#x} ({:#x}, {:#x}) of VM {} CPU {} at rip {:#x}\n",

@@ -139,6 +139,7 @@ fn answer_cpuid(machine: &Machine, cpu: &mut Root) {
 }
 
 /// EFER is root's but for SVME; the registers of SVM read as absent.
+#[inline(never)]
 fn answer_msr(cpu: &mut Root, types: &MemoryTypes, is_write: bool) {
     const EFER: u32 = 0xc000_0080;
     let number = cpu.read(Register::Rcx) as u32;
@@ -161,7 +162,10 @@ fn answer_msr(cpu: &mut Root, types: &MemoryTypes, is_write: bool) {
         (_, true) => match msr::write(number, value, types, arch::try_read_msr) {
             Write::Do(value) => cpu.write_msr(number, value),
             Write::Ignore => true,
-            Write::Fault => false,
+            Write::Fault => {
+                log::debug!("a write of register {number:#x} is refused: {value:#x}");
+                false
+            }
         },
         // Without SVM in CPUID none of the others exists.
         (_, false) => false,

@@ -148,7 +148,7 @@ enum Command {
     #[command(after_help = "Example:\n  vmctl top -b -i 5s")]
     Top(top::TopArgs),
     /// Print the microvisor's own log
-    #[command(after_help = "Example:\n  vmctl hv-log -f")]
+    #[command(after_help = "Example:\n  vmctl hv-log -f --level warn")]
     HvLog(hv_log::HvLogArgs),
     /// Check whose memory each VM, and root, can reach
     #[command(after_help = "Example:\n  vmctl verify")]

@@ -15,7 +15,7 @@ const MAX_LINES: usize = 600;
 const LAYERS: &[&str] = &[
     "memory",
     "arch",
-    "log",
+    "log_buffer",
     "console",
     "counters",
     "trace",

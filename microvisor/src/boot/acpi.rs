@@ -107,6 +107,7 @@ pub(super) fn copy_tables(
         })
         .ok_or(AcpiError::NoMadt)?;
     let cpus = enabled_cpus(madt.bytes(memory)?);
+    log::trace!("ACPI: root table at {}, MADT at {}", root.at, madt.at);
     let more = wakeup_structure(low::MAILBOX);
     // The three stand one after another: RSDP, root table, MADT.
     let root_at = low::ACPI.offset(64);

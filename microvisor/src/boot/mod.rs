@@ -13,6 +13,7 @@
 use core::ops::Range;
 
 use guest_proto::limits::MAX_CPUS;
+use log::{debug, error, info, warn};
 
 use crate::arch;
 use crate::arch::boot::paging::{self, Image};
@@ -20,7 +21,7 @@ use crate::arch::boot::{Start, descriptors};
 use crate::arch::hw::Root;
 use crate::machine::Machine;
 use crate::memory::{Gpa, Hpa};
-use crate::{boot_log, console, root};
+use crate::{console, root};
 use map::Map;
 use memory::BootMemory;
 use multiboot::{Info, Module};
@@ -145,10 +146,11 @@ fn boot(
     image: &Image,
     code: &Code,
 ) -> (&'static Machine, Root) {
-    boot_log!("version {}", env!("CARGO_PKG_VERSION"));
+    console::begin();
+    info!("version {}", env!("CARGO_PKG_VERSION"));
     match arch::boot::supported() {
         Ok((revision, features)) => {
-            boot_log!("SVM revision {revision}, features {features:#010x}");
+            info!("SVM revision {revision}, features {features:#010x}");
         }
         Err(why) => stop(why),
     }
@@ -175,7 +177,7 @@ fn boot(
     if let Err(error) = processors::wait_for_others(cpus) {
         stop(error);
     }
-    boot_log!("{cpus} CPUs; entering VM 0");
+    info!("{cpus} CPUs; entering VM 0");
     console::leave_serial();
     (machine, cpu)
 }
@@ -215,7 +217,7 @@ fn vm0_start(rip: Hpa, rsi: u64, index: u64) -> Start {
 
 /// Prints why the machine cannot start, and halts. No `dyn` here: a table of its functions would be resident data.
 fn stop(why: impl core::fmt::Display) -> ! {
-    boot_log!("cannot start: {why}");
+    error!("cannot start: {why}");
     arch::halt()
 }
 
@@ -236,8 +238,18 @@ struct Prepared {
 fn prepare(memory: &mut BootMemory, loader: (u32, u32), image: &Image) -> Result<Prepared, Error> {
     let mut info = Info::new();
     multiboot::parse(memory, loader, &mut info)?;
-    let unknown = |key: &str| boot_log!("the command line has an unknown option: {key}");
+    let unknown = |key: &str| warn!("the command line has an unknown option: {key}");
     let options = Options::parse(info.own_line(), unknown).map_err(Error::Option)?;
+    console::set_levels(options.log);
+    for range in info.map.iter() {
+        debug!(
+            "memory {} to {}: type {}",
+            range.start, range.end, range.kind
+        );
+    }
+    for module in info.modules() {
+        debug!("module of {} bytes at {}", module.len, module.start);
+    }
     let total = info.map.usable_bytes();
     if total < LEAST_MEMORY {
         return Err(Error::LittleMemory(total));
@@ -246,7 +258,7 @@ fn prepare(memory: &mut BootMemory, loader: (u32, u32), image: &Image) -> Result
         [] => return Err(Error::NoModules),
         [kernel, ref others @ ..] => (kernel, others.first().copied()),
     };
-    boot_log!("{} MiB of memory in {} ranges", total >> 20, info.map.len());
+    info!("{} MiB of memory in {} ranges", total >> 20, info.map.len());
     #[cfg(feature = "fault-injection")]
     crate::fault::arm(info.command_line(), start_ap as *const () as u64);
     let ram = info.map.usable();
@@ -261,7 +273,7 @@ fn prepare(memory: &mut BootMemory, loader: (u32, u32), image: &Image) -> Result
     info.map.reserve(low::START..low::END)?;
     let own = Own::reserve(&mut info, image.startup())?;
     for range in [image.own(), own.range()] {
-        boot_log!("own memory {} to {}", range.start, range.end);
+        info!("own memory {} to {}", range.start, range.end);
     }
 
     // The image and the modules move in an order in which nothing is overwritten before it has
@@ -295,9 +307,9 @@ fn prepare(memory: &mut BootMemory, loader: (u32, u32), image: &Image) -> Result
         tables.rsdp,
         &info.map,
     )?;
-    boot_log!("VM 0: kernel at {}", header.load_address);
+    info!("VM 0: kernel at {}", header.load_address);
     if let Some(Module { start, len }) = initrd {
-        boot_log!("VM 0: initrd of {len} bytes at {start}");
+        info!("VM 0: initrd of {len} bytes at {start}");
     }
     Ok(Prepared {
         entry,

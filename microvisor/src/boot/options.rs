@@ -2,7 +2,10 @@
 
 use core::fmt::{Display, Formatter};
 
+use log::LevelFilter;
+
 use crate::arch::Speculation;
+use crate::console::Levels;
 
 /// The values of the options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +14,8 @@ pub(super) struct Options {
     /// See `arch::CpuFacts`. QEMU's TCG opens the window for a class that is held up, too, and aborts where a write
     /// to CR8 opens it (10.0: `cpu_interrupt` without its lock).
     pub(super) tpr_window: bool,
+    /// Levels of messages.
+    pub(super) log: Levels,
 }
 
 /// An option that has a wrong value.
@@ -18,6 +23,7 @@ pub(super) struct Options {
 pub(super) enum BadOption {
     Speculation,
     TprWindow,
+    Log,
 }
 
 impl Display for BadOption {
@@ -25,6 +31,10 @@ impl Display for BadOption {
         f.write_str(match self {
             Self::Speculation => "speculation= takes safe, guests or off",
             Self::TprWindow => "tpr-window= takes on or off",
+            Self::Log => {
+                "log= takes LEVEL and MODULE=LEVEL, separated by commas: a level is off, error, warn, info, debug or \
+                 trace, a module boot, hypercall or root"
+            }
         })
     }
 }
@@ -34,6 +44,7 @@ impl Default for Options {
         Self {
             speculation: Speculation::Safe,
             tpr_window: true,
+            log: Levels::new(),
         }
     }
 }
@@ -67,11 +78,42 @@ impl Options {
                         _ => return Err(BadOption::TprWindow),
                     };
                 }
+                (b"log", value) => {
+                    let value = value.strip_prefix(b"=").unwrap_or(value);
+                    options.log = levels(value).ok_or(BadOption::Log)?;
+                }
                 (key, _) => unknown(core::str::from_utf8(key).unwrap_or("?")),
             }
         }
         Ok(options)
     }
+}
+
+/// Reads `LEVEL` and `MODULE=LEVEL`, separated by commas. Returns `None` for a level or a module that does not exist.
+fn levels(text: &[u8]) -> Option<Levels> {
+    let mut levels = Levels::new();
+    for part in text.split(|byte| *byte == b',') {
+        match part.iter().position(|byte| *byte == b'=') {
+            None => levels.set_default(level(part)?),
+            Some(at) => {
+                let level = level(part.get(at + 1..)?)?;
+                levels.set(part.get(..at)?, level).then_some(())?;
+            }
+        }
+    }
+    Some(levels)
+}
+
+fn level(name: &[u8]) -> Option<LevelFilter> {
+    Some(match name {
+        b"off" => LevelFilter::Off,
+        b"error" => LevelFilter::Error,
+        b"warn" => LevelFilter::Warn,
+        b"info" => LevelFilter::Info,
+        b"debug" => LevelFilter::Debug,
+        b"trace" => LevelFilter::Trace,
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -106,6 +148,20 @@ mod tests {
         assert_eq!(window("tpr-window=off"), Ok(false));
         assert_eq!(window("tpr-window=off tpr-window=on"), Ok(true));
         assert_eq!(window("tpr-window=no"), Err(BadOption::TprWindow));
+    }
+
+    #[test]
+    fn levels_are_of_the_option_log() {
+        let log = |line: &str| Options::parse(line.as_bytes(), |_| {}).map(|all| all.log);
+        assert_eq!(log("image"), Ok(Levels::new()));
+        let mut levels = Levels::new();
+        levels.set_default(LevelFilter::Debug);
+        assert!(levels.set(b"boot", LevelFilter::Trace));
+        assert_eq!(log("log=debug,boot=trace speculation=off"), Ok(levels));
+        for bad in ["", "loud", "debug,", "boot", "boot=", "boot=loud", "x=off"] {
+            let line = std::format!("log={bad}");
+            assert_eq!(log(&line), Err(BadOption::Log), "{bad}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::options::Options;
 use super::{Error, low};
 use crate::arch::{self, CpuFacts, cpuid, layout};
 use crate::counters::ExitCounters;
-use crate::log::LOG;
+use crate::log_buffer::LOG_BUFFER;
 use crate::machine::{Machine, MachineFacts, MemoryTypes};
 use crate::memory::epoch::Epochs;
 use crate::memory::frame_table::FrameTable;
@@ -143,7 +143,7 @@ impl Own {
                 types: self.memory_types(map, image_end),
             };
             let partitions = Partitions::new(&PARTITIONS);
-            Machine::new(memory, partitions, facts, &ROOT_COUNTERS, &LOG)
+            Machine::new(memory, partitions, facts, &ROOT_COUNTERS, &LOG_BUFFER)
         })
     }
 }

@@ -84,14 +84,19 @@ impl From<Status> for Failure {
 pub fn dispatch(machine: &Machine, cpu: &mut Cpu, now: u64, call: &Call) -> Answer {
     let index = cpu.index();
     let mut cx = Context { machine, cpu, now };
-    let outcome = if call.cpl == 0 {
-        route(&mut cx, call)
-    } else {
-        Err(Status::NotPermitted.into())
+    let outcome = match Hypercall::from_raw(call.number) {
+        _ if call.cpl != 0 => Err(Status::NotPermitted.into()),
+        // The call of every turn: it goes past the frame of the others.
+        Some(Hypercall::VcpuRun) => vcpu::run(&mut cx, call.args),
+        Some(number) => route(&mut cx, number, call.args),
+        None => Err(Status::UnknownCall.into()),
     };
     let (status, value) = match outcome {
         Ok(value) => (Status::Ok, value),
-        Err(Failure { status, value }) => (status, value),
+        Err(Failure { status, value }) => {
+            refused(call, status);
+            (status, value)
+        }
     };
     Answer {
         status,
@@ -100,9 +105,17 @@ pub fn dispatch(machine: &Machine, cpu: &mut Cpu, now: u64, call: &Call) -> Answ
     }
 }
 
-fn route(cx: &mut Context<'_>, call: &Call) -> Outcome {
-    let args = call.args;
-    match Hypercall::from_raw(call.number).ok_or(Status::UnknownCall)? {
+/// Logs the answer to a call that did not succeed.
+#[cold]
+fn refused(call: &Call, status: Status) {
+    let [a, b, c, d, e] = call.args;
+    let number = call.number;
+    log::debug!("call {number:#x}({a:#x}, {b:#x}, {c:#x}, {d:#x}, {e:#x}): {status:?}");
+}
+
+#[inline(never)]
+fn route(cx: &mut Context<'_>, number: Hypercall, args: [u64; 5]) -> Outcome {
+    match number {
         Hypercall::AbiVersion => machine::abi_version(args),
         Hypercall::EpochPass => machine::epoch_pass(cx, args),
         Hypercall::LogRead => machine::log_read(cx, args),
@@ -119,7 +132,8 @@ fn route(cx: &mut Context<'_>, call: &Call) -> Outcome {
         Hypercall::MemoryMap => memory::map(cx, args),
         Hypercall::MemoryUnmap => memory::unmap(cx, args),
         Hypercall::VcpuCreate => vcpu::create(cx, args),
-        Hypercall::VcpuRun => vcpu::run(cx, args),
+        // `dispatch` has taken it.
+        Hypercall::VcpuRun => Err(Status::UnknownCall.into()),
         Hypercall::VcpuGetState => vcpu::get_state(cx, args),
         Hypercall::VcpuSetState => vcpu::set_state(cx, args),
         Hypercall::VcpuSetCpuid => vcpu::set_cpuid(cx, args),

@@ -21,6 +21,7 @@ pub(super) fn create(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
         return Err(Status::NotSupported.into());
     }
     let id = cx.machine.partitions.create(cx.now)?;
+    log::debug!("partition {} is made", id.0);
     Ok(u64::from(id.0))
 }
 
@@ -28,7 +29,10 @@ pub(super) fn destroy(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     let [partition] = take(args)?;
     let partition = cx.machine.partitions.find(partition)?;
     match partition.destroy(&cx.machine.memory, DESTROY_BATCH)? {
-        (given, true) => Ok(given),
+        (given, true) => {
+            log::debug!("partition {} is destroyed", partition.id().0);
+            Ok(given)
+        }
         (given, false) => Err(Failure::new(Status::TryAgain, given)),
     }
 }

@@ -114,8 +114,8 @@ impl Turn<'_> {
             let cr8 = self.local.hw.read(Register::Cr8);
             self.local.lapic.set_cr8(cr8 as u8);
             // A guest whose CR4.MCE is 0 shuts down at a machine check.
-            let is_shutdown = exit == Exit::Shutdown;
-            if exit == Exit::MachineCheck || (is_shutdown && arch::in_machine_check()) {
+            let is_shutdown = matches!(exit, Exit::Shutdown);
+            if matches!(exit, Exit::MachineCheck) || (is_shutdown && arch::in_machine_check()) {
                 cpu.note_machine_check();
             }
             if let Some(end) = self.answer(exit) {

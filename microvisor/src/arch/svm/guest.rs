@@ -140,7 +140,7 @@ impl Guest {
         self.vmcb.keep_interrupted_event();
         let (exit, next) = exit::decode(&self.vmcb, self.has_next_rip);
         self.next_rip = next;
-        if exit == Exit::DebugRegister {
+        if matches!(exit, Exit::DebugRegister) {
             self.extended.load_debug(&mut self.root);
             self.vmcb.intercept_debug_registers(false);
         }
@@ -171,7 +171,7 @@ impl Guest {
         self.vmcb.intercept_return_faults(false);
         let (_, fault_address) = self.vmcb.exit_info();
         let save = &mut self.vmcb.save;
-        let is_done = exit == Exit::Exception(Event::DEBUG) && save.dr6 & SINGLE_STEP != 0;
+        let is_done = matches!(exit, Exit::Exception(Event::DEBUG)) && save.dr6 & SINGLE_STEP != 0;
         if is_done && step.trap_flag != 0 {
             return exit;
         }

@@ -16,7 +16,7 @@ use super::{Answer, Call, dispatch};
 use crate::arch::hw::Cpu;
 use crate::arch::{CpuFacts, Speculation};
 use crate::counters::ExitCounters;
-use crate::log::Log;
+use crate::log_buffer::LogBuffer;
 use crate::machine::{Machine, MachineFacts, MemoryTypes};
 use crate::memory::testing::{Fake, Storage};
 use crate::memory::{Frame, Hpa};
@@ -71,7 +71,7 @@ impl World {
                 Partitions::new(slots.leak()),
                 facts,
                 counters.leak(),
-                Box::leak(Box::new(Log::new())),
+                Box::leak(Box::new(LogBuffer::new())),
             ),
             ram_end,
             now: 1000,

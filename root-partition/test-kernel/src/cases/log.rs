@@ -29,7 +29,7 @@ fn it_begins_with_the_version() -> Outcome {
         (count.clamp(1, 4088), count),
     )?;
     let text: [u8; 24] = page.load(8);
-    equal("text", &text[..20], &b"microvisor: version "[..])
+    equal("text", &text[..23], &b"<6>microvisor: version "[..])
 }
 
 fn it_is_read_piece_by_piece() -> Outcome {

@@ -1,4 +1,4 @@
-//! The in-memory log: the last 64 KiB of the microvisor's messages, by position since boot.
+//! The buffer of the log: the last 64 KiB of the microvisor's messages, by position since boot.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,19 +7,19 @@ use spin::{Mutex, MutexGuard};
 /// Bytes that are kept.
 const SIZE: usize = 64 << 10;
 
-/// The log that `console` writes and root reads.
-pub static LOG: Log = Log::new();
+/// The buffer that `console` writes and root reads.
+pub static LOG_BUFFER: LogBuffer = LogBuffer::new();
 
 /// A ring of text. A position counts bytes since boot.
 #[derive(Debug)]
-pub struct Log {
+pub struct LogBuffer {
     bytes: Mutex<[u8; SIZE]>,
     /// Bytes ever written. It changes under the lock only.
     written: AtomicU64,
 }
 
-impl Log {
-    /// Makes an empty log.
+impl LogBuffer {
+    /// Makes an empty buffer.
     pub const fn new() -> Self {
         Self {
             bytes: Mutex::new([0; SIZE]),
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read_in_pieces() {
-        let log = Log::new();
+        let log = LogBuffer::new();
         log.append(b"one ");
         log.append(b"two");
         let mut text = [0; 5];
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_lost_position_moves_to_the_oldest_byte_and_a_future_one_to_the_end() {
-        let log = Log::new();
+        let log = LogBuffer::new();
         for n in 0..SIZE + 10 {
             log.append(&[(n % 251) as u8]);
         }
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn a_stopped_writer_blocks_nobody() {
-        let log = Log::new();
+        let log = LogBuffer::new();
         log.append(b"before");
         let _stopped = log.bytes.lock();
         log.append(b"lost");
