@@ -37,12 +37,14 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ::log::{debug, info, warn};
 use guest_proto::control::{Request, Response, Role, Until, VmStatus};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, Mode, flock};
 use rustix::process::umask;
 
-use crate::console::log;
+use crate::console::log as console_log;
+use crate::logging::Levels;
 use crate::net;
 use crate::wire::{Link, LinkError, timespec};
 pub(crate) use process::listen;
@@ -74,7 +76,11 @@ pub struct DaemonArgs {
     #[arg(long, value_name = "UID", default_value_t = FIRST_WORKER_UID,
         value_parser = clap::value_parser!(u32).range(1..=i64::from(u32::MAX - 256)))]
     pub first_uid: u32,
-    /// Executable started as "PATH worker NAME --device DEVICE --first-uid UID" for each VM
+    /// Messages that the daemon and its workers log: LEVEL and MODULE=LEVEL, separated by commas. A LEVEL is off, error,
+    /// warn, info, debug or trace, a MODULE daemon, worker or one below them (worker::virtio)
+    #[arg(long, value_name = "LEVELS", default_value = "info")]
+    pub log: Levels,
+    /// Executable started as "PATH worker NAME --device DEVICE --first-uid UID --log LEVELS" for each VM
     #[arg(
         long,
         value_name = "PATH",
@@ -95,7 +101,7 @@ pub(crate) fn definition_of(state_dir: &Path, name: &str) -> PathBuf {
 /// A VM's directory in a state directory, and in it the log of its console and that of its worker.
 pub(crate) fn logs_of(state_dir: &Path, name: &str) -> (PathBuf, PathBuf, PathBuf) {
     let dir = state_dir.join(name);
-    let console = dir.join(process::LOG_DIR).join(log::CURRENT);
+    let console = dir.join(process::LOG_DIR).join(console_log::CURRENT);
     let worker = dir.join(process::WORKER_LOG);
     (dir, console, worker)
 }
@@ -111,6 +117,7 @@ pub fn socket_path(runtime_dir: &Path) -> PathBuf {
 ///
 /// One line that says why there is no daemon.
 pub fn main(args: &DaemonArgs, runtime_dir: &Path) -> Result<(), String> {
+    journal::begin(&args.log);
     Daemon::start(args, runtime_dir)?.serve()
 }
 
@@ -186,9 +193,9 @@ impl Daemon {
         fs::rename(&temporary, &socket).map_err(in_socket)?;
         thread::Builder::new()
             .name("networks".to_owned())
-            .spawn(|| net::keep(|line| journal::say(format_args!("{line}"))))
+            .spawn(|| net::keep(|line| warn!("{line}")))
             .map_err(|e| format!("thread: {e}"))?;
-        journal::say(format_args!("listening on {}", socket.display()));
+        info!("listening on {}", socket.display());
         Ok(Self {
             listener,
             _locks: locks,
@@ -303,7 +310,7 @@ impl Daemon {
             Ok(()) => {}
             Err(LinkError::Closed) => drop(self.clients.swap_remove(at)),
             Err(e) => {
-                journal::say(format_args!("a client was cut off: {e}"));
+                warn!("a client was cut off: {e}");
                 self.clients.swap_remove(at);
             }
         }
@@ -403,6 +410,7 @@ fn serve_client(client: &mut Client, vms: &mut Vms) -> Result<(), LinkError> {
     while client.waiting.is_none()
         && let Some(asked) = client.link.message::<Request>()?
     {
+        debug!("client {}: {asked:?}", client.id);
         match request::answer(vms, asked) {
             request::Answer::Now(response) => client.link.send(&*response)?,
             request::Answer::When(name, until) => {

@@ -21,6 +21,7 @@ pub mod driver;
 pub mod exit;
 mod file;
 pub mod image;
+pub mod logging;
 pub mod net;
 pub mod nic;
 pub mod platform;

@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
+use log::error;
+
 use super::inbox::{Inbox, inbox};
-use super::journal;
 use super::resources::Partitions;
 
 /// Names of VMs go in, and come out again when nothing is left of their partitions.
@@ -27,7 +28,7 @@ impl Cleaner {
             .spawn(move || {
                 for name in todo {
                     if let Err(e) = partitions.destroy_named(&name) {
-                        journal::say(format_args!("{name}: its partition was not destroyed: {e}"));
+                        error!("{name}: its partition was not destroyed: {e}");
                     }
                     if !done.send(name) {
                         return;

@@ -7,9 +7,9 @@
 use std::fmt;
 
 use guest_proto::control::{DeviceTable, Failure, FailureKind, WorkerCommand, WorkerEvent};
+use log::error;
 
 use super::jobs::Outcome;
-use super::journal;
 use super::opener::{self, Files, Opened};
 use super::record::Record;
 use super::redefine::Then;
@@ -246,9 +246,7 @@ impl Vms {
             return false;
         }
         let begun = self.redefine(name, config, then);
-        begun
-            .inspect_err(|e| journal::say(format_args!("{}", e.message)))
-            .is_ok()
+        begun.inspect_err(|e| error!("{}", e.message)).is_ok()
     }
 
     /// Begins to replace the configuration of a VM that is not alive. The ticket's answer says whether it is replaced.

@@ -15,15 +15,16 @@ use command_fds::{CommandFdExt, FdMapping};
 use guest_proto::control::{
     WORKER_CONSOLE_FD, WORKER_CONTROL_FD, WORKER_LOG_DIR_FD, WORKER_VSOCK_FD,
 };
+use log::warn;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use super::journal;
 use super::record::WorkerExit;
 use crate::config::check_name;
 use crate::file::make_private_dir;
+use crate::logging::Levels;
 use crate::proc;
 
 /// Name of a worker's own log in its VM's state directory.
@@ -185,6 +186,8 @@ pub(super) struct Launch<'a> {
     pub(super) device: &'a Path,
     /// First user ID of the workers.
     pub(super) first_uid: u32,
+    /// Messages that it logs.
+    pub(super) log: &'a Levels,
     /// The VM's state directory.
     pub(super) state_dir: &'a Path,
     /// The VM's sockets.
@@ -214,11 +217,11 @@ impl Launch<'_> {
     fn spawn(&self, listeners: Listeners) -> Result<(Process, UnixStream), String> {
         let in_state_dir = |e: io::Error| format!("{}: {e}", self.state_dir.display());
         let log = open_log(self.state_dir).or_else(|e| {
-            journal::say(format_args!(
+            warn!(
                 "{}: {}: {e}; this worker has no log",
                 self.name,
                 self.state_dir.join(WORKER_LOG).display()
-            ));
+            );
             File::options().write(true).open("/dev/null")
         });
         let log = log.map_err(in_state_dir)?;
@@ -239,6 +242,8 @@ impl Launch<'_> {
             .arg(self.device)
             .arg("--first-uid")
             .arg(self.first_uid.to_string())
+            .arg("--log")
+            .arg(self.log.to_string())
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(also_log)
@@ -441,6 +446,7 @@ mod tests {
             name: "demo",
             device: Path::new("/dev/null"),
             first_uid: 1000,
+            log: &"info".parse().unwrap(),
             state_dir: dir.path(),
             sockets: &sockets,
             has_unix_socket: true,

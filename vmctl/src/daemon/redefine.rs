@@ -4,9 +4,9 @@
 //! written for good. One that can't be written is taken back.
 
 use guest_proto::control::{Failure, FailureKind, Response, WorkerCommand};
+use log::error;
 
 use super::devices::wrong;
-use super::journal;
 use super::keeper::Work;
 use super::opener::Files;
 use super::vms::{Ticket, Vms, failure};
@@ -61,10 +61,7 @@ impl Vms {
         };
         let (_, Redefinition { new, old, then }) = self.redefinitions.swap_remove(at);
         if let Err(e) = &result {
-            journal::say(format_args!(
-                "{name}: its configuration was not saved: {}",
-                e.message
-            ));
+            error!("{name}: its configuration was not saved: {}", e.message);
             // What a worker has done stays so. A later change was made from this one, and may be written.
             if !matches!(then, Then::Nothing | Then::TellDetached(_))
                 && let Ok(vm) = self.vm_mut(name)

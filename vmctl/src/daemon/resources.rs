@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use guest_proto::limits::PAGE_SIZE;
+use log::error;
 
-use super::journal;
 use crate::config::{check_name, format_size};
 use crate::driver::Device;
 use crate::{platform, proc};
@@ -79,9 +79,7 @@ impl Partitions {
             }
         }
         if let Err(e) = self.destroy_named(name) {
-            journal::say(format_args!(
-                "{name}: an old partition was not destroyed: {e}"
-            ));
+            error!("{name}: an old partition was not destroyed: {e}");
         }
         Ok(())
     }

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::io;
 
 use guest_proto::control::{EndCause, VmState};
+use log::error;
 
-use super::journal;
 use super::process::{self, Process};
 use super::record::{Record, WorkerExit};
 use super::resources::Found;
@@ -60,7 +60,7 @@ impl Vms {
     ) {
         let definition = self.store.definition(name);
         if let Err(e) = &definition {
-            journal::say(format_args!("{name}: its definition can't be read: {e}"));
+            error!("{name}: its definition can't be read: {e}");
         }
         let saved = self.store.load(name, &self.boot_id);
         let was_alive = |saved: &Saved| saved.state.is_some_and(VmState::is_alive);

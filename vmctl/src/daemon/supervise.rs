@@ -82,6 +82,7 @@ impl Vms {
             name,
             device: &self.device,
             first_uid: self.first_uid,
+            log: &self.log,
             state_dir: &self.store.dir(name),
             sockets: &sockets,
             has_unix_socket: self

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use guest_proto::control::{Failure, FailureKind, Response, VmState, VmStatus};
+use log::error;
 
 use super::DaemonArgs;
 use super::cleaner::Cleaner;
 use super::devices::DeviceChange;
 use super::jobs::{Jobs, Outcome};
-use super::journal;
 use super::keeper::{Done, Keeper, Work};
 use super::process::Sockets;
 use super::record::{Record, WorkerExit};
@@ -26,6 +26,7 @@ use super::store::{Saved, Store, VERSION};
 use super::supervise::Worker;
 use super::usage::Usage;
 use crate::config::{DeviceConfig, VmConfig, check_name};
+use crate::logging::Levels;
 use crate::proc;
 
 /// Time after which a state that could not be saved is saved again.
@@ -38,6 +39,8 @@ pub(super) struct Vms {
     pub(super) device: PathBuf,
     /// First user ID of the workers.
     pub(super) first_uid: u32,
+    /// Messages that workers log.
+    pub(super) log: Levels,
     pub(super) partitions: Partitions,
     pub(super) cleaner: Cleaner,
     pub(super) jobs: Jobs,
@@ -143,6 +146,7 @@ impl Vms {
             program: args.worker.clone(),
             device: args.device.clone(),
             first_uid: args.first_uid,
+            log: args.log.clone(),
             partitions,
             cleaner,
             jobs,
@@ -401,7 +405,7 @@ impl Vms {
             let at = Instant::now() + SAVE_AGAIN_AFTER;
             self.save_again_at.get_or_insert(at);
             if vm.unsaved != problem {
-                journal::say(format_args!("{name}: its state can't be saved: {e}"));
+                error!("{name}: its state can't be saved: {e}");
             }
         }
         if vm.unsaved != problem {

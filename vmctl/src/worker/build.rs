@@ -12,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use guest_proto::ABI_VERSION;
 use guest_proto::hypercall::{MachineInfo, Property};
+use log::info;
 
 use super::clock::Clock;
 use super::cpuid::{self, Cpuid};
@@ -25,7 +26,7 @@ use super::virtio::transport::Transport;
 use super::virtio::vhost::Vhost;
 use super::virtio::vsock::Vsock;
 use super::virtio::{Device as Virtio, block::Block, console::Console, entropy::Entropy, net::Net};
-use super::{acpi, devices, disks, firmware, journal, nics};
+use super::{acpi, devices, disks, firmware, nics};
 use crate::config::{ConsoleDevice, DiskConfig, NicConfig, VmConfig, VsockConfig};
 use crate::disk::Image;
 use crate::driver::page::Ring;
@@ -353,7 +354,7 @@ fn load(config: &VmConfig, images: Images, ram: &Ram) -> Result<(Entry, Facts), 
     };
     let entry = kernel.load(ram, &mut boot).map_err(End::start_failed)?;
     let kind = kernel.describe();
-    journal::say(format_args!("{}: {kind} kernel loaded", config.name));
+    info!("{}: {kind} kernel loaded", config.name);
     let failed = |e| End::start_failed(format_args!("kernel: {e}"));
     let root_pointer = tables[..acpi::RSDP_SIZE].to_vec();
     let facts = Facts {

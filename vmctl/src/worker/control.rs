@@ -9,9 +9,9 @@ use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use guest_proto::control::{Role, WorkerCommand, WorkerEvent};
+use log::warn;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::journal;
 use crate::wire::{Link, LinkError, timespec};
 
 /// The listener, and the daemon if it is there.
@@ -42,7 +42,7 @@ impl Control {
         while let Ok((stream, _)) = self.listener.accept() {
             match Link::new(stream, Role::Worker, Role::Daemon) {
                 Ok(link) => self.link = Some(link.taking_files()),
-                Err(e) => journal::say(format_args!("control connection: {e}")),
+                Err(e) => warn!("control connection: {e}"),
             }
         }
         let mut commands = Vec::new();
@@ -77,7 +77,7 @@ impl Control {
     fn lose(&mut self, error: &LinkError) {
         self.link = None;
         if !matches!(error, LinkError::Closed) {
-            journal::say(format_args!("control connection: {error}"));
+            warn!("control connection: {error}");
         }
     }
 

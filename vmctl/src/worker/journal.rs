@@ -6,15 +6,40 @@ use std::io::Write;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use log::{Log, Metadata, Record, warn};
+
+use crate::logging::{self, Levels};
+
 /// Messages about the guest's mistakes that are logged at once.
 const GUEST_BURST: u32 = 32;
 /// Time after which one more of them is logged.
 const GUEST_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Writes a line. A log that can't be written is no reason to end the VM.
-pub(super) fn say(line: fmt::Arguments<'_>) {
-    let since = start().elapsed();
-    let _ = writeln!(std::io::stderr(), "[{:8.3}] {line}", since.as_secs_f64());
+/// The sink of messages.
+struct Journal(Levels);
+
+/// Logs the messages that `levels` admit, from now on.
+pub(super) fn begin(levels: &Levels) {
+    log::set_max_level(levels.most());
+    // There is one worker in a process.
+    let _ = log::set_boxed_logger(Box::new(Journal(levels.clone())));
+}
+
+impl Log for Journal {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.0.admit(metadata)
+    }
+
+    /// A log that can't be written is no reason to end the VM.
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let since = start().elapsed().as_secs_f64();
+            let line = logging::line(record);
+            let _ = writeln!(std::io::stderr(), "[{since:8.3}] {line}");
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 /// Writes a line about a mistake of the guest. A guest that makes many does not fill the log: lines
@@ -27,10 +52,8 @@ pub(super) fn guest(line: fmt::Arguments<'_>) {
     };
     match admitted {
         None => {}
-        Some(0) => say(format_args!("guest: {line}")),
-        Some(n) => say(format_args!(
-            "guest: {line} ({n} lines about the guest left out)"
-        )),
+        Some(0) => warn!("guest: {line}"),
+        Some(n) => warn!("guest: {line} ({n} lines about the guest left out)"),
     }
 }
 

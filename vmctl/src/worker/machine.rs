@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use guest_proto::limits::RING_ENTRIES;
+use log::error;
 
 use super::devices::{Devices, Request};
 use super::end::End;
@@ -146,7 +147,7 @@ pub(super) struct Machine {
 pub(super) fn destroy(vm: &Vm) {
     if let Err(e) = vm.destroy() {
         // The daemon tries again when this process is gone.
-        journal::say(format_args!("{e}"));
+        error!("{e}");
     }
 }
 
@@ -229,10 +230,7 @@ impl Machine {
         drop(device_state);
         for msi in msis {
             if let Err(e) = self.vm.send_msi(msi) {
-                journal::say(format_args!(
-                    "{e}: address {:#x}, data {:#x}",
-                    msi.address, msi.data
-                ));
+                error!("{e}: address {:#x}, data {:#x}", msi.address, msi.data);
             }
         }
         for effect in effects {
@@ -311,7 +309,7 @@ impl Machine {
 
     fn kick(&self) {
         if let Err(e) = self.vm.kick_all() {
-            journal::say(format_args!("{e}"));
+            error!("{e}");
         }
     }
 

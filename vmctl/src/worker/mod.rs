@@ -53,10 +53,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use guest_proto::control::{VmState, WorkerCommand, WorkerEvent};
+use log::{error, info};
 
 use crate::config::VmConfig;
 use crate::console::hub::Hub;
 use crate::console::log::ConsoleLog;
+use crate::logging::Levels;
 use build::{Built, Images, Partition};
 use control::Control;
 use end::{EXIT_USAGE, End};
@@ -79,10 +81,14 @@ pub struct WorkerArgs {
     /// First user ID of the workers: that of partition N is this one plus N.
     #[arg(long, default_value_t = crate::daemon::FIRST_WORKER_UID)]
     pub first_uid: u32,
+    /// Messages that are logged.
+    #[arg(long, default_value = "info")]
+    pub log: Levels,
 }
 
 /// Runs a VM until it ends.
 pub fn main(args: &WorkerArgs) -> ExitCode {
+    journal::begin(&args.log);
     let start = inherited::take().and_then(|inherited| {
         sandbox::begin()?;
         let Inherited {
@@ -97,12 +103,12 @@ pub fn main(args: &WorkerArgs) -> ExitCode {
     let (mut control, console, log_dir, vsock) = match start {
         Ok(start) => start,
         Err(e) => {
-            journal::say(format_args!("{}: {e}", args.name));
+            error!("{}: {e}", args.name);
             return ExitCode::from(EXIT_USAGE);
         }
     };
     let end = work(args, &mut control, console, log_dir, vsock).unwrap_or_else(|end| end);
-    journal::say(format_args!("{}: {}", args.name, end.reason));
+    info!("{}: {}", args.name, end.reason);
     control.report_end(&end.event(), END_TIMEOUT);
     end.exit_code()
 }
@@ -169,9 +175,7 @@ fn work(
         machine.plugs.finish();
         machine.destroy();
     } else {
-        journal::say(format_args!(
-            "a virtual CPU does not stop; the partition is left"
-        ));
+        error!("a virtual CPU does not stop; the partition is left");
     }
     Ok(end)
 }

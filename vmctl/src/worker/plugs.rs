@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use guest_proto::control::{DiskStatus, NicStatus};
+use log::warn;
 
 use super::event::Event;
-use super::journal;
 use super::virtio::block::Monitor;
 use super::virtio::net;
 use super::virtio::transport::Transport;
@@ -136,7 +136,7 @@ impl Plugs {
             // The device went with the thread's work, and its image was not flushed: what the guest
             // has flushed is durable.
             Err(e) => {
-                journal::say(format_args!("{name}: no thread to close it: {e}"));
+                warn!("{name}: no thread to close it: {e}");
                 self.forget(&name);
             }
         }

@@ -17,13 +17,12 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
+use log::warn;
 use rustix::fs::{Gid, Uid, fchown};
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, geteuid, set_dumpable_behavior, setrlimit,
 };
 use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-
-use super::journal;
 
 /// File descriptors that a worker may have: for devices, consoles and virtual CPUs.
 const MAX_DESCRIPTORS: u64 = 4096;
@@ -83,9 +82,9 @@ pub(super) fn lose_files(log_dir: BorrowedFd<'_>) {
     match restrict(log_dir) {
         Ok(RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced) => {}
         Ok(RulesetStatus::NotEnforced) => {
-            journal::say(format_args!("sandbox: this kernel has no Landlock"));
+            warn!("sandbox: this kernel has no Landlock");
         }
-        Err(e) => journal::say(format_args!("sandbox: Landlock: {e}")),
+        Err(e) => warn!("sandbox: Landlock: {e}"),
     }
 }
 

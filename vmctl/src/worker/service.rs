@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use guest_proto::control::{DeviceTable, EndCause, VmState, WorkerCommand, WorkerEvent};
+use log::{debug, error, info, warn};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
@@ -20,7 +21,6 @@ use super::build;
 use super::control::Control;
 use super::devices::{Devices, PanicText, Request};
 use super::end::End;
-use super::journal;
 use super::machine::{Conclusion, Machine};
 use super::plugs::Outcome;
 use super::stall::News;
@@ -251,6 +251,7 @@ impl Service {
     }
 
     fn obey(&mut self, control: &mut Control, command: WorkerCommand) {
+        debug!("the daemon asks: {command:?}");
         match command {
             WorkerCommand::Start { .. } => refuse(control, "the VM was started already"),
             WorkerCommand::Report => {
@@ -384,7 +385,7 @@ impl Service {
     fn tell_outcome(&self, control: &mut Control, outcome: Outcome) {
         match outcome {
             Outcome::Closed(name) => {
-                journal::say(format_args!("{name}: detached"));
+                info!("{name}: detached");
                 control.send(&WorkerEvent::Detached { name });
             }
             Outcome::Opened(disk, image) => {
@@ -404,7 +405,7 @@ impl Service {
     ) {
         match attached {
             Ok(Attached::Now) => {
-                journal::say(format_args!("{name}: attached"));
+                info!("{name}: attached");
                 control.send(&WorkerEvent::Attached { name });
             }
             Ok(Attached::Later) => {}
@@ -431,7 +432,7 @@ impl Service {
             News::Pause(reason) => {
                 if self.hold.is_none() && !self.machine.hold(HOLD_TIMEOUT) {
                     self.machine.gate.open();
-                    journal::say(format_args!("the virtual CPUs did not come to a halt"));
+                    error!("the virtual CPUs did not come to a halt");
                 }
                 self.hold = Some((VmState::IoStalled, reason));
             }
@@ -499,7 +500,7 @@ impl Service {
 
     fn push_button(&self) {
         self.change_devices(Devices::press_power_button);
-        journal::say(format_args!("power button pressed"));
+        info!("power button pressed");
     }
 
     fn enter(&mut self, control: &mut Control, state: VmState, reason: &str) {
@@ -527,7 +528,7 @@ impl Service {
     /// Logs the state and tells it to the daemon.
     fn show(&self, control: &mut Control) {
         let (state, reason) = self.shown();
-        journal::say(format_args!("{state}: {reason}"));
+        warn!("{state}: {reason}");
         self.tell(control);
     }
 

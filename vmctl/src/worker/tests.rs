@@ -22,6 +22,7 @@ fn run(dir: &Path, commands: &[WorkerCommand]) -> (End, Vec<WorkerEvent>) {
         name: "test".to_owned(),
         device: dir.join("no-device"),
         first_uid: 1000,
+        log: "info".parse().unwrap(),
     };
     let log_dir = File::open(dir).unwrap().into();
     let end = work(&args, &mut control, console, log_dir, None).unwrap_or_else(|end| end);

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 use guest_proto::vcpu_page::{Intercept, InterceptKind, Reply};
+use log::error;
 use rustix::io::Errno;
 
 use super::clock::Clock;
 use super::devices::Request;
 use super::end::End;
 use super::exit::{self, Bus, Registers};
-use super::journal;
 use super::machine::{Conclusion, DeviceState, Machine};
 use super::msr::Msrs;
 use crate::driver::Vcpu;
@@ -55,9 +55,7 @@ impl Registers for &mut Vcpu {
 
     fn vectors(&mut self) -> Option<[u128; 16]> {
         let fetched = self.fetch_vectors();
-        fetched
-            .inspect_err(|e| journal::say(format_args!("{e}")))
-            .ok()
+        fetched.inspect_err(|e| error!("{e}")).ok()
     }
 
     fn set_vectors(&mut self, vectors: &[u128; 16]) {

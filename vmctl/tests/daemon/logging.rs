@@ -78,6 +78,33 @@ fn a_daemon_whose_log_is_a_full_pipe_works_and_counts_what_is_lost() {
 }
 
 #[test]
+fn journald_gets_priorities() {
+    let mut machine = Machine::off();
+    machine.start_daemon_under_journald(&["--without-driver", "--log", "info,daemon=debug"]);
+    log_something(&machine);
+    eventually("lines have priorities", || {
+        let log = fs::read_to_string(machine.path("daemon.log")).unwrap();
+        let has = |start: &str| log.lines().any(|line| line.starts_with(start));
+        has("<6>vmctl daemon: listening on ")
+            && has("<4>vmctl daemon: warning: a client was cut off: ")
+            && has("<7>vmctl daemon: debug: daemon: client ")
+    });
+}
+
+#[test]
+fn less_severe_messages_are_left_out() {
+    let mut machine = Machine::off();
+    machine.start_daemon(&["--without-driver", "--log", "warn"]);
+    log_something(&machine);
+    let log = || fs::read_to_string(machine.path("daemon.log")).unwrap();
+    eventually("the warning is there", || {
+        log().starts_with("vmctl daemon: warning: a client was cut off: ")
+    });
+    machine.running("demo", "");
+    assert!(!log().contains("listening"), "{}", log());
+}
+
+#[test]
 fn a_command_keeps_its_exit_status_without_standard_error() {
     let mut machine = Machine::on();
     assert_eq!(machine.status_with_stderr(&["info", "a"], full()), Some(4));

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -87,10 +88,23 @@ impl Machine {
 
     /// Starts a daemon whose standard error is `log`.
     pub(crate) fn start_daemon_with_log(&mut self, options: &[&str], log: impl Into<Stdio>) {
+        self.spawn_daemon(options, log, "");
+    }
+
+    /// Starts a daemon whose standard error is journald's as far as it can tell.
+    pub(crate) fn start_daemon_under_journald(&mut self, options: &[&str]) {
+        let log = fs::File::create(self.path("daemon.log")).unwrap();
+        let file = log.metadata().unwrap();
+        let stream = format!("{}:{}", file.dev(), file.ino());
+        self.spawn_daemon(options, log, &stream);
+    }
+
+    fn spawn_daemon(&mut self, options: &[&str], log: impl Into<Stdio>, stream: &str) {
         let mut command = self.command(&["daemon", "--worker"]);
         command.arg(self.path("worker"));
         command.arg("--state-dir").arg(self.path("state"));
-        let child = command.args(options).stderr(log).spawn().unwrap();
+        command.args(options).env("JOURNAL_STREAM", stream);
+        let child = command.stderr(log).spawn().unwrap();
         self.daemon = Some(child);
         eventually("the daemon answers", || self.vmctl(&["list"]).code == 0);
     }

@@ -290,6 +290,12 @@ const CASES: &[Case] = &[
     ("net set lan0", 2, &["--peer"]),
     ("events --nope", 2, &["'--nope'"]),
     ("daemon --first-uid many", 2, &["'many'", "--first-uid"]),
+    ("daemon --log loud", 2, &["'loud'", "--log", "error, warn"]),
+    (
+        "daemon --log disk=info",
+        2,
+        &["'disk=info'", "--log", "\"disk\" is no module"],
+    ),
     (
         "daemon --state-dir DIR/kernel",
         1,

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use guest_proto::control::DiskStatus;
+use log::error;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
     VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -29,7 +30,6 @@ use self::server::{Disk, Server};
 use super::{Device, Kind, Serve, read_bytes};
 use crate::config::{OnError, OnTimeout};
 use crate::disk::{Image, SECTOR};
-use crate::worker::journal;
 use crate::worker::stall::Stalls;
 
 /// Largest size of a queue.
@@ -168,7 +168,7 @@ impl Device for Block {
 
     fn close(&mut self) {
         if let Err(e) = self.disk.image.flush() {
-            journal::say(format_args!("{}: {e}", self.disk.options.name));
+            error!("{}: {e}", self.disk.options.name);
         }
     }
 }

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_proto::control::NicStatus;
+use log::warn;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR,
     VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ,
@@ -133,7 +134,7 @@ impl Card {
         let prepared = self.vhosts.iter().try_for_each(prepare);
         if let Err(e) = &prepared {
             let name = &self.options.name;
-            journal::say(format_args!("{name}: vhost-net: {e}; the worker serves it"));
+            warn!("{name}: vhost-net: {e}; the worker serves it");
         }
         prepared.is_ok() && !self.vhosts.is_empty()
     }
@@ -147,7 +148,7 @@ impl Card {
         let relay = Relay::to_tap(Arc::clone(vhost), index, self.tap.queue(pair)?);
         if let Err(e) = &relay {
             let name = &self.options.name;
-            journal::say(format_args!("{name}: vhost-net: {e}; the worker serves it"));
+            warn!("{name}: vhost-net: {e}; the worker serves it");
         }
         relay.ok()
     }

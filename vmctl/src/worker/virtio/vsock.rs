@@ -20,12 +20,13 @@ mod transmit;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use log::warn;
+
 use self::receive::Receive;
 use self::transmit::Transmit;
 use super::vhost::{Relay, Vhost};
 use super::{Device, Kind, Malformed, Serve, Vring, read_bytes};
 use crate::worker::event::{Event, wait_any};
-use crate::worker::journal;
 use crate::worker::memory::Memory;
 
 pub use self::mux::Mux;
@@ -89,7 +90,7 @@ impl Device for Vsock {
             Self::Worker(mux) => mux.reset(),
             Self::Kernel { vhost, .. } => {
                 if let Err(e) = vhost.prepare(features, SEQPACKET) {
-                    journal::say(format_args!("{NAME}: vhost-vsock: {e}"));
+                    warn!("{NAME}: vhost-vsock: {e}");
                 }
             }
         }

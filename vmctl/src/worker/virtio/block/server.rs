@@ -9,6 +9,7 @@ use std::thread::{self, Scope};
 use std::time::Instant;
 
 use guest_proto::control::{DiskFile, DiskStatus};
+use log::warn;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 
 use super::crew::{Count, Crew};
@@ -19,7 +20,6 @@ use super::{Options, QUEUE_SIZE, Refusal};
 use crate::config::{OnError, OnTimeout};
 use crate::disk::{CachedRead, Image, IoError};
 use crate::worker::event::Event;
-use crate::worker::journal;
 use crate::worker::memory::Memory;
 use crate::worker::stall::Stalls;
 use crate::worker::virtio::thread::serve_kicks;
@@ -441,7 +441,7 @@ impl Disk {
     /// Logs what went wrong, if it is not too much.
     fn report(&self, reason: &str) {
         if self.reports.fetch_add(1, Ordering::Relaxed) < MAX_REPORTS {
-            journal::say(format_args!("{reason}"));
+            warn!("{reason}");
         }
     }
 }
