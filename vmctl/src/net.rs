@@ -32,16 +32,16 @@ use std::path::Path;
 use rustix::io::Errno;
 use serde::Serialize;
 
-pub use self::address::{Cidr, Cidr6, Mac, Range, Vlan};
+pub use self::address::{AddressError, Cidr, Cidr6, Mac, Range, Vlan};
 pub use self::firewall::{Guard, Rules};
 use self::link::{Interface, Links};
 pub use self::listing::{Network, Port, Station, list, list_guarded, stations};
 use self::mark::{NetworkMark, mode, started_forwarding};
-pub use self::overlay::{Overlay, OverlayPort, check_vni};
+pub use self::overlay::{Overlay, OverlayError, OverlayPort, check_vni};
 pub use self::port::{Cable, Place, plug_in};
 pub use self::service::keep;
 pub use self::tap::Tap;
-pub use self::tunnel::key;
+pub use self::tunnel::{PeerError, key};
 
 /// Whether the machine forwards IPv4 packets at all.
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -53,30 +53,28 @@ const DEFAULT_MTU: u16 = 1500;
 const MIN_MTU: u16 = 68;
 
 /// One line that names the network, the interface or the address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NetError {
     /// The request makes no sense.
+    #[error("{0}")]
     Invalid(String),
     /// No network has this name.
+    #[error("{0}")]
     NotFound(String),
     /// Something is there already, or in use.
+    #[error("{0}")]
     Conflict(String),
     /// The kernel refuses.
+    #[error("{0}")]
     Kernel(String),
 }
 
-impl fmt::Display for NetError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Invalid(line)
-            | Self::NotFound(line)
-            | Self::Conflict(line)
-            | Self::Kernel(line) => f.write_str(line),
-        }
+impl NetError {
+    /// Makes the error for a request that makes no sense.
+    fn invalid(why: impl fmt::Display) -> Self {
+        Self::Invalid(why.to_string())
     }
 }
-
-impl std::error::Error for NetError {}
 
 impl From<NetError> for io::Error {
     fn from(error: NetError) -> Self {
@@ -143,7 +141,7 @@ pub struct Spec {
 /// mode needs.
 pub fn create(spec: &Spec) -> Result<Vec<String>, NetError> {
     let name = &spec.name;
-    check_name(name).map_err(NetError::Invalid)?;
+    check_name(name).map_err(NetError::invalid)?;
     let needs_address = match spec.mode {
         Mode::Nat => Some("NAT"),
         Mode::Isolated => spec.dhcp.then_some("DHCP"),
@@ -377,12 +375,29 @@ fn delete_overlay(links: &mut Links, bridge: &Interface) -> io::Result<()> {
     Ok(())
 }
 
+/// Error: no network can be named or sized so.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadNetwork {
+    /// The kernel uses the name otherwise.
+    #[error("\"{0}\": the kernel has this name for all interfaces: choose another")]
+    KernelsName(String),
+    /// The name is no interface's.
+    #[error(
+        "\"{0}\" is not an interface's name: 1 to {most} lower-case letters, digits and inner hyphens, a letter first",
+        most = libc::IFNAMSIZ - 1
+    )]
+    Name(String),
+    /// No interface has such packets.
+    #[error("MTU {0}: expected a number from {MIN_MTU} to 65535")]
+    Mtu(i64),
+}
+
 /// Checks the name of a network, which is an interface's.
 ///
 /// # Errors
 ///
-/// One line that says what a name is.
-pub fn check_name(name: &str) -> Result<(), String> {
+/// Fails with `KernelsName` or `Name`.
+pub fn check_name(name: &str) -> Result<(), BadNetwork> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = name.as_bytes();
     // An interface's name ends in a NUL.
@@ -392,32 +407,23 @@ pub fn check_name(name: &str) -> Result<(), String> {
         && bytes.iter().all(|&b| plain(b) || b == b'-');
     // The kernel has files of these names beside those of the interfaces.
     if ["all", "default"].contains(&name) {
-        return Err(format!(
-            "\"{name}\": the kernel has this name for all interfaces: choose another"
-        ));
+        return Err(BadNetwork::KernelsName(name.to_owned()));
     }
     if ok {
         return Ok(());
     }
-    Err(format!(
-        "\"{}\" is not an interface's name: 1 to {} lower-case letters, digits and inner hyphens, \
-         a letter first",
-        name.escape_default(),
-        libc::IFNAMSIZ - 1
-    ))
+    Err(BadNetwork::Name(name.escape_default().to_string()))
 }
 
 /// Checks the bytes of the largest packet.
 ///
 /// # Errors
 ///
-/// One line: no interface has such packets.
-pub fn check_mtu(bytes: i64) -> Result<u16, String> {
+/// Fails with `Mtu`.
+pub fn check_mtu(bytes: i64) -> Result<u16, BadNetwork> {
     match u16::try_from(bytes) {
         Ok(mtu @ MIN_MTU..) => Ok(mtu),
-        _ => Err(format!(
-            "MTU {bytes}: expected a number from {MIN_MTU} to 65535"
-        )),
+        _ => Err(BadNetwork::Mtu(bytes)),
     }
 }
 

@@ -6,7 +6,9 @@ use clap::Subcommand;
 
 use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table, list, plain};
 use crate::exit::{Exit, Failed};
-use crate::net::{self, Cidr, Cidr6, Mode, NetError, Network, Overlay, Port, Range, Spec};
+use crate::net::{
+    self, AddressError, Cidr, Cidr6, Mode, NetError, Network, Overlay, Port, Range, Spec,
+};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NetCommand {
@@ -117,7 +119,7 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
         None => Overlay::new(vni, &args.peer),
     });
     let overlay = overlay.transpose();
-    let overlay = overlay.map_err(|e| Failed::new(Exit::Usage, e))?;
+    let overlay = overlay.map_err(|e| Failed::new(Exit::Usage, e.to_string()))?;
     let mode = if args.nat { Mode::Nat } else { Mode::Isolated };
     let spec = Spec {
         name,
@@ -137,19 +139,19 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
 }
 
 /// Reads the value of an option, if there is one.
-fn parsed<T: FromStr<Err = String>>(text: Option<String>) -> Result<Option<T>, Failed> {
+fn parsed<T: FromStr<Err = AddressError>>(text: Option<String>) -> Result<Option<T>, Failed> {
     let value = text.map(|text| text.parse()).transpose();
-    value.map_err(|e| Failed::new(Exit::Usage, e))
+    value.map_err(|e: AddressError| Failed::new(Exit::Usage, e.to_string()))
 }
 
 fn mtu(text: &str) -> Result<u16, String> {
     let bytes = text.parse().map_err(|_| "expected a number".to_owned())?;
-    net::check_mtu(bytes)
+    net::check_mtu(bytes).map_err(|e| e.to_string())
 }
 
 fn vni(text: &str) -> Result<u32, String> {
     let number = text.parse().map_err(|_| "expected a number".to_owned())?;
-    net::check_vni(number)
+    net::check_vni(number).map_err(|e| e.to_string())
 }
 
 /// A row for each network, and one for each of its ports below it.

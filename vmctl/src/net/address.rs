@@ -2,11 +2,77 @@
 
 use std::fmt;
 use std::hash::Hasher;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Error: a text or a number that is no address, or an address that does not fit its network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// The text has another form.
+    #[error("\"{text}\" is not {expected}")]
+    Form {
+        /// The text.
+        text: String,
+        /// What it should be, with an example.
+        expected: &'static str,
+    },
+    /// The prefix of an IPv4 network is too short or too long.
+    #[error("{0}: a prefix has 8 to 30 bits")]
+    Prefix(String),
+    /// The prefix of an IPv6 network is another one.
+    #[error("{0}: a prefix of IPv6 has {bits} bits", bits = Cidr6::PREFIX)]
+    Prefix6(String),
+    /// No host can have the address.
+    #[error("{0}: not an address that a host can have")]
+    Special(String),
+    /// The address is the network's first.
+    #[error("{0}: that is the network, not a host in it")]
+    IsNetwork(String),
+    /// The address is the network's last.
+    #[error("{0}: that is the broadcast address, not a host")]
+    IsBroadcast(String),
+    /// The address is not that of another host in the network.
+    #[error("address {host}: that is {kind} ({network})")]
+    NotAHost {
+        /// The address.
+        host: IpAddr,
+        /// What it is.
+        kind: &'static str,
+        /// The network.
+        network: String,
+    },
+    /// An address of the range is not the network's.
+    #[error("range {range}: {address} is outside of the network ({network})")]
+    RangeOutside {
+        /// The range.
+        range: Range,
+        /// Its first address that is outside.
+        address: Ipv4Addr,
+        /// The network.
+        network: Cidr,
+    },
+    /// The range ends before it begins.
+    #[error("range {0}: its end is before its beginning")]
+    RangeBackwards(String),
+    /// The MAC address is that of several stations, or of none.
+    #[error("{0}: not one station's MAC address")]
+    NotAStation(String),
+    /// The MAC address is one that root's ends of cables have.
+    #[error("{0}: a guest's MAC address does not begin with fe")]
+    RootsMac(String),
+    /// There is no such VLAN.
+    #[error("VLAN {0}: a VLAN has a number from 1 to 4094")]
+    NoVlan(u16),
+}
+
+/// Returns the error for a text of another form than `expected`.
+fn form(text: &str, expected: &'static str) -> AddressError {
+    let text = text.to_owned();
+    AddressError::Form { text, expected }
+}
 
 /// An IPv4 address and the length of its network's prefix: `10.77.0.1/24`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,16 +121,21 @@ impl Cidr {
     ///
     /// # Errors
     ///
-    /// One line.
-    pub(super) fn check_host(self, host: Ipv4Addr) -> Result<(), String> {
-        let what = match host {
+    /// Fails with `NotAHost`.
+    pub(super) fn check_host(self, host: Ipv4Addr) -> Result<(), AddressError> {
+        let kind = match host {
             host if !self.contains(host) => "outside of the network",
             host if host == self.network() => "the network, not a host in it",
             host if host == self.broadcast() => "the broadcast address, not a host",
             host if host == self.address => "root's own",
             _ => return Ok(()),
         };
-        Err(format!("address {host}: that is {what} ({self})"))
+        let (host, network) = (host.into(), self.to_string());
+        Err(AddressError::NotAHost {
+            host,
+            kind,
+            network,
+        })
     }
 
     pub(super) fn overlaps(self, other: Self) -> bool {
@@ -74,27 +145,27 @@ impl Cidr {
 }
 
 impl FromStr for Cidr {
-    type Err = String;
+    type Err = AddressError;
 
     /// An address that a host can have, in a network with room for more.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("\"{text}\" is not an IPv4 address with a prefix, as 10.77.0.1/24");
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let wrong = || form(text, "an IPv4 address with a prefix, as 10.77.0.1/24");
         let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
         let address: Ipv4Addr = address.parse().map_err(|_| wrong())?;
         let prefix = prefix.parse().map_err(|_| wrong())?;
         if !(8..=30).contains(&prefix) {
-            return Err(format!("{text}: a prefix has 8 to 30 bits"));
+            return Err(AddressError::Prefix(text.to_owned()));
         }
         let cidr = Self { address, prefix };
         let special = address.is_multicast() || address.is_loopback() || address.octets()[0] == 0;
         if special || address.octets()[0] >= 240 {
-            return Err(format!("{text}: not an address that a host can have"));
+            return Err(AddressError::Special(text.to_owned()));
         }
         if address == cidr.network() {
-            return Err(format!("{text}: that is the network, not a host in it"));
+            return Err(AddressError::IsNetwork(text.to_owned()));
         }
         if address == cidr.broadcast() {
-            return Err(format!("{text}: that is the broadcast address, not a host"));
+            return Err(AddressError::IsBroadcast(text.to_owned()));
         }
         Ok(cidr)
     }
@@ -132,15 +203,15 @@ impl Range {
     ///
     /// # Errors
     ///
-    /// One line.
-    pub(super) fn check(self, network: Cidr) -> Result<(), String> {
-        match [self.first, self.last]
-            .iter()
-            .find(|ip| !network.contains(**ip))
-        {
-            Some(ip) => Err(format!(
-                "range {self}: {ip} is outside of the network ({network})"
-            )),
+    /// Fails with `RangeOutside`.
+    pub(super) fn check(self, network: Cidr) -> Result<(), AddressError> {
+        let mut ends = [self.first, self.last].into_iter();
+        match ends.find(|address| !network.contains(*address)) {
+            Some(address) => Err(AddressError::RangeOutside {
+                range: self,
+                address,
+                network,
+            }),
             None => Ok(()),
         }
     }
@@ -162,16 +233,16 @@ impl Range {
 }
 
 impl FromStr for Range {
-    type Err = String;
+    type Err = AddressError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("\"{text}\" is not a range, as 10.77.0.100-10.77.0.149");
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let wrong = || form(text, "a range, as 10.77.0.100-10.77.0.149");
         let (first, last) = text.split_once('-').ok_or_else(wrong)?;
         let [first, last] = [first, last].map(str::parse::<Ipv4Addr>);
         let (first, last) = (first.map_err(|_| wrong())?, last.map_err(|_| wrong())?);
         match first <= last {
             true => Ok(Self { first, last }),
-            false => Err(format!("range {text}: its end is before its beginning")),
+            false => Err(AddressError::RangeBackwards(text.to_owned())),
         }
     }
 }
@@ -228,36 +299,40 @@ impl Cidr6 {
     ///
     /// # Errors
     ///
-    /// One line.
-    pub(super) fn check_host(self, host: Ipv6Addr) -> Result<(), String> {
-        let what = match host {
+    /// Fails with `NotAHost`.
+    pub(super) fn check_host(self, host: Ipv6Addr) -> Result<(), AddressError> {
+        let kind = match host {
             host if !self.contains(host) => "outside of the network",
             host if host == self.network() => "that of all routers, not of a host",
             host if host == self.0 => "root's own",
             _ => return Ok(()),
         };
-        Err(format!("address {host}: that is {what} ({self})"))
+        let (host, network) = (host.into(), self.to_string());
+        Err(AddressError::NotAHost {
+            host,
+            kind,
+            network,
+        })
     }
 }
 
 impl FromStr for Cidr6 {
-    type Err = String;
+    type Err = AddressError;
 
     /// An address that a host can have.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("\"{text}\" is not an IPv6 address with a prefix, as fd00:77::1/64");
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let wrong = || form(text, "an IPv6 address with a prefix, as fd00:77::1/64");
         let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
         let address: Ipv6Addr = address.parse().map_err(|_| wrong())?;
         let prefix: u32 = prefix.parse().map_err(|_| wrong())?;
         if prefix != u32::from(Self::PREFIX) {
-            let bits = Self::PREFIX;
-            return Err(format!("{text}: a prefix of IPv6 has {bits} bits"));
+            return Err(AddressError::Prefix6(text.to_owned()));
         }
         let cidr = Self(address);
         let special = address.is_multicast() || address.is_unicast_link_local();
         // ::1, ::, and IPv4 addresses in IPv6.
         if special || address.segments()[..4] == [0; 4] || address == cidr.network() {
-            return Err(format!("{text}: not an address that a host can have"));
+            return Err(AddressError::Special(text.to_owned()));
         }
         Ok(cidr)
     }
@@ -321,10 +396,10 @@ impl Mac {
 }
 
 impl FromStr for Mac {
-    type Err = String;
+    type Err = AddressError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("\"{text}\" is not a MAC address as 52:54:00:12:34:56");
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let wrong = || form(text, "a MAC address as 52:54:00:12:34:56");
         let byte = |part: &str| {
             let digits = part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
             u8::from_str_radix(part, 16).ok().filter(|_| digits)
@@ -332,13 +407,11 @@ impl FromStr for Mac {
         let bytes: Option<Vec<u8>> = text.split(':').map(byte).collect();
         let bytes: [u8; 6] = bytes.and_then(|b| b.try_into().ok()).ok_or_else(wrong)?;
         if bytes[0] & 1 != 0 || bytes == [0; 6] {
-            return Err(format!("{text}: not one station's MAC address"));
+            return Err(AddressError::NotAStation(text.to_owned()));
         }
         // Root's ends of cables have these.
         if bytes[0] == 0xfe {
-            return Err(format!(
-                "{text}: a guest's MAC address does not begin with fe"
-            ));
+            return Err(AddressError::RootsMac(text.to_owned()));
         }
         Ok(Self(bytes))
     }
@@ -378,10 +451,10 @@ impl Vlan {
     ///
     /// # Errors
     ///
-    /// One line: there is no such VLAN.
-    pub fn new(id: u16, tagged: bool) -> Result<Self, String> {
+    /// Fails with `NoVlan`.
+    pub fn new(id: u16, tagged: bool) -> Result<Self, AddressError> {
         if !(1..=4094).contains(&id) {
-            return Err(format!("VLAN {id}: a VLAN has a number from 1 to 4094"));
+            return Err(AddressError::NoVlan(id));
         }
         Ok(Self { id, tagged })
     }
@@ -405,12 +478,12 @@ impl fmt::Display for Vlan {
 }
 
 impl FromStr for Vlan {
-    type Err = String;
+    type Err = AddressError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, AddressError> {
         let number = text.strip_suffix('t');
         let id = number.unwrap_or(text).parse();
-        let id = id.map_err(|_| format!("\"{text}\" is not a VLAN as 10, or tagged 10t"))?;
+        let id = id.map_err(|_| form(text, "a VLAN as 10, or tagged 10t"))?;
         Self::new(id, number.is_some())
     }
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::link::{EVERYBODY, Interface, Links};
 use super::mark;
-use super::tunnel::{self, Tunnel};
+use super::tunnel::{self, PeerError, Tunnel};
 use super::{DEFAULT_MTU, NetError, discard, find, firewall, kernel, not_made};
 
 /// The port of VXLAN.
@@ -37,6 +37,57 @@ pub struct Overlay {
     tunnel: Option<Tunnel>,
 }
 
+/// Error: machines that can't have a network together.
+#[derive(Debug, thiserror::Error)]
+pub enum OverlayError {
+    /// There is no such identifier.
+    #[error("VXLAN {0}: expected a number from 1 to {MAX_VNI}")]
+    Vni(u32),
+    /// The network would have one machine.
+    #[error("VXLAN {0}: no peer is given")]
+    NoPeer(u32),
+    /// Two peers are one.
+    #[error("peer {host}: {address} is a peer already")]
+    Again {
+        /// The peer, as the user wrote it.
+        host: String,
+        /// Its address.
+        address: IpAddr,
+    },
+    /// One peer has an IPv4 address, another one an IPv6 address.
+    #[error("peer {host}: {address} and {other} are of two families")]
+    Families {
+        /// The peer, as the user wrote it.
+        host: String,
+        /// Its address.
+        address: IpAddr,
+        /// That of another peer.
+        other: IpAddr,
+    },
+    /// Two peers have one key.
+    #[error("peer {0}: its key is that of another peer")]
+    KeyAgain(String),
+    /// The host has no address.
+    #[error("peer {host}: {error}")]
+    Host {
+        /// The peer, as the user wrote it.
+        host: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// The host is this one, or several.
+    #[error("peer {host}: {address} is not another machine")]
+    NotAnother {
+        /// The peer, as the user wrote it.
+        host: String,
+        /// Its address.
+        address: IpAddr,
+    },
+    /// A peer of an encrypted network is none.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+}
+
 /// A device that leads to other machines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct OverlayPort {
@@ -53,21 +104,25 @@ impl Overlay {
     ///
     /// # Errors
     ///
-    /// One line: there is no such identifier, or the hosts can't be peers of one network.
-    pub fn new(vni: u32, hosts: &[String]) -> Result<Self, String> {
+    /// There is no such identifier, or the hosts can't be peers of one network.
+    pub fn new(vni: u32, hosts: &[String]) -> Result<Self, OverlayError> {
         check_vni(vni)?;
         let mut peers: Vec<IpAddr> = Vec::new();
         for host in hosts {
-            let peer = resolve(host)?;
-            if peers.contains(&peer) {
-                return Err(format!("peer {host}: {peer} is a peer already"));
+            let address = resolve(host)?;
+            let host = host.clone();
+            if peers.contains(&address) {
+                return Err(OverlayError::Again { host, address });
             }
-            if let Some(other) = peers.iter().find(|other| other.is_ipv4() != peer.is_ipv4()) {
-                return Err(format!(
-                    "peer {host}: {peer} and {other} are of two families"
-                ));
+            let mut others = peers.iter();
+            if let Some(&other) = others.find(|other| other.is_ipv4() != address.is_ipv4()) {
+                return Err(OverlayError::Families {
+                    host,
+                    address,
+                    other,
+                });
             }
-            peers.push(peer);
+            peers.push(address);
         }
         Self::of(vni, peers, None)
     }
@@ -77,24 +132,21 @@ impl Overlay {
     /// # Errors
     ///
     /// As [`Self::new`].
-    pub fn encrypted(vni: u32, port: u16, hosts: &[String]) -> Result<Self, String> {
+    pub fn encrypted(vni: u32, port: u16, hosts: &[String]) -> Result<Self, OverlayError> {
         check_vni(vni)?;
         let peers = hosts.iter().map(|host| host.parse());
-        let tunnel = Tunnel::new(port, peers.collect::<Result<_, String>>()?);
+        let tunnel = Tunnel::new(port, peers.collect::<Result<_, PeerError>>()?);
         let addresses = tunnel.addresses(vni);
         let is_again = |(index, address)| addresses[..index].contains(address);
         if let Some(index) = addresses.iter().enumerate().position(is_again) {
-            return Err(format!(
-                "peer {}: its key is that of another peer",
-                hosts[index]
-            ));
+            return Err(OverlayError::KeyAgain(hosts[index].clone()));
         }
         Self::of(vni, tunnel.endpoints(), Some(tunnel))
     }
 
-    fn of(vni: u32, hosts: Vec<IpAddr>, tunnel: Option<Tunnel>) -> Result<Self, String> {
+    fn of(vni: u32, hosts: Vec<IpAddr>, tunnel: Option<Tunnel>) -> Result<Self, OverlayError> {
         match hosts.is_empty() {
-            true => Err(format!("VXLAN {vni}: no peer is given")),
+            true => Err(OverlayError::NoPeer(vni)),
             false => Ok(Self { vni, hosts, tunnel }),
         }
     }
@@ -154,9 +206,9 @@ impl Overlay {
     pub(super) fn instead(old: &OverlayPort, hosts: &[String]) -> Result<Self, NetError> {
         if old.wireguard {
             let port = tunnel::port(old.vni).map_err(kernel(&tunnel::device(old.vni)))?;
-            return Self::encrypted(old.vni, port, hosts).map_err(NetError::Invalid);
+            return Self::encrypted(old.vni, port, hosts).map_err(NetError::invalid);
         }
-        let new = Self::new(old.vni, hosts).map_err(NetError::Invalid)?;
+        let new = Self::new(old.vni, hosts).map_err(NetError::invalid)?;
         let was_ipv4 = old.peers.iter().all(IpAddr::is_ipv4);
         if new.is_ipv4() != was_ipv4 {
             let family = if was_ipv4 { "IPv4" } else { "IPv6" };
@@ -300,13 +352,11 @@ impl fmt::Display for OverlayPort {
 ///
 /// # Errors
 ///
-/// One line.
-pub fn check_vni(vni: u32) -> Result<u32, String> {
+/// Fails with `Vni`.
+pub fn check_vni(vni: u32) -> Result<u32, OverlayError> {
     match vni {
         1..=MAX_VNI => Ok(vni),
-        _ => Err(format!(
-            "VXLAN {vni}: expected a number from 1 to {MAX_VNI}"
-        )),
+        _ => Err(OverlayError::Vni(vni)),
     }
 }
 
@@ -319,14 +369,18 @@ pub(super) fn lookup(host: impl ToSocketAddrs) -> io::Result<SocketAddr> {
 }
 
 /// Returns the address of a host.
-fn resolve(host: &str) -> Result<IpAddr, String> {
-    let printable = host.escape_default();
-    let found = lookup((host, PORT)).map_err(|e| format!("peer {printable}: {e}"))?;
+fn resolve(host: &str) -> Result<IpAddr, OverlayError> {
+    let printable = || host.escape_default().to_string();
+    let found = lookup((host, PORT)).map_err(|error| OverlayError::Host {
+        host: printable(),
+        error,
+    })?;
     let address = found.ip();
     if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
-        return Err(format!(
-            "peer {printable}: {address} is not another machine"
-        ));
+        return Err(OverlayError::NotAnother {
+            host: printable(),
+            address,
+        });
     }
     Ok(address)
 }
@@ -337,7 +391,7 @@ mod tests {
 
     const KEY: &str = "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=";
 
-    fn overlay(vni: u32, hosts: &[&str]) -> Result<Overlay, String> {
+    fn overlay(vni: u32, hosts: &[&str]) -> Result<Overlay, OverlayError> {
         let hosts: Vec<_> = hosts.iter().map(|&host| host.to_owned()).collect();
         Overlay::new(vni, &hosts)
     }
@@ -368,7 +422,9 @@ mod tests {
         let error = Overlay::encrypted(77, 9, &[peer("10.0.0.2"), peer("10.0.0.3")]);
         let error = error.unwrap_err();
         assert!(
-            error.ends_with("10.0.0.3: its key is that of another peer"),
+            error
+                .to_string()
+                .ends_with("10.0.0.3: its key is that of another peer"),
             "{error}"
         );
     }
@@ -391,7 +447,7 @@ mod tests {
             (1, &["no such host"], "peer no such host: "),
         ] {
             let error = overlay(vni, hosts).unwrap_err();
-            assert!(error.contains(what), "{error}");
+            assert!(error.to_string().contains(what), "{error}");
         }
     }
 }

@@ -27,6 +27,33 @@ const KEY: &str = "/var/lib/microvisor/wireguard.key";
 /// Bytes of the largest packet in a tunnel: what WireGuard's headers leave of 1500, over IPv6, too.
 pub(super) const MTU: u16 = 1420;
 
+/// Error: a text is no key, or no other machine.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The text is no key.
+    #[error("\"{0}\" is not a key, which \"vmctl net key\" prints")]
+    Key(String),
+    /// The text has no key.
+    #[error("peer {0}: expected KEY@HOST")]
+    NoKey(String),
+    /// The key of a peer is none.
+    #[error("peer {peer}: {error}")]
+    PeersKey {
+        /// The peer, as the user wrote it.
+        peer: String,
+        /// Why.
+        error: Box<PeerError>,
+    },
+    /// The host has no address.
+    #[error("peer {peer}: {error}")]
+    Host {
+        /// The peer, as the user wrote it.
+        peer: String,
+        /// Why.
+        error: io::Error,
+    },
+}
+
 /// A public key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key([u8; 32]);
@@ -43,15 +70,13 @@ impl Key {
 }
 
 impl FromStr for Key {
-    type Err = String;
+    type Err = PeerError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, PeerError> {
         let bytes = STANDARD.decode(text).ok();
         let key = bytes.and_then(|bytes| bytes.try_into().ok());
-        key.map(Self).ok_or_else(|| {
-            let text = text.escape_default();
-            format!("\"{text}\" is not a key, which \"vmctl net key\" prints")
-        })
+        key.map(Self)
+            .ok_or_else(|| PeerError::Key(text.escape_default().to_string()))
     }
 }
 
@@ -69,16 +94,23 @@ pub(super) struct Peer {
 }
 
 impl FromStr for Peer {
-    type Err = String;
+    type Err = PeerError;
 
     /// `KEY@HOST` or `KEY@HOST:PORT`.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let printable = text.escape_default();
+    fn from_str(text: &str) -> Result<Self, PeerError> {
+        let peer = || text.escape_default().to_string();
         let parts = text.split_once('@');
-        let (key, host) = parts.ok_or_else(|| format!("peer {printable}: expected KEY@HOST"))?;
-        let failed = |e: &dyn fmt::Display| format!("peer {printable}: {e}");
-        let key = key.parse().map_err(|e: String| failed(&e))?;
-        let endpoint = endpoint(host).map_err(|e| failed(&e))?;
+        let (key, host) = parts.ok_or_else(|| PeerError::NoKey(peer()))?;
+        let key = key
+            .parse()
+            .map_err(|error: PeerError| PeerError::PeersKey {
+                peer: peer(),
+                error: Box::new(error),
+            })?;
+        let endpoint = endpoint(host).map_err(|error| PeerError::Host {
+            peer: peer(),
+            error,
+        })?;
         Ok(Self { key, endpoint })
     }
 }
@@ -310,7 +342,7 @@ mod tests {
             ("x@192.0.2.1", "peer x@192.0.2.1: \"x\" is not a key"),
         ] {
             let error = text.parse::<Peer>().unwrap_err();
-            assert!(error.starts_with(what), "{error}");
+            assert!(error.to_string().starts_with(what), "{error}");
         }
         assert!(peer("").is_err() && peer("192.0.2.1:x").is_err());
     }
