@@ -4,7 +4,6 @@
 //! the configuration on as TOML text with absolute paths ([`VmConfig::to_toml`]); the daemon and
 //! the worker parse that again with [`VmConfig::parse`]. Nobody trusts another's check.
 
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::iter;
@@ -30,9 +29,9 @@ mod vsock;
 
 pub use device::DeviceConfig;
 pub use disk::{DiskConfig, OnError, OnTimeout};
-pub use duration::parse_duration;
+pub use duration::{BadDuration, parse_duration};
 pub use nic::{DOORBELLS, LinkState, NicConfig};
-pub use size::{format_size, parse_size};
+pub use size::{BadSize, format_size, parse_size};
 use source::Source;
 pub use vsock::VsockConfig;
 
@@ -152,16 +151,9 @@ const MIN_LOG: u64 = 4 << 10;
 const MAX_CMDLINE: usize = 2047;
 
 /// One line that says where and what.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
 pub struct ConfigError(String);
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for ConfigError {}
 
 /// A configuration and where it came from.
 #[derive(Debug)]
@@ -326,12 +318,25 @@ impl VmConfig {
     }
 }
 
+/// Error: no VM can have the name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadName {
+    /// The name has another form.
+    #[error(
+        "\"{0}\" is not a VM name: 1 to {MAX_NAME} lower-case letters, digits and inner hyphens"
+    )]
+    Form(String),
+    /// The name is that of VM 0.
+    #[error("\"root\" is VM 0's own name")]
+    Root,
+}
+
 /// Checks a VM's name.
 ///
 /// # Errors
 ///
-/// One line that says what a name is.
-pub fn check_name(name: &str) -> Result<(), String> {
+/// Fails with [`BadName`], which says what a name is.
+pub fn check_name(name: &str) -> Result<(), BadName> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = name.as_bytes();
     let ok = bytes.len() <= MAX_NAME
@@ -339,13 +344,10 @@ pub fn check_name(name: &str) -> Result<(), String> {
         && bytes.last().is_some_and(|&b| plain(b))
         && bytes.iter().all(|&b| plain(b) || b == b'-');
     if !ok {
-        return Err(format!(
-            "\"{}\" is not a VM name: 1 to {MAX_NAME} lower-case letters, digits and inner hyphens",
-            name.escape_default()
-        ));
+        return Err(BadName::Form(name.escape_default().to_string()));
     }
     if name == "root" {
-        return Err("\"root\" is VM 0's own name".to_owned());
+        return Err(BadName::Root);
     }
     Ok(())
 }

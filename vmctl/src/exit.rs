@@ -83,10 +83,10 @@ pub struct Failed {
 
 impl Failed {
     /// A failure with a line.
-    pub fn new(exit: Exit, message: String) -> Self {
+    pub fn new(exit: Exit, message: impl fmt::Display) -> Self {
         Self {
             exit,
-            message: Some(message),
+            message: Some(message.to_string()),
         }
     }
 }

@@ -280,7 +280,7 @@ fn name_of(files: &Files) -> Result<&str, ImageError> {
     }
     let stem = image.file_stem().and_then(OsStr::to_str);
     let name = stem.ok_or_else(|| wrong("it is no text"))?;
-    check_name(name).map_err(|why| wrong(&why))?;
+    check_name(name).map_err(|error| wrong(&error.to_string()))?;
     Ok(name)
 }
 

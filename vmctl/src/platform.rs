@@ -7,12 +7,12 @@
 use std::arch::x86_64::__cpuid;
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use guest_proto::cpuid::Features;
 use guest_proto::{ABI_VERSION, cpuid};
 
-use crate::driver::Device;
+use crate::driver::{Device, DriverError};
 
 /// Where the driver's device is.
 pub const DEVICE: &str = "/dev/microvisor";
@@ -33,6 +33,64 @@ pub enum Hypervisor {
     Other(String),
     /// None.
     None,
+}
+
+/// Error: VMs can't be made here.
+#[derive(Debug, thiserror::Error)]
+pub enum PlatformError {
+    /// This is a guest of the microvisor's, of that number.
+    #[error("this is guest {0} of Microvisor: only its root partition makes VMs")]
+    Guest(u32),
+    /// Another hypervisor is below.
+    #[error("not under Microvisor: the hypervisor below is \"{0}\"")]
+    OtherHypervisor(String),
+    /// No hypervisor is below.
+    #[error("not under Microvisor: boot it first, with this kernel as its module")]
+    NoHypervisor,
+    /// The CPU has no SVM.
+    #[error("this CPU has no AMD-V (SVM), or firmware has disabled it: Microvisor can't run here")]
+    NoSvm,
+    /// The CPU has no nested paging.
+    #[error("this CPU has no nested paging: Microvisor can't run here")]
+    NoNestedPaging,
+    /// The other side has an ABI that this build does not speak.
+    #[error("ABI version {found}, but this vmctl needs {ours}")]
+    Abi {
+        /// That of the other side.
+        found: Abi,
+        /// That of this build.
+        ours: Abi,
+    },
+    /// The driver has an ABI that this build does not speak.
+    #[error("{}: the driver has {error}", path.display())]
+    DriverAbi {
+        /// The driver's device.
+        path: PathBuf,
+        /// Both versions.
+        error: Box<PlatformError>,
+    },
+    /// The device is not there.
+    #[error("{}: the driver is not loaded: \"modprobe microvisor\", or insmod its file", .0.display())]
+    NotLoaded(PathBuf),
+    /// The device is for others.
+    #[error("{}: permission denied: run as root", .0.display())]
+    NotPermitted(PathBuf),
+    /// The device can't be opened.
+    #[error("{}: {error}", path.display())]
+    Device {
+        /// The driver's device.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The device is another one.
+    #[error("{}: not Microvisor's driver: {error}", path.display())]
+    NotTheDriver {
+        /// The device.
+        path: PathBuf,
+        /// Why.
+        error: DriverError,
+    },
 }
 
 impl Hypervisor {
@@ -62,26 +120,20 @@ impl Hypervisor {
         )
     }
 
-    /// Whether VMs can be made from here.
+    /// Checks that VMs can be made from here.
     ///
     /// # Errors
     ///
-    /// One line that says why not.
-    pub fn check(&self) -> Result<(), String> {
+    /// Fails with `Guest`, `OtherHypervisor` or `NoHypervisor`.
+    pub fn check(&self) -> Result<(), PlatformError> {
         match self {
             Self::Microvisor { partition: 0, .. } => Ok(()),
-            Self::Microvisor { partition, .. } => Err(format!(
-                "this is guest {partition} of Microvisor: only its root partition makes VMs"
-            )),
-            Self::Other(name) => Err(format!(
-                "not under Microvisor: the hypervisor below is \"{}\"",
-                name.escape_default()
-            )),
-            Self::None => Err(
-                "not under Microvisor: boot it first, with this kernel as its \
-                               module"
-                    .to_owned(),
-            ),
+            Self::Microvisor { partition, .. } => Err(PlatformError::Guest(*partition)),
+            Self::Other(name) => {
+                let name = name.escape_default().to_string();
+                Err(PlatformError::OtherHypervisor(name))
+            }
+            Self::None => Err(PlatformError::NoHypervisor),
         }
     }
 }
@@ -102,20 +154,17 @@ fn signature(base: u32) -> [u8; 12] {
 ///
 /// # Errors
 ///
-/// One line that says what is missing.
-pub fn check_cpu() -> Result<(), String> {
+/// Fails with `NoSvm` or `NoNestedPaging`.
+pub fn check_cpu() -> Result<(), PlatformError> {
     const SVM: u32 = 1 << 2;
     const NESTED_PAGING: u32 = 1 << 0;
     // The highest leaf is asked first: beyond it the answers mean nothing.
     let highest = __cpuid(0x8000_0000).eax;
     if highest < 0x8000_000a || __cpuid(0x8000_0001).ecx & SVM == 0 {
-        return Err(
-            "this CPU has no AMD-V (SVM), or firmware has disabled it: Microvisor can't run here"
-                .to_owned(),
-        );
+        return Err(PlatformError::NoSvm);
     }
     if __cpuid(0x8000_000a).edx & NESTED_PAGING == 0 {
-        return Err("this CPU has no nested paging: Microvisor can't run here".to_owned());
+        return Err(PlatformError::NoNestedPaging);
     }
     Ok(())
 }
@@ -125,15 +174,15 @@ pub fn check_cpu() -> Result<(), String> {
 pub struct Abi(pub u32);
 
 impl Abi {
-    /// Whether this build can talk to a peer of this version.
+    /// Checks that this build can talk to a peer of this version.
     ///
     /// # Errors
     ///
-    /// One line with both versions.
-    pub fn check(self) -> Result<(), String> {
+    /// Fails with `Abi`, which has both versions.
+    pub fn check(self) -> Result<(), PlatformError> {
         let ours = Abi(ABI_VERSION);
         if self.0 >> 16 != ours.0 >> 16 || self.0 < ours.0 {
-            return Err(format!("ABI version {self}, but this vmctl needs {ours}"));
+            return Err(PlatformError::Abi { found: self, ours });
         }
         Ok(())
     }
@@ -149,31 +198,30 @@ impl fmt::Display for Abi {
 ///
 /// # Errors
 ///
-/// One line: not under the microvisor, driver not loaded, no permission, another ABI.
-pub fn open_driver(path: &Path) -> Result<Device, String> {
-    let device = Device::open(path).map_err(|e| no_device(path, &e))?;
-    let (info, _) = device
-        .info()
-        .map_err(|e| format!("{}: not Microvisor's driver: {e}", path.display()))?;
-    Abi(info.driver_abi)
-        .check()
-        .map_err(|e| format!("{}: the driver has {e}", path.display()))?;
+/// Not under the microvisor, driver not loaded, no permission, another ABI.
+pub fn open_driver(path: &Path) -> Result<Device, PlatformError> {
+    let device = Device::open(path).map_err(|error| no_device(path, error))?;
+    let (info, _) = device.info().map_err(|error| PlatformError::NotTheDriver {
+        path: path.to_owned(),
+        error,
+    })?;
+    let version = Abi(info.driver_abi).check();
+    version.map_err(|error| PlatformError::DriverAbi {
+        path: path.to_owned(),
+        error: Box::new(error),
+    })?;
     Ok(device)
 }
 
-fn no_device(path: &Path, error: &io::Error) -> String {
+fn no_device(path: &Path, error: io::Error) -> PlatformError {
+    let path = path.to_owned();
     match error.kind() {
         io::ErrorKind::NotFound => match Hypervisor::detect().check() {
-            Ok(()) => format!(
-                "{}: the driver is not loaded: \"modprobe microvisor\", or insmod its file",
-                path.display()
-            ),
-            Err(e) => e,
+            Ok(()) => PlatformError::NotLoaded(path),
+            Err(error) => error,
         },
-        io::ErrorKind::PermissionDenied => {
-            format!("{}: permission denied: run as root", path.display())
-        }
-        _ => format!("{}: {error}", path.display()),
+        io::ErrorKind::PermissionDenied => PlatformError::NotPermitted(path),
+        _ => PlatformError::Device { path, error },
     }
 }
 
@@ -183,11 +231,12 @@ mod tests {
 
     #[test]
     fn versions_that_can_talk() {
-        assert_eq!(Abi(ABI_VERSION).check(), Ok(()));
-        assert_eq!(Abi(ABI_VERSION + 1).check(), Ok(()));
+        assert!(Abi(ABI_VERSION).check().is_ok());
+        assert!(Abi(ABI_VERSION + 1).check().is_ok());
         for wrong in [ABI_VERSION + 0x1_0000, ABI_VERSION - 0x1_0000] {
             let error = Abi(wrong).check().unwrap_err();
-            assert!(error.contains(&Abi(ABI_VERSION).to_string()), "{error}");
+            let line = error.to_string();
+            assert!(line.contains(&Abi(ABI_VERSION).to_string()), "{line}");
         }
     }
 
@@ -195,16 +244,18 @@ mod tests {
     fn a_device_that_is_not_the_drivers_is_named() {
         let error = open_driver(Path::new("/dev/null")).unwrap_err();
         assert!(
-            error.starts_with("/dev/null: not Microvisor's driver"),
+            error
+                .to_string()
+                .starts_with("/dev/null: not Microvisor's driver"),
             "{error}"
         );
         // Under the microvisor the driver is missing, elsewhere the microvisor.
         let error = open_driver(Path::new("/dev/no-such-device")).unwrap_err();
         let expected = match Hypervisor::detect().check() {
             Ok(()) => "the driver is not loaded".to_owned(),
-            Err(e) => e,
+            Err(e) => e.to_string(),
         };
-        assert!(error.contains(&expected), "{error}");
+        assert!(error.to_string().contains(&expected), "{error}");
     }
 
     #[test]
@@ -214,11 +265,11 @@ mod tests {
             features: Features::empty(),
             partition,
         };
-        assert_eq!(partition(0).check(), Ok(()));
-        assert!(partition(3).check().unwrap_err().contains("guest 3"));
-        let other = Hypervisor::Other("KVM\x1bVM".to_owned())
-            .check()
-            .unwrap_err();
+        assert!(partition(0).check().is_ok());
+        let guest = partition(3).check().unwrap_err();
+        assert!(matches!(guest, PlatformError::Guest(3)), "{guest}");
+        let other = Hypervisor::Other("KVM\x1bVM".to_owned()).check();
+        let other = other.unwrap_err().to_string();
         assert!(other.contains("KVM") && !other.contains('\x1b'), "{other}");
     }
 }

@@ -1,5 +1,6 @@
 //! `vmctl doctor`: what is here, what is missing, and what to do about it.
 
+use std::fmt;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -12,8 +13,9 @@ use super::DeviceArgs;
 use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table};
 use crate::client::Client;
 use crate::config::format_size;
+use crate::driver::DriverError;
 use crate::exit::{Exit, Failed};
-use crate::platform::{self, Abi, Hypervisor};
+use crate::platform::{self, Abi, Hypervisor, PlatformError};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct DoctorArgs {
@@ -47,10 +49,10 @@ struct Check {
 }
 
 impl Check {
-    fn new(check: &str, answer: Result<String, String>, exit: Exit) -> Self {
+    fn new(check: &str, answer: Result<String, impl fmt::Display>, exit: Exit) -> Self {
         let (outcome, detail) = match answer {
             Ok(detail) => (Outcome::Ok, detail),
-            Err(detail) => (Outcome::Missing, detail),
+            Err(error) => (Outcome::Missing, error.to_string()),
         };
         Self {
             check: check.to_owned(),
@@ -171,7 +173,7 @@ fn feature_checks(features: Features) -> Vec<Check> {
             let present = features.contains(bit);
             let mut check = Check::new(
                 &format!("feature {name}"),
-                Ok(gain.to_owned()),
+                Ok::<_, NoDriver>(gain.to_owned()),
                 Exit::Platform,
             );
             if !present && bit == Features::NESTED_PAGING {
@@ -186,10 +188,17 @@ fn feature_checks(features: Features) -> Vec<Check> {
         .collect()
 }
 
-fn driver(device: &Path) -> Result<String, String> {
-    let (info, machine) = platform::open_driver(device)?
-        .info()
-        .map_err(|e| e.to_string())?;
+/// Error: the driver has no answer.
+#[derive(Debug, thiserror::Error)]
+enum NoDriver {
+    #[error(transparent)]
+    NotThere(#[from] PlatformError),
+    #[error(transparent)]
+    NoAnswer(#[from] DriverError),
+}
+
+fn driver(device: &Path) -> Result<String, NoDriver> {
+    let (info, machine) = platform::open_driver(device)?.info()?;
     let held = (info.ram_pages + info.metadata_pages) * PAGE_SIZE;
     Ok(format!(
         "ABI {}; {}, {} of RAM; {} with {}",
@@ -201,7 +210,16 @@ fn driver(device: &Path) -> Result<String, String> {
     ))
 }
 
-fn daemon(runtime_dir: &Path) -> Result<String, String> {
+/// Error: the daemon has no answer.
+#[derive(Debug, thiserror::Error)]
+enum NoDaemon {
+    #[error("{0}")]
+    NoAnswer(Failed),
+    #[error("it answered something else")]
+    AnotherAnswer,
+}
+
+fn daemon(runtime_dir: &Path) -> Result<String, NoDaemon> {
     let answer = Client::connect(runtime_dir).and_then(|mut client| client.ask(&Request::Ping));
     match answer {
         Ok(Response::Daemon(DaemonInfo {
@@ -212,8 +230,8 @@ fn daemon(runtime_dir: &Path) -> Result<String, String> {
         })) => Ok(format!(
             "version {version}, process {pid}, state in {state_dir}"
         )),
-        Ok(_) => Err("it answered something else".to_owned()),
-        Err(e) => Err(e.to_string()),
+        Ok(_) => Err(NoDaemon::AnotherAnswer),
+        Err(e) => Err(NoDaemon::NoAnswer(e)),
     }
 }
 

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::DeviceArgs;
 use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table};
-use crate::config::parse_duration;
+use crate::config::{BadDuration, parse_duration};
 use crate::driver::Device;
 use crate::exit::{Exit, Failed};
 use rates::{KINDS, Rates, compare};
@@ -38,10 +38,19 @@ pub(super) struct TopArgs {
     device: DeviceArgs,
 }
 
-fn interval(text: &str) -> Result<Duration, String> {
+/// Error: a text is no interval.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum BadInterval {
+    #[error(transparent)]
+    NotATime(#[from] BadDuration),
+    #[error("at least 100ms: CPU time is counted in ticks of 10 ms")]
+    Short,
+}
+
+fn interval(text: &str) -> Result<Duration, BadInterval> {
     let interval = parse_duration(text)?;
     if interval < Duration::from_millis(100) {
-        return Err("at least 100ms: CPU time is counted in ticks of 10 ms".to_owned());
+        return Err(BadInterval::Short);
     }
     Ok(interval)
 }

@@ -5,13 +5,17 @@ use std::time::Duration;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serializer};
 
+/// Error: a text is no time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a time such as 30s, 500ms or 2m")]
+pub struct BadDuration;
+
 /// Parses `30`, `30s`, `500ms`, `2m`, `1h`.
 ///
 /// # Errors
 ///
-/// One line that shows the form.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "expected a time such as 30s, 500ms or 2m".to_owned();
+/// Fails with [`BadDuration`], which shows the form.
+pub fn parse_duration(text: &str) -> Result<Duration, BadDuration> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.');
     let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
     let scale = match unit {
@@ -19,10 +23,10 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "ms" => 0.001,
         "m" => 60.0,
         "h" => 3600.0,
-        _ => return Err(wrong()),
+        _ => return Err(BadDuration),
     };
-    let number: f64 = number.parse().map_err(|_| wrong())?;
-    Duration::try_from_secs_f64(number * scale).map_err(|_| wrong())
+    let number: f64 = number.parse().map_err(|_| BadDuration)?;
+    Duration::try_from_secs_f64(number * scale).map_err(|_| BadDuration)
 }
 
 pub(super) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {

@@ -109,6 +109,29 @@ pub enum LinkState {
     Down,
 }
 
+/// Error: keys of NICs that do not go together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadNic {
+    /// The NIC is plugged into nothing, or into several places.
+    #[error("a NIC has one of the keys \"network\", \"bridge\" and \"tap\"")]
+    Place,
+    /// The NIC may use any address, and has one.
+    #[error("a NIC with \"spoof\" may use any address, and has none of its own")]
+    SpoofedAddress,
+    /// The NIC's tap is another program's, and the NIC has VLANs.
+    #[error("tap \"{0}\": whoever makes a tap puts it into its VLANs")]
+    TapWithVlans(String),
+    /// A VLAN is with and without tags.
+    #[error("VLAN {0} is both \"vlan\" and among \"trunks\"")]
+    VlanTwice(u16),
+    /// Two devices have one name.
+    #[error("two devices have the name \"{0}\"")]
+    NameTwice(String),
+    /// Two NICs have one MAC address.
+    #[error("two NICs have the MAC address {0}")]
+    MacTwice(Mac),
+}
+
 impl NicConfig {
     /// Makes the configuration of a NIC of settings (`key=value`).
     ///
@@ -148,26 +171,19 @@ impl NicConfig {
     }
 
     /// Checks what no single key tells.
-    fn check(&self) -> Result<(), String> {
-        let Some(place) = self.place() else {
-            return Err("a NIC has one of the keys \"network\", \"bridge\" and \"tap\"".to_owned());
-        };
+    fn check(&self) -> Result<(), BadNic> {
+        let place = self.place().ok_or(BadNic::Place)?;
         let has_address = self.address.is_some() || self.address6.is_some();
         if self.spoof && has_address {
-            return Err(
-                "a NIC with \"spoof\" may use any address, and has none of its own".to_owned(),
-            );
+            return Err(BadNic::SpoofedAddress);
         }
         let has_vlans = self.vlan.is_some() || !self.trunks.is_empty();
         if matches!(place, Place::Tap(_)) && has_vlans {
-            return Err(format!(
-                "tap \"{}\": whoever makes a tap puts it into its VLANs",
-                place.name()
-            ));
+            return Err(BadNic::TapWithVlans(place.name().to_owned()));
         }
         let vlan = self.vlan.map(Vlan::id);
-        if let Some(id) = self.trunks.iter().find(|&&id| vlan == Some(id)) {
-            return Err(format!("VLAN {id} is both \"vlan\" and among \"trunks\""));
+        if let Some(&id) = self.trunks.iter().find(|&&id| vlan == Some(id)) {
+            return Err(BadNic::VlanTwice(id));
         }
         Ok(())
     }
@@ -187,7 +203,7 @@ pub(super) fn default_pairs(vcpus: u32, nics: usize) -> u16 {
 /// # Errors
 ///
 /// Two devices have one name, or two NICs one MAC address.
-pub(super) fn complete(vm: &str, nics: &mut [NicConfig], taken: &[&str]) -> Result<(), String> {
+pub(super) fn complete(vm: &str, nics: &mut [NicConfig], taken: &[&str]) -> Result<(), BadNic> {
     for index in 0..nics.len() {
         let nic = &nics[index];
         let has_name = |name: &str, nics: &[NicConfig]| nics.iter().any(|nic| nic.name == name);
@@ -198,13 +214,13 @@ pub(super) fn complete(vm: &str, nics: &mut [NicConfig], taken: &[&str]) -> Resu
             let name = names::free_name(names::name_of(place, "nic"), is_free);
             nics[index].name = name;
         } else if taken.contains(&&*nic.name) || has_name(&nic.name, &nics[..index]) {
-            return Err(format!("two devices have the name \"{}\"", nic.name));
+            return Err(BadNic::NameTwice(nic.name.clone()));
         }
         let nic = &mut nics[index];
         let made = || Mac::of_text(&format!("{vm}/{}", nic.name));
         let mac = *nic.mac.get_or_insert_with(made);
         if nics[..index].iter().any(|other| other.mac == Some(mac)) {
-            return Err(format!("two NICs have the MAC address {mac}"));
+            return Err(BadNic::MacTwice(mac));
         }
     }
     Ok(())

@@ -9,24 +9,35 @@ use super::{MAX_MEMORY, MIN_MEMORY};
 
 const UNITS: [(&str, u32); 4] = [("K", 10), ("M", 20), ("G", 30), ("T", 40)];
 
+/// Error: a text is no size.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadSize {
+    /// The text is a number alone.
+    #[error("it has no unit: expected {0}M, or K, G or T")]
+    NoUnit(String),
+    /// The text has another form, or the size is too large.
+    #[error("expected a size such as 256M or 2G")]
+    Form,
+}
+
 /// Parses `512K`, `256M`, `1G`, `2T` (powers of 1024; a trailing `iB` or `B` is allowed).
 ///
 /// # Errors
 ///
-/// One line that shows the form.
-pub fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || "expected a size such as 256M or 2G".to_owned();
+/// Fails with [`BadSize`], which shows the form.
+pub fn parse_size(text: &str) -> Result<u64, BadSize> {
     let digits = text
         .find(|c: char| !c.is_ascii_digit())
-        .ok_or_else(|| format!("it has no unit: expected {text}M, or K, G or T"))?;
+        .ok_or_else(|| BadSize::NoUnit(text.to_owned()))?;
     let (number, unit) = text.split_at(digits);
     let unit = unit
         .strip_suffix("iB")
         .or(unit.strip_suffix('B'))
         .unwrap_or(unit);
-    let (_, shift) = UNITS.iter().find(|(u, _)| *u == unit).ok_or_else(wrong)?;
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    number.checked_mul(1 << shift).ok_or_else(wrong)
+    let unit = UNITS.iter().find(|(name, _)| *name == unit);
+    let (_, shift) = unit.ok_or(BadSize::Form)?;
+    let number: u64 = number.parse().map_err(|_| BadSize::Form)?;
+    number.checked_mul(1 << shift).ok_or(BadSize::Form)
 }
 
 /// Formats bytes with the largest unit that divides them.

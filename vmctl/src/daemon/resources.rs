@@ -1,17 +1,43 @@
 //! The resources that VMs take: their partitions in the driver, and root's memory.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use guest_proto::limits::PAGE_SIZE;
 use log::error;
 
 use crate::config::{check_name, format_size};
-use crate::driver::Device;
-use crate::{platform, proc};
+use crate::driver::{Device, DriverError};
+use crate::platform::{self, PlatformError};
+use crate::proc;
 
 /// What a VM takes of root's memory beside the guest's RAM: the worker, and a 256th of the RAM
 /// for nested tables and page pins.
 const OVERHEAD: u64 = 8 << 20;
+
+/// Error: a VM can't have what it needs of the machine, or can't give it back.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ResourceError {
+    /// A process that is no worker of this daemon's has the VM's partition.
+    #[error("process {pid}, which this daemon did not start, runs partition {id} of this name")]
+    Taken { pid: u32, id: u64 },
+    /// The driver does not tell its partitions.
+    #[error("{0}")]
+    List(DriverError),
+    /// The driver keeps a partition.
+    #[error("partition {id}: {error}")]
+    Destroy { id: u64, error: DriverError },
+    /// Nobody knows how much memory there is.
+    #[error("/proc/meminfo: {0}")]
+    MemInfo(io::Error),
+    /// Root has less memory.
+    #[error(
+        "memory: {} is more than root has: {} are available; set a smaller memory or stop a VM",
+        format_size(*wanted),
+        format_size(available >> 20 << 20)
+    )]
+    Memory { wanted: u64, available: u64 },
+}
 
 /// The driver's partitions, by the VM's name. Each call opens the device anew: the daemon starts
 /// before the driver is loaded, and holds no reference that would keep it from being unloaded.
@@ -28,12 +54,12 @@ impl Partitions {
         }
     }
 
-    /// Whether partitions can be made.
+    /// Checks that partitions can be made.
     ///
     /// # Errors
     ///
-    /// One line that says why not.
-    pub(super) fn check(&self) -> Result<(), String> {
+    /// The driver is missing, or another one.
+    pub(super) fn check(&self) -> Result<(), PlatformError> {
         match &self.device {
             Some(path) => platform::open_driver(path).map(drop),
             None => Ok(()),
@@ -68,14 +94,11 @@ impl Partitions {
     ///
     /// # Errors
     ///
-    /// Another process has a partition of that name now.
-    pub(super) fn make_room(&self, name: &str, known: &[u32]) -> Result<(), String> {
+    /// Fails with `Taken`.
+    pub(super) fn make_room(&self, name: &str, known: &[u32]) -> Result<(), ResourceError> {
         for found in self.all().iter().filter(|found| found.name == name) {
             if let Some(pid) = found.worker.filter(|pid| !known.contains(pid)) {
-                return Err(format!(
-                    "process {pid}, which this daemon did not start, runs partition {} of this name",
-                    found.id
-                ));
+                return Err(ResourceError::Taken { pid, id: found.id });
             }
         }
         if let Err(e) = self.destroy_named(name) {
@@ -89,13 +112,13 @@ impl Partitions {
     ///
     /// # Errors
     ///
-    /// One line with the driver's errno.
-    pub(super) fn destroy_named(&self, name: &str) -> Result<(), String> {
+    /// Fails with `List` or `Destroy`.
+    pub(super) fn destroy_named(&self, name: &str) -> Result<(), ResourceError> {
         let Some(device) = self.open() else {
             return Ok(());
         };
         let mut result = Ok(());
-        for id in device.list_vms().map_err(|e| e.to_string())? {
+        for id in device.list_vms().map_err(ResourceError::List)? {
             // One that went between the two calls is not an error.
             let Ok(info) = device.vm_info(id) else {
                 continue;
@@ -103,9 +126,9 @@ impl Partitions {
             // A worker can give its partition another VM's name: that one is in use, and must not
             // keep this VM's own from going.
             if name_of(id, &info.name) == name
-                && let Err(e) = device.destroy_vm(id)
+                && let Err(error) = device.destroy_vm(id)
             {
-                result = Err(format!("partition {id}: {e}"));
+                result = Err(ResourceError::Destroy { id, error });
             }
         }
         result
@@ -143,22 +166,18 @@ fn name_of(id: u64, field: &[u8]) -> String {
 ///
 /// # Errors
 ///
-/// One line that says how much there is.
-pub(super) fn check_memory(wanted: u64, promised: u64) -> Result<(), String> {
-    let memory = proc::memory().map_err(|e| format!("/proc/meminfo: {e}"))?;
+/// Fails with `MemInfo` or `Memory`.
+pub(super) fn check_memory(wanted: u64, promised: u64) -> Result<(), ResourceError> {
+    let memory = proc::memory().map_err(ResourceError::MemInfo)?;
     fits(wanted, memory.available.saturating_sub(promised))
 }
 
-fn fits(wanted: u64, available: u64) -> Result<(), String> {
+fn fits(wanted: u64, available: u64) -> Result<(), ResourceError> {
     let needed = wanted.saturating_add(wanted / 256 + OVERHEAD);
     if needed <= available {
         return Ok(());
     }
-    Err(format!(
-        "memory: {} is more than root has: {} are available; set a smaller memory or stop a VM",
-        format_size(wanted),
-        format_size(available >> 20 << 20),
-    ))
+    Err(ResourceError::Memory { wanted, available })
 }
 
 #[cfg(test)]
@@ -176,8 +195,8 @@ mod tests {
 
     #[test]
     fn memory_is_refused_with_what_there_is() {
-        assert_eq!(fits(256 << 20, 300 << 20), Ok(()));
-        let error = fits(512 << 20, 300 << 20).unwrap_err();
+        assert!(fits(256 << 20, 300 << 20).is_ok());
+        let error = fits(512 << 20, 300 << 20).unwrap_err().to_string();
         assert!(error.contains("512M") && error.contains("300M"), "{error}");
         assert!(fits(u64::MAX, 300 << 20).is_err());
         assert!(check_memory(1 << 50, 0).is_err());
@@ -188,7 +207,7 @@ mod tests {
     fn without_a_driver_there_is_nothing_to_destroy() {
         for device in [None, Some(Path::new("/dev/no-such-device"))] {
             let partitions = Partitions::new(device);
-            assert_eq!(partitions.destroy_named("a"), Ok(()));
+            partitions.destroy_named("a").unwrap();
             assert_eq!(partitions.populated(1), None);
         }
     }

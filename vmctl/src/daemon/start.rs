@@ -1,5 +1,6 @@
 //! Starting a VM: what has to be looked at first is a job of its own, which may take long.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -176,10 +177,11 @@ fn check(
 
 /// Makes room for a VM's partition. Processes `workers` are those of other VMs.
 fn make_room(name: &str, partitions: &Partitions, workers: &[u32]) -> Result<(), Failure> {
-    let failed = |kind| move |e: String| failure(kind, format!("{name}: {e}"));
-    partitions.check().map_err(failed(FailureKind::Platform))?;
+    let failed = |kind, error: &dyn fmt::Display| failure(kind, format!("{name}: {error}"));
+    let checked = partitions.check();
+    checked.map_err(|e| failed(FailureKind::Platform, &e))?;
     // What could not be cleaned up after an earlier life.
     partitions
         .make_room(name, workers)
-        .map_err(failed(FailureKind::State))
+        .map_err(|e| failed(FailureKind::State, &e))
 }

@@ -238,7 +238,7 @@ impl Vms {
 
     /// Begins to give a VM another name. The ticket's answer says whether it has it.
     pub(super) fn rename(&mut self, name: &str, to: &str) -> Result<Ticket, Failure> {
-        check_name(to).map_err(|e| failure(FailureKind::Config, e))?;
+        check_name(to).map_err(|e| failure(FailureKind::Config, e.to_string()))?;
         self.check_idle(name)?;
         self.check_free(to)?;
         let mut config = self.vm(name)?.record.config()?.clone();

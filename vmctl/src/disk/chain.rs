@@ -368,7 +368,7 @@ fn contents(path: &Path, file: &File, format: Format) -> Result<(Option<Header>,
             let mut first = vec![0; usize::try_from(first).unwrap_or_default()];
             file.read_exact_at(&mut first, 0).map_err(io)?;
             let header = header::parse(&first, length);
-            Some(header.map_err(|what| DiskError::wrong(path, what))?)
+            Some(header.map_err(|error| DiskError::wrong(path, error))?)
         }
     };
     let size = header.as_ref().map_or(length, |header| header.size);

@@ -61,26 +61,67 @@ pub(super) struct Backing {
     pub(super) format: Option<String>,
 }
 
+/// Error: a header that is damaged, or that needs something that is not here. The text does not name the file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum HeaderError {
+    #[error("the qcow2 header is truncated")]
+    Truncated,
+    #[error("not a qcow2 image")]
+    NotQcow2,
+    #[error("qcow2 version {0}; 2 and 3 are known")]
+    Version(u32),
+    #[error("qcow2 clusters of 2^{0} bytes")]
+    Clusters(u32),
+    #[error("encrypted")]
+    Encrypted,
+    #[error("qcow2 reference counts of 2^{0} bits")]
+    ReferenceCounts(u32),
+    #[error("the L1 table is too short for the disk")]
+    ShortL1,
+    #[error("not closed properly: mend it with `qemu-img check -r all`")]
+    Dirty,
+    #[error("marked as corrupt: mend it with `qemu-img check -r all`")]
+    Corrupt,
+    #[error("qcow2 with {0}")]
+    Feature(&'static str),
+    #[error("qcow2 features {0:#x} are unknown")]
+    Features(u64),
+    #[error("the {table} is at {offset:#x}, which is no cluster of its own")]
+    TablePlace { table: &'static str, offset: u64 },
+    #[error("the {table} is {len} bytes long; it has {most} at most")]
+    TableLength {
+        table: &'static str,
+        len: u64,
+        most: u64,
+    },
+    #[error("the {0} lies behind the end of the file")]
+    TableOutside(&'static str),
+    #[error("the backing file's name is {0} bytes long")]
+    BackingLength(u32),
+    #[error("the backing file's name or format is not UTF-8 text")]
+    BackingText,
+}
+
 /// Reads big-endian fields.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
-    fn bytes(&self, at: u64, len: u64) -> Result<&[u8], String> {
+    fn bytes(&self, at: u64, len: u64) -> Result<&[u8], HeaderError> {
         let end = at.checked_add(len);
         let range = usize::try_from(at)
             .ok()
             .zip(end.and_then(|end| usize::try_from(end).ok()));
         range
             .and_then(|(at, end)| self.0.get(at..end))
-            .ok_or_else(|| "the qcow2 header is truncated".to_owned())
+            .ok_or(HeaderError::Truncated)
     }
 
-    fn u32(&self, at: u64) -> Result<u32, String> {
+    fn u32(&self, at: u64) -> Result<u32, HeaderError> {
         let bytes = self.bytes(at, 4)?;
         Ok(bytes.iter().fold(0, |n, &byte| n << 8 | u32::from(byte)))
     }
 
-    fn u64(&self, at: u64) -> Result<u64, String> {
+    fn u64(&self, at: u64) -> Result<u64, HeaderError> {
         Ok(u64::from(self.u32(at)?) << 32 | u64::from(self.u32(at + 4)?))
     }
 }
@@ -90,22 +131,22 @@ impl Fields<'_> {
 ///
 /// # Errors
 ///
-/// One line, without the file's name.
-pub(super) fn parse(first: &[u8], length: u64) -> Result<Header, String> {
+/// Fails with [`HeaderError`].
+pub(super) fn parse(first: &[u8], length: u64) -> Result<Header, HeaderError> {
     let fields = Fields(first);
     if !first.starts_with(&MAGIC) {
-        return Err("not a qcow2 image".to_owned());
+        return Err(HeaderError::NotQcow2);
     }
     let version = fields.u32(4)?;
     if !matches!(version, 2 | 3) {
-        return Err(format!("qcow2 version {version}; 2 and 3 are known"));
+        return Err(HeaderError::Version(version));
     }
     let cluster_bits = fields.u32(20)?;
     if !(MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(&cluster_bits) {
-        return Err(format!("qcow2 clusters of 2^{cluster_bits} bytes"));
+        return Err(HeaderError::Clusters(cluster_bits));
     }
     if fields.u32(32)? != 0 {
-        return Err("encrypted".to_owned());
+        return Err(HeaderError::Encrypted);
     }
     // Version 2 has 16 bits.
     let (mut extensions, mut refcount_order) = (V2_LENGTH, 4);
@@ -113,11 +154,11 @@ pub(super) fn parse(first: &[u8], length: u64) -> Result<Header, String> {
         features(fields.u64(72)?)?;
         refcount_order = fields.u32(96)?;
         if refcount_order > 6 {
-            return Err(format!("qcow2 reference counts of 2^{refcount_order} bits"));
+            return Err(HeaderError::ReferenceCounts(refcount_order));
         }
         extensions = u64::from(fields.u32(100)?);
         if extensions < V3_LENGTH {
-            return Err("the qcow2 header is truncated".to_owned());
+            return Err(HeaderError::Truncated);
         }
     }
     let cluster = 1 << cluster_bits;
@@ -126,7 +167,7 @@ pub(super) fn parse(first: &[u8], length: u64) -> Result<Header, String> {
     // Of L2 entries of 8 bytes each a cluster is full.
     let per_l1_entry = cluster / 8 * cluster;
     if l1_entries < size.div_ceil(per_l1_entry) {
-        return Err("the L1 table is too short for the disk".to_owned());
+        return Err(HeaderError::ShortL1);
     }
     table(
         "L1 table",
@@ -160,72 +201,65 @@ pub(super) fn parse(first: &[u8], length: u64) -> Result<Header, String> {
 }
 
 /// Refuses what an image needs and is not here.
-fn features(bits: u64) -> Result<(), String> {
+fn features(bits: u64) -> Result<(), HeaderError> {
     let unknown = [
+        (DIRTY, HeaderError::Dirty),
+        (CORRUPT, HeaderError::Corrupt),
+        (EXTERNAL_DATA, HeaderError::Feature("an external data file")),
         (
-            DIRTY,
-            "not closed properly: mend it with `qemu-img check -r all`",
+            COMPRESSION_TYPE,
+            HeaderError::Feature("another compression than zlib"),
         ),
-        (
-            CORRUPT,
-            "marked as corrupt: mend it with `qemu-img check -r all`",
-        ),
-        (EXTERNAL_DATA, "qcow2 with an external data file"),
-        (COMPRESSION_TYPE, "qcow2 with another compression than zlib"),
-        (EXTENDED_L2, "qcow2 with extended L2 entries"),
+        (EXTENDED_L2, HeaderError::Feature("extended L2 entries")),
     ];
-    for (bit, what) in unknown {
+    for (bit, error) in unknown {
         if bits & bit != 0 {
-            return Err(what.to_owned());
+            return Err(error);
         }
     }
-    if bits != 0 {
-        return Err(format!("qcow2 features {bits:#x} are unknown"));
+    match bits {
+        0 => Ok(()),
+        _ => Err(HeaderError::Features(bits)),
     }
-    Ok(())
 }
 
 /// Checks that a table is aligned, no longer than `most`, and within the file.
 fn table(
-    what: &str,
+    table: &'static str,
     offset: u64,
     len: u64,
     most: u64,
     cluster: u64,
     file: u64,
-) -> Result<(), String> {
+) -> Result<(), HeaderError> {
     if len == 0 {
         return Ok(());
     }
     if !offset.is_multiple_of(cluster) || offset == 0 {
-        return Err(format!(
-            "the {what} is at {offset:#x}, which is no cluster of its own"
-        ));
+        return Err(HeaderError::TablePlace { table, offset });
     }
     if len > most {
-        return Err(format!(
-            "the {what} is {len} bytes long; it has {most} at most"
-        ));
+        return Err(HeaderError::TableLength { table, len, most });
     }
     if offset.checked_add(len).is_none_or(|end| end > file) {
-        return Err(format!("the {what} lies behind the end of the file"));
+        return Err(HeaderError::TableOutside(table));
     }
     Ok(())
 }
 
-fn backing(fields: &Fields<'_>, extensions: u64) -> Result<Option<Backing>, String> {
+fn backing(fields: &Fields<'_>, extensions: u64) -> Result<Option<Backing>, HeaderError> {
     let offset = fields.u64(8)?;
     let len = fields.u32(16)?;
     if offset == 0 || len == 0 {
         return Ok(None);
     }
     if len as usize > MAX_BACKING_NAME {
-        return Err(format!("the backing file's name is {len} bytes long"));
+        return Err(HeaderError::BackingLength(len));
     }
     let text = |bytes: &[u8]| {
         let text = std::str::from_utf8(bytes);
         text.map(ToOwned::to_owned)
-            .map_err(|_| "the backing file's name or format is not UTF-8 text".to_owned())
+            .map_err(|_| HeaderError::BackingText)
     };
     let name = text(fields.bytes(offset, len.into())?)?;
     let mut at = extensions;

@@ -28,16 +28,30 @@ pub(super) struct Inherited {
     pub(super) vsock: Option<UnixListener>,
 }
 
+/// Error: this process was not started as a worker.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InheritedError {
+    /// They were taken before.
+    #[error("the worker's descriptors were taken already")]
+    Taken,
+    /// One is not open.
+    #[error("descriptor {0} is not open: a worker is started by the daemon, not by hand")]
+    Missing(RawFd),
+    /// Others stay open.
+    #[error("close inherited descriptors: {0}")]
+    Others(io::Error),
+}
+
 /// Takes them, and closes whatever else this process inherited. Works once, and must come before
 /// the process opens anything of its own.
 ///
 /// # Errors
 ///
-/// One line: this process was not started as a worker.
-pub(super) fn take() -> Result<Inherited, String> {
+/// Fails with [`InheritedError`].
+pub(super) fn take() -> Result<Inherited, InheritedError> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
-        return Err("the worker's descriptors were taken already".to_owned());
+        return Err(InheritedError::Taken);
     }
     let control = take_one(WORKER_CONTROL_FD)?;
     let console = take_one(WORKER_CONSOLE_FD)?;
@@ -47,8 +61,7 @@ pub(super) fn take() -> Result<Inherited, String> {
     let first = WORKER_VSOCK_FD.cast_unsigned() + 1;
     // SAFETY: no descriptor beyond these is owned by anything in this process yet.
     if unsafe { libc::close_range(first, u32::MAX, 0) } != 0 {
-        let error = io::Error::last_os_error();
-        return Err(format!("close inherited descriptors: {error}"));
+        return Err(InheritedError::Others(io::Error::last_os_error()));
     }
     Ok(Inherited {
         control: control.into(),
@@ -58,10 +71,8 @@ pub(super) fn take() -> Result<Inherited, String> {
     })
 }
 
-fn take_one(number: RawFd) -> Result<OwnedFd, String> {
-    let missing = |_| {
-        format!("descriptor {number} is not open: a worker is started by the daemon, not by hand")
-    };
+fn take_one(number: RawFd) -> Result<OwnedFd, InheritedError> {
+    let missing = |_| InheritedError::Missing(number);
     // SAFETY: borrowed for two calls that answer EBADF where the descriptor is not open.
     let fd = unsafe { BorrowedFd::borrow_raw(number) };
     fcntl_getfd(fd).map_err(missing)?;

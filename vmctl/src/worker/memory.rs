@@ -133,21 +133,32 @@ fn ranges(size: u64) -> impl Iterator<Item = (u64, u64, u64)> {
         .filter(|&(_, size, _)| size > 0)
 }
 
-/// Checks that the root partition has `size` bytes to give; on failure one line with both figures.
+/// Error: the root partition has less memory than a VM wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} of memory are more than the root partition has to give: {}M are available",
+    format_size(*wanted),
+    available >> 20
+)]
+pub struct NoMemory {
+    wanted: u64,
+    available: u64,
+}
+
+/// Checks that the root partition has `size` bytes to give.
 ///
 /// # Errors
 ///
-/// It has not.
-pub fn check_available(size: u64) -> Result<(), String> {
+/// Fails with [`NoMemory`], which has both figures.
+pub fn check_available(size: u64) -> Result<(), NoMemory> {
     let Ok(meminfo) = std::fs::read_to_string("/proc/meminfo") else {
         return Ok(());
     };
     match available(&meminfo) {
-        Some(bytes) if bytes < size => Err(format!(
-            "{} of memory are more than the root partition has to give: {}M are available",
-            format_size(size),
-            bytes >> 20
-        )),
+        Some(available) if available < size => Err(NoMemory {
+            wanted: size,
+            available,
+        }),
         _ => Ok(()),
     }
 }

@@ -45,6 +45,7 @@ mod tests;
 mod vcpu;
 pub mod virtio;
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -62,7 +63,8 @@ use crate::logging::Levels;
 use build::{Built, Images, Partition};
 use control::Control;
 use end::{EXIT_USAGE, End};
-use inherited::Inherited;
+use inherited::{Inherited, InheritedError};
+use sandbox::SandboxError;
 use service::{HOLD_TIMEOUT, Service};
 
 /// How long a new worker waits to hear what it is to run.
@@ -89,19 +91,9 @@ pub struct WorkerArgs {
 /// Runs a VM until it ends.
 pub fn main(args: &WorkerArgs) -> ExitCode {
     journal::begin(&args.log);
-    let start = inherited::take().and_then(|inherited| {
-        sandbox::begin()?;
-        let Inherited {
-            control,
-            console,
-            log_dir,
-            vsock,
-        } = inherited;
-        let control = Control::new(control).map_err(|e| format!("control socket: {e}"))?;
-        Ok((control, console, log_dir, vsock))
-    });
-    let (mut control, console, log_dir, vsock) = match start {
-        Ok(start) => start,
+    let begun = begin();
+    let (mut control, console, log_dir, vsock) = match begun {
+        Ok(begun) => begun,
         Err(e) => {
             error!("{}: {e}", args.name);
             return ExitCode::from(EXIT_USAGE);
@@ -111,6 +103,31 @@ pub fn main(args: &WorkerArgs) -> ExitCode {
     info!("{}: {}", args.name, end.reason);
     control.report_end(&end.event(), END_TIMEOUT);
     end.exit_code()
+}
+
+/// Error: this process can't be a worker.
+#[derive(Debug, thiserror::Error)]
+enum NoWorker {
+    #[error(transparent)]
+    Inherited(#[from] InheritedError),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error("control socket: {0}")]
+    Control(io::Error),
+}
+
+/// Takes the descriptors that the daemon has opened, and loses the first rights.
+fn begin() -> Result<(Control, UnixListener, OwnedFd, Option<UnixListener>), NoWorker> {
+    let inherited = inherited::take()?;
+    sandbox::begin()?;
+    let control = Control::new(inherited.control).map_err(NoWorker::Control)?;
+    let Inherited {
+        console,
+        log_dir,
+        vsock,
+        ..
+    } = inherited;
+    Ok((control, console, log_dir, vsock))
 }
 
 /// Builds the VM and runs it.
@@ -147,20 +164,20 @@ fn work(
     let mut service = Service::new(Arc::clone(&machine), id, hub);
     let mut threads = Vec::new();
     let started = vcpus.into_iter().enumerate().try_for_each(|(i, vcpu)| {
-        let thread = vcpu::spawn(i, vcpu, clock, Arc::clone(&machine))
-            .map_err(|e| format!("thread of a virtual CPU: {e}"))?;
-        threads.push(thread);
+        let thread = vcpu::spawn(i, vcpu, clock, Arc::clone(&machine));
+        let failed = |e| End::start_failed(format_args!("thread of a virtual CPU: {e}"));
+        threads.push(thread.map_err(failed)?);
         Ok(())
     });
     let confined = started.and_then(|()| {
         if !machine.await_held(HOLD_TIMEOUT) {
-            return Err("the virtual CPUs' threads do not start".to_owned());
+            return Err(End::start_failed("the virtual CPUs' threads do not start"));
         }
-        sandbox::lose_system_calls()
+        sandbox::lose_system_calls().map_err(End::start_failed)
     });
     let end = match confined {
         Ok(()) => service.run(control),
-        Err(e) => End::start_failed(e),
+        Err(end) => end,
     };
     if service.finish() {
         for thread in threads {

@@ -11,6 +11,7 @@ mod filter;
 mod tests;
 mod violation;
 
+use std::io;
 use std::os::fd::BorrowedFd;
 
 use landlock::{
@@ -27,12 +28,41 @@ use rustix::thread::{set_no_new_privs, set_thread_groups, set_thread_res_gid, se
 /// File descriptors that a worker may have: for devices, consoles and virtual CPUs.
 const MAX_DESCRIPTORS: u64 = 4096;
 
+/// Error: a worker cannot lose a right. It must not run then.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SandboxError {
+    /// A limit of the process is not set.
+    #[error("sandbox: {0}")]
+    Process(io::Error),
+    /// The handler for forbidden system calls is not installed.
+    #[error("sandbox: signal handler: {0}")]
+    SignalHandler(io::Error),
+    /// Another thread would keep its user.
+    #[error("sandbox: user: {0:?} threads")]
+    Threads(io::Result<usize>),
+    /// No user has the number of the partition's.
+    #[error("sandbox: user: there is no such number")]
+    NoSuchUser,
+    /// The user of the process is not changed.
+    #[error("sandbox: user: {0}")]
+    User(io::Error),
+    /// The directory of the console's log is not given to the user.
+    #[error("sandbox: directory of the log: {0}")]
+    LogDirectory(io::Error),
+    /// The filter of system calls is not made.
+    #[error("sandbox: system calls: {0}")]
+    NoFilter(#[from] seccompiler::BackendError),
+    /// The filter of system calls is not applied.
+    #[error("sandbox: system calls: {0}")]
+    Filter(#[from] seccompiler::Error),
+}
+
 /// Nothing new to be gained by an exec, no core dump with guest memory in it, no debugger.
 ///
 /// # Errors
 ///
-/// One line.
-pub(super) fn begin() -> Result<(), String> {
+/// Fails with [`SandboxError`].
+pub(super) fn begin() -> Result<(), SandboxError> {
     let limit = |resource, value| {
         setrlimit(
             resource,
@@ -46,7 +76,7 @@ pub(super) fn begin() -> Result<(), String> {
         .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable))
         .and_then(|()| limit(Resource::Core, 0))
         .and_then(|()| limit(Resource::Nofile, MAX_DESCRIPTORS))
-        .map_err(|e| format!("sandbox: {}", std::io::Error::from(e)))?;
+        .map_err(|e| SandboxError::Process(e.into()))?;
     violation::report_violations()
 }
 
@@ -55,25 +85,28 @@ pub(super) fn begin() -> Result<(), String> {
 ///
 /// # Errors
 ///
-/// One line.
-pub(super) fn become_user(first: u32, id: u64, log_dir: BorrowedFd<'_>) -> Result<(), String> {
+/// Fails with [`SandboxError`].
+pub(super) fn become_user(
+    first: u32,
+    id: u64,
+    log_dir: BorrowedFd<'_>,
+) -> Result<(), SandboxError> {
     if !geteuid().is_root() {
         return Ok(());
     }
-    let failed = |what: &str, e: &dyn std::fmt::Display| format!("sandbox: {what}: {e}");
     // These are changes of the calling thread alone.
     let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count);
     if !matches!(threads, Ok(1)) {
-        return Err(failed("user", &format_args!("{threads:?} threads")));
+        return Err(SandboxError::Threads(threads));
     }
     let number = u32::try_from(id).ok().and_then(|id| first.checked_add(id));
-    let number = number.ok_or_else(|| failed("user", &"there is no such number"))?;
+    let number = number.ok_or(SandboxError::NoSuchUser)?;
     let (uid, gid) = (Uid::from_raw(number), Gid::from_raw(number));
-    fchown(log_dir, Some(uid), Some(gid)).map_err(|e| failed("directory of the log", &e))?;
+    fchown(log_dir, Some(uid), Some(gid)).map_err(|e| SandboxError::LogDirectory(e.into()))?;
     set_thread_groups(&[])
         .and_then(|()| set_thread_res_gid(gid, gid, gid))
         .and_then(|()| set_thread_res_uid(uid, uid, uid))
-        .map_err(|e| failed("user", &e))
+        .map_err(|e| SandboxError::User(e.into()))
 }
 
 /// Leaves the calling thread, and those that it starts, the files of `log_dir` that a console
@@ -107,12 +140,10 @@ fn restrict(log_dir: BorrowedFd<'_>) -> Result<RulesetStatus, RulesetError> {
 ///
 /// # Errors
 ///
-/// One line.
-pub(super) fn lose_system_calls() -> Result<(), String> {
-    let failed = |e: &dyn std::fmt::Display| format!("sandbox: system calls: {e}");
+/// Fails with [`SandboxError`].
+pub(super) fn lose_system_calls() -> Result<(), SandboxError> {
     for program in [filter::no_clone3(), filter::program()] {
-        let program = program.map_err(|e| failed(&e))?;
-        seccompiler::apply_filter_all_threads(&program).map_err(|e| failed(&e))?;
+        seccompiler::apply_filter_all_threads(&program?)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use guest_proto::hypercall::Counters;
 use guest_proto::limits::ROOT_PARTITION;
 
-use crate::driver::Device;
+use crate::driver::{Device, DriverError};
 use crate::proc;
 
 /// Counters at one moment.
@@ -52,15 +52,13 @@ impl Sample {
     ///
     /// # Errors
     ///
-    /// The driver's errno, in a line. A VM that goes meanwhile is left out.
-    pub(super) fn take(device: &Device) -> Result<Self, String> {
-        let (_, machine) = device.info().map_err(|e| e.to_string())?;
+    /// The driver's errno. A VM that goes meanwhile is left out.
+    pub(super) fn take(device: &Device) -> Result<Self, DriverError> {
+        let (_, machine) = device.info()?;
         let busy = proc::busy_ticks_by_cpu();
         let mut root = BTreeMap::new();
         for index in 0..u64::from(machine.cpus) {
-            let counters = device
-                .counters(ROOT_PARTITION, index)
-                .map_err(|e| e.to_string())?;
+            let counters = device.counters(ROOT_PARTITION, index)?;
             let busy_ticks = busy.get(&index).copied();
             root.insert(
                 index,
@@ -71,7 +69,7 @@ impl Sample {
             );
         }
         let mut vms = BTreeMap::new();
-        for id in device.list_vms().map_err(|e| e.to_string())? {
+        for id in device.list_vms()? {
             let Ok(info) = device.vm_info(id) else {
                 continue;
             };

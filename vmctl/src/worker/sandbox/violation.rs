@@ -8,7 +8,8 @@
 use std::ffi::{c_int, c_void};
 use std::io;
 
-use super::super::end::EXIT_SANDBOX;
+use super::SandboxError;
+use crate::worker::end::EXIT_SANDBOX;
 
 /// `siginfo_t` of a SIGSYS, as Linux's `asm-generic/siginfo.h` has it on 64-bit machines.
 #[repr(C)]
@@ -26,8 +27,8 @@ struct SigSys {
 ///
 /// # Errors
 ///
-/// One line.
-pub(super) fn report_violations() -> Result<(), String> {
+/// Fails with `SignalHandler`.
+pub(super) fn report_violations() -> Result<(), SandboxError> {
     // SAFETY: all zeros are a `sigaction` without a mask and flags.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = report;
@@ -38,8 +39,7 @@ pub(super) fn report_violations() -> Result<(), String> {
     if result == 0 {
         Ok(())
     } else {
-        let error = io::Error::last_os_error();
-        Err(format!("sandbox: signal handler: {error}"))
+        Err(SandboxError::SignalHandler(io::Error::last_os_error()))
     }
 }
 

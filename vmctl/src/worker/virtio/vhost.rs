@@ -27,6 +27,20 @@ use crate::worker::event::{Event, wait_any};
 use crate::worker::memory::Memory;
 use crate::worker::virtio::{Interrupt, Malformed, Serve, Vring};
 
+/// Error: root's kernel can't serve a driver.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum VhostError {
+    /// The kernel lacks a feature that the driver has accepted.
+    #[error("this kernel is too old for it")]
+    TooOld,
+    /// The kernel's thread has not started. The first attempt has told why.
+    #[error("{0}")]
+    NotStarted(String),
+    /// The kernel does not take the features.
+    #[error("{0}")]
+    Features(vhost::Error),
+}
+
 /// The kernel's part of one pair of queues.
 pub struct Vhost {
     fd: File,
@@ -78,15 +92,16 @@ impl Vhost {
     ///
     /// # Errors
     ///
-    /// One line: the kernel can't serve such a driver.
-    pub(super) fn prepare(&self, features: u64, needed: u64) -> Result<(), String> {
-        let known = self.started.get_or_init(|| self.start()).clone()?;
+    /// Fails with [`VhostError`].
+    pub(super) fn prepare(&self, features: u64, needed: u64) -> Result<(), VhostError> {
+        let started = self.started.get_or_init(|| self.start()).clone();
+        let known = started.map_err(VhostError::NotStarted)?;
         let needed = 1 << VIRTIO_F_VERSION_1 | features & needed;
         if known & needed != needed {
-            return Err("this kernel is too old for it".to_owned());
+            return Err(VhostError::TooOld);
         }
         self.set_features(features & known)
-            .map_err(|e| e.to_string())
+            .map_err(VhostError::Features)
     }
 
     /// Has the kernel start its thread, which shares the memory of this process. Returns the features that
