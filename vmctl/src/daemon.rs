@@ -41,6 +41,7 @@ use ::log::{debug, info, warn};
 use guest_proto::control::{Request, Response, Role, Until, VmStatus};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::io::Errno;
 use rustix::process::umask;
 
 use crate::console::log as console_log;
@@ -111,12 +112,46 @@ pub fn socket_path(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("control.sock")
 }
 
+/// Error: there is no daemon.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// A directory or a socket of the daemon's can't be used.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Another daemon has the directory.
+    #[error("{}: another daemon runs there", .0.display())]
+    Taken(PathBuf),
+    /// A thread of this name is not started.
+    #[error("thread \"{0}\": {1}")]
+    Thread(&'static str, io::Error),
+    /// There is no event descriptor.
+    #[error("event descriptor: {0}")]
+    Event(io::Error),
+    /// The daemon can't wait for its descriptors.
+    #[error("poll: {0}")]
+    Poll(Errno),
+}
+
+/// Returns a function that names the place of an error.
+fn at(path: &Path) -> impl Fn(io::Error) -> DaemonError {
+    let path = path.to_owned();
+    move |error| DaemonError::File {
+        path: path.clone(),
+        error,
+    }
+}
+
 /// Runs the daemon until it is killed.
 ///
 /// # Errors
 ///
-/// One line that says why there is no daemon.
-pub fn main(args: &DaemonArgs, runtime_dir: &Path) -> Result<(), String> {
+/// Fails with [`DaemonError`].
+pub fn main(args: &DaemonArgs, runtime_dir: &Path) -> Result<(), DaemonError> {
     journal::begin(&args.log);
     Daemon::start(args, runtime_dir)?.serve()
 }
@@ -175,12 +210,12 @@ impl Client {
 }
 
 impl Daemon {
-    fn start(args: &DaemonArgs, runtime_dir: &Path) -> Result<Self, String> {
+    fn start(args: &DaemonArgs, runtime_dir: &Path) -> Result<Self, DaemonError> {
         // Other users have files below the first one: the programs of networks.
         let locks = [lock(runtime_dir, 0o711)?, lock(&args.state_dir, 0o700)?];
         let vms = Vms::load(args, runtime_dir)?;
         let socket = socket_path(runtime_dir);
-        let in_socket = |e: io::Error| format!("{}: {e}", socket.display());
+        let in_socket = at(&socket);
         // The locks are ours, so a socket that is there is a dead daemon's. The new one appears
         // under its name once it listens and is private.
         let temporary = runtime_dir.join("control.sock.new");
@@ -188,13 +223,13 @@ impl Daemon {
         let mask = umask(Mode::from_raw_mode(0o177));
         let listener = UnixListener::bind(&temporary);
         umask(mask);
-        let listener = listener.map_err(in_socket)?;
-        listener.set_nonblocking(true).map_err(in_socket)?;
+        let listener = listener.map_err(&in_socket)?;
+        listener.set_nonblocking(true).map_err(&in_socket)?;
         fs::rename(&temporary, &socket).map_err(in_socket)?;
         thread::Builder::new()
             .name("networks".to_owned())
             .spawn(|| net::keep(|line| warn!("{line}")))
-            .map_err(|e| format!("thread: {e}"))?;
+            .map_err(|e| DaemonError::Thread("networks", e))?;
         info!("listening on {}", socket.display());
         Ok(Self {
             listener,
@@ -205,7 +240,7 @@ impl Daemon {
         })
     }
 
-    fn serve(&mut self) -> Result<(), String> {
+    fn serve(&mut self) -> Result<(), DaemonError> {
         loop {
             for source in self.wait()? {
                 match source {
@@ -238,7 +273,7 @@ impl Daemon {
     }
 
     /// Sleeps until something is ready.
-    fn wait(&self) -> Result<Vec<Source>, String> {
+    fn wait(&self) -> Result<Vec<Source>, DaemonError> {
         let mut sources = vec![
             Source::Listener,
             Source::Cleaner,
@@ -274,8 +309,8 @@ impl Daemon {
         let timeout = timeouts.chain(self.vms.next_tick(now)).min().map(timespec);
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
-            Err(e) => return Err(format!("poll: {e}")),
+            Err(Errno::INTR) => return Ok(Vec::new()),
+            Err(e) => return Err(DaemonError::Poll(e)),
         }
         let ready = fds.iter().map(|fd| !fd.revents().is_empty());
         Ok(sources
@@ -383,16 +418,16 @@ impl Daemon {
 }
 
 /// Makes a directory, and locks it for this daemon.
-fn lock(dir: &Path, mode: u32) -> Result<File, String> {
-    let failed = |e: io::Error| format!("{}: {e}", dir.display());
+fn lock(dir: &Path, mode: u32) -> Result<File, DaemonError> {
+    let failed = at(dir);
     fs::DirBuilder::new()
         .recursive(true)
         .mode(mode)
         .create(dir)
-        .map_err(failed)?;
-    let file = File::open(dir).map_err(failed)?;
+        .map_err(&failed)?;
+    let file = File::open(dir).map_err(&failed)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| format!("{}: another daemon runs there", dir.display()))?;
+        .map_err(|_| DaemonError::Taken(dir.to_owned()))?;
     Ok(file)
 }
 

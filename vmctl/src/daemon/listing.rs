@@ -39,15 +39,12 @@ impl Vms {
         let record = &vm.record;
         let pid = vm.worker.as_ref().map(|w| w.identity().pid);
         let reason = record.reason();
-        let notes = [
-            ("this state can't be saved", vm.unsaved.as_ref()),
-            ("its definition can't be read", record.config.as_ref().err()),
-        ];
         let mut reason = reason.to_owned();
-        for (what, why) in notes {
-            if let Some(why) = why {
-                reason.push_str(&format!("; {what}: {why}"));
-            }
+        if let Some(why) = &vm.unsaved {
+            reason.push_str(&format!("; this state can't be saved: {why}"));
+        }
+        if let Err(why) = &record.config {
+            reason.push_str(&format!("; its definition can't be read: {why}"));
         }
         let now = proc::boot_ms();
         let asked = |starts_again| {

@@ -196,17 +196,44 @@ pub(super) struct Launch<'a> {
     pub(super) has_unix_socket: bool,
 }
 
+/// Error: a worker can't be started.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LaunchError {
+    /// A file or a directory is not as it must be, or the program does not start.
+    #[error("{}: {error}", path.display())]
+    File { path: PathBuf, error: io::Error },
+    /// The process of this number can't be watched.
+    #[error("worker {0}: {1}")]
+    Lost(u32, io::Error),
+    /// The worker can't be spoken with.
+    #[error("worker: {0}")]
+    Link(io::Error),
+    /// The VM has no configuration that can be written.
+    #[error("{0}")]
+    Configuration(String),
+    /// The VM is gone.
+    #[error("no such VM")]
+    NoSuchVm,
+}
+
+/// Returns a function that names the place of an error.
+fn at(path: &Path) -> impl Fn(io::Error) -> LaunchError {
+    let path = path.to_owned();
+    move |error| LaunchError::File {
+        path: path.clone(),
+        error,
+    }
+}
+
 impl Launch<'_> {
     /// Starts a worker and connects to it.
     ///
     /// # Errors
     ///
-    /// Names what could not be done; no process is left then.
-    pub(super) fn start(&self) -> Result<(Process, UnixStream), String> {
-        let listeners = self
-            .sockets
-            .bind(self.has_unix_socket)
-            .map_err(|e| format!("{}: {e}", self.sockets.dir.display()))?;
+    /// Fails with [`LaunchError`]; no process is left then.
+    pub(super) fn start(&self) -> Result<(Process, UnixStream), LaunchError> {
+        let listeners = self.sockets.bind(self.has_unix_socket);
+        let listeners = listeners.map_err(at(&self.sockets.dir))?;
         let result = self.spawn(listeners);
         if result.is_err() {
             self.sockets.remove();
@@ -214,8 +241,8 @@ impl Launch<'_> {
         result
     }
 
-    fn spawn(&self, listeners: Listeners) -> Result<(Process, UnixStream), String> {
-        let in_state_dir = |e: io::Error| format!("{}: {e}", self.state_dir.display());
+    fn spawn(&self, listeners: Listeners) -> Result<(Process, UnixStream), LaunchError> {
+        let in_state_dir = at(self.state_dir);
         let log = open_log(self.state_dir).or_else(|e| {
             warn!(
                 "{}: {}: {e}; this worker has no log",
@@ -224,16 +251,15 @@ impl Launch<'_> {
             );
             File::options().write(true).open("/dev/null")
         });
-        let log = log.map_err(in_state_dir)?;
-        let also_log = log.try_clone().map_err(in_state_dir)?;
-        let dir = open_log_dir(self.state_dir).map_err(in_state_dir)?;
+        let log = log.map_err(&in_state_dir)?;
+        let also_log = log.try_clone().map_err(&in_state_dir)?;
+        let dir = open_log_dir(self.state_dir).map_err(&in_state_dir)?;
         let vsock = listeners.vsock.map(|vsock| (vsock.into(), WORKER_VSOCK_FD));
         let mappings = [
             (listeners.control.into(), WORKER_CONTROL_FD),
             (listeners.console.into(), WORKER_CONSOLE_FD),
             (dir, WORKER_LOG_DIR_FD),
         ];
-        let in_program = |e: &dyn std::fmt::Display| format!("{}: {e}", self.program.display());
         let child = Command::new(self.program)
             .arg0("vmctl")
             .arg("worker")
@@ -259,9 +285,9 @@ impl Launch<'_> {
                     })
                     .collect(),
             )
-            .map_err(|e| in_program(&e))?
+            .map_err(|e| at(self.program)(io::Error::other(e)))?
             .spawn()
-            .map_err(|e| in_program(&e))?;
+            .map_err(at(self.program))?;
         let mut child = child;
         let watched = watch(child.id()).and_then(|(identity, pidfd)| {
             let started = Started {
@@ -286,7 +312,7 @@ impl Launch<'_> {
                 // It is this process's child and was not waited for, so both reach it.
                 let _ = child.kill();
                 let _ = child.wait();
-                Err(format!("worker {}: {e}", child.id()))
+                Err(LaunchError::Lost(child.id(), e))
             }
         }
     }
@@ -452,7 +478,7 @@ mod tests {
             has_unix_socket: true,
         };
         let error = launch.start().unwrap_err();
-        assert!(error.contains("/no/such/program"), "{error}");
+        assert!(error.to_string().contains("/no/such/program"), "{error}");
         assert!(!sockets.control().exists());
         assert!(!sockets.vsock().exists());
     }

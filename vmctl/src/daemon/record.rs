@@ -6,6 +6,7 @@
 
 use guest_proto::control::{EndCause, Failure, FailureKind, VmState};
 
+use super::store::StoreError;
 use crate::config::{OnReboot, VmConfig};
 
 pub(super) mod asked;
@@ -54,7 +55,7 @@ pub(super) struct Record {
     /// Its name.
     pub(super) name: String,
     /// As defined, or why its definition can't be read.
-    pub(super) config: Result<VmConfig, String>,
+    pub(super) config: Result<VmConfig, StoreError>,
     /// Its partition, while there is one.
     pub(super) partition: Option<u64>,
     /// When it began to run, in milliseconds of the boot clock.
@@ -85,7 +86,7 @@ impl Record {
     /// A VM that an earlier daemon left in `state`.
     pub(super) fn restored(
         name: &str,
-        config: Result<VmConfig, String>,
+        config: Result<VmConfig, StoreError>,
         state: VmState,
         reason: &str,
     ) -> Self {

@@ -9,6 +9,7 @@ use log::error;
 use super::devices::wrong;
 use super::keeper::Work;
 use super::opener::Files;
+use super::store::StoreError;
 use super::vms::{Ticket, Vms, failure};
 use crate::config::VmConfig;
 
@@ -16,7 +17,7 @@ use crate::config::VmConfig;
 #[derive(Debug)]
 pub(super) struct Redefinition {
     new: VmConfig,
-    old: Result<VmConfig, String>,
+    old: Result<VmConfig, StoreError>,
     then: Then,
 }
 

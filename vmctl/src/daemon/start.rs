@@ -160,18 +160,14 @@ fn check(
     store: &Store,
     looking_at: &LookingAt,
 ) -> Result<VmConfig, Failure> {
-    let of_vm = |kind, e: String| failure(kind, format!("{name}: {e}"));
+    let of_vm = |error: &dyn fmt::Display| failure(FailureKind::Config, format!("{name}: {error}"));
     let read = || {
         looking_at.set(store.dir(name).display().to_string());
         store.definition(name)
     };
-    let config = known
-        .map_or_else(read, Ok)
-        .map_err(|e| of_vm(FailureKind::Config, e))?;
+    let config = known.map_or_else(read, Ok).map_err(|e| of_vm(&e))?;
     let looking = |key: &str, path: &Path| looking_at.set(format!("{key}: {}", path.display()));
-    config
-        .check_files(looking)
-        .map_err(|(_, e)| of_vm(FailureKind::Config, e))?;
+    config.check_files(looking).map_err(|(_, e)| of_vm(&e))?;
     Ok(config)
 }
 

@@ -5,6 +5,7 @@
 //! written at once, also while the disk is slow or full, and ends with the boot of the root partition. A file that can't be read is never taken for one that is
 //! not there: its VM is still shown, and nothing of it is removed but by `delete`.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -19,7 +20,7 @@ use super::definition_of;
 use super::process::make_log_dir;
 use super::record::asked::Asked;
 use super::record::brake::Brake;
-use crate::config::{VmConfig, check_name};
+use crate::config::{ConfigError, VmConfig, check_name};
 use crate::file::{describe, make_private_dir};
 
 /// Name of the file that holds a VM's definition.
@@ -85,6 +86,22 @@ fn if_known<'de, T: DeserializeOwned + Default, D: Deserializer<'de>>(
     Ok(T::deserialize(value).unwrap_or_default())
 }
 
+/// Error: a file of a VM's can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum StoreError {
+    /// The file can't be read, or has another form.
+    #[error("{}: {why}", path.display())]
+    Unread {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// The definition makes no VM.
+    #[error(transparent)]
+    Definition(#[from] ConfigError),
+}
+
 impl Store {
     /// Opens the directory and clears away what a crash left half made or half removed.
     ///
@@ -139,16 +156,14 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// One line: why it can't be used.
-    pub(super) fn definition(&self, name: &str) -> Result<VmConfig, String> {
+    /// Fails with [`StoreError`] if it can't be used.
+    pub(super) fn definition(&self, name: &str) -> Result<VmConfig, StoreError> {
         let path = definition_of(&self.root, name);
-        let path_text = path.display().to_string();
-        let text =
-            fs::read_to_string(&path).map_err(|e| format!("{path_text}: {}", describe(&e)))?;
-        let config = VmConfig::parse(&path_text, &text).map_err(|e| e.to_string())?;
+        let text = fs::read_to_string(&path).map_err(|e| unread(&path, describe(&e)))?;
+        let config = VmConfig::parse(&path.display().to_string(), &text)?;
         match config.name == name {
             true => Ok(config),
-            false => Err(format!("{path_text}: the name is not {name}")),
+            false => Err(unread(&path, format_args!("the name is not {name}"))),
         }
     }
 
@@ -190,8 +205,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// One line: why it can't be read.
-    pub(super) fn load(&self, name: &str, boot_id: &str) -> Result<Option<Saved>, String> {
+    /// Fails with [`StoreError`] if it can't be read.
+    pub(super) fn load(&self, name: &str, boot_id: &str) -> Result<Option<Saved>, StoreError> {
         let copy = read_state(&self.copy(name)).ok().flatten();
         match copy.filter(|copy| copy.boot_id == boot_id) {
             Some(copy) => Ok(Some(copy)),
@@ -261,8 +276,15 @@ impl Store {
     }
 }
 
-fn read_state(path: &Path) -> Result<Option<Saved>, String> {
-    let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
+fn unread(path: &Path, why: impl fmt::Display) -> StoreError {
+    StoreError::Unread {
+        path: path.to_owned(),
+        why: why.to_string(),
+    }
+}
+
+fn read_state(path: &Path) -> Result<Option<Saved>, StoreError> {
+    let wrong = |e: &dyn fmt::Display| unread(path, e);
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -371,7 +393,7 @@ mod tests {
         for text in ["", "nonsense", "version = 1"] {
             fs::write(&state, text).unwrap();
             let error = store.load("a", "b").unwrap_err();
-            assert!(error.contains("a/state.toml: "), "{error}");
+            assert!(error.to_string().contains("a/state.toml: "), "{error}");
         }
     }
 
@@ -390,7 +412,7 @@ mod tests {
         let mut names = store.names().unwrap();
         names.sort();
         assert_eq!(names, ["bare", "wrong"]);
-        let wrong = |name: &str| store.definition(name).unwrap_err();
+        let wrong = |name: &str| store.definition(name).unwrap_err().to_string();
         assert!(wrong("wrong").contains("name is not wrong"));
         assert!(wrong("bare").contains("bare/config.toml: no such file"));
         let refused = store.define("bare", TOML).unwrap_err();

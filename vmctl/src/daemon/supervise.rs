@@ -12,7 +12,7 @@ use guest_proto::control::{
     WorkerEvent,
 };
 
-use super::process::{Identity, Launch, Process, last_words};
+use super::process::{Identity, Launch, LaunchError, Process, last_words};
 use super::record::{Next, Record};
 use super::vms::{Vm, Vms, failure};
 use crate::proc;
@@ -74,8 +74,12 @@ impl Vms {
     ///
     /// # Errors
     ///
-    /// One line; no worker is left then.
-    pub(super) fn launch(&mut self, name: &str, entering: fn(&mut Record)) -> Result<(), String> {
+    /// Fails with [`LaunchError`]; no worker is left then.
+    pub(super) fn launch(
+        &mut self,
+        name: &str,
+        entering: fn(&mut Record),
+    ) -> Result<(), LaunchError> {
         let sockets = self.sockets(name);
         let launch = Launch {
             program: &self.program,
@@ -90,9 +94,11 @@ impl Vms {
                 .get(name)
                 .is_some_and(|vm| vm.record.has_unix_socket()),
         };
-        let vm = self.vms.get_mut(name).ok_or("no such VM")?;
-        let config = vm.record.config().map_err(|e| e.message)?;
-        let config = config.to_toml().map_err(|e| e.to_string())?;
+        let vm = self.vms.get_mut(name).ok_or(LaunchError::NoSuchVm)?;
+        let config = vm.record.config();
+        let config = config.map_err(|e| LaunchError::Configuration(e.message))?;
+        let config = config.to_toml();
+        let config = config.map_err(|e| LaunchError::Configuration(e.to_string()))?;
         let (process, stream) = launch.start()?;
         let link = match Link::new(stream, Role::Daemon, Role::Worker) {
             Ok(link) => link,
@@ -100,7 +106,7 @@ impl Vms {
                 process.kill();
                 process.reap();
                 sockets.remove();
-                return Err(format!("worker: {e}"));
+                return Err(LaunchError::Link(e));
             }
         };
         vm.worker = Some(Worker {
@@ -215,7 +221,7 @@ impl Vms {
     fn reboot(&mut self, name: &str) {
         let launched = self.launch(name, Record::rebooting);
         if let (Err(e), Some(vm)) = (launched, self.vms.get_mut(name)) {
-            vm.record.restart_failed(&e);
+            vm.record.restart_failed(&e.to_string());
         }
     }
 

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use guest_proto::control::{Failure, FailureKind, Response, VmState, VmStatus};
 use log::error;
 
-use super::DaemonArgs;
 use super::cleaner::Cleaner;
 use super::devices::DeviceChange;
 use super::jobs::{Jobs, Outcome};
@@ -25,6 +24,7 @@ use super::start::Start;
 use super::store::{Saved, Store, VERSION};
 use super::supervise::Worker;
 use super::usage::Usage;
+use super::{DaemonArgs, DaemonError, at};
 use crate::config::{DeviceConfig, VmConfig, check_name};
 use crate::logging::Levels;
 use crate::proc;
@@ -132,16 +132,16 @@ pub(super) struct Change {
 
 impl Vms {
     /// Reads the definitions and finds the workers that an earlier daemon left.
-    pub(super) fn load(args: &DaemonArgs, runtime_dir: &Path) -> Result<Self, String> {
-        let in_state_dir = |e: std::io::Error| format!("{}: {e}", args.state_dir.display());
-        let store = Store::open(&args.state_dir, runtime_dir).map_err(in_state_dir)?;
+    pub(super) fn load(args: &DaemonArgs, runtime_dir: &Path) -> Result<Self, DaemonError> {
+        let in_state_dir = at(&args.state_dir);
+        let store = Store::open(&args.state_dir, runtime_dir).map_err(&in_state_dir)?;
         let device = (!args.without_driver).then_some(args.device.as_path());
         let partitions = Partitions::new(device);
-        let cleaner =
-            Cleaner::start(partitions.clone()).map_err(|e| format!("cleaner thread: {e}"))?;
-        let jobs = Jobs::new().map_err(|e| format!("event descriptor: {e}"))?;
-        let keeper = Keeper::start(store.clone())
-            .map_err(|e| format!("thread of the state directory: {e}"))?;
+        let cleaner = Cleaner::start(partitions.clone());
+        let cleaner = cleaner.map_err(|e| DaemonError::Thread("cleaner", e))?;
+        let jobs = Jobs::new().map_err(DaemonError::Event)?;
+        let keeper = Keeper::start(store.clone());
+        let keeper = keeper.map_err(|e| DaemonError::Thread("state directory", e))?;
         let mut vms = Self {
             program: args.worker.clone(),
             device: args.device.clone(),

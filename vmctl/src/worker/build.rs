@@ -261,12 +261,42 @@ fn plug(
     Ok(())
 }
 
+/// Error: the VM can't have a device.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PlugError {
+    /// The bus is full.
+    #[error("the PCI bus has no free slot")]
+    NoSlot,
+    /// The device of this name has no doorbells.
+    #[error("{0}: {1}")]
+    Transport(String, io::Error),
+}
+
+/// Error: the VM can't have its socket device.
+#[derive(Debug, thiserror::Error)]
+enum VsockError {
+    #[error("there is no socket")]
+    NoSocket,
+    #[error("{0}")]
+    Sockets(io::Error),
+    #[error("{VHOST_VSOCK}: {0}")]
+    NoVhost(io::Error),
+    #[error("cid {0}: another VM has this address")]
+    CidTaken(u64),
+    #[error("cid {0}: {1}")]
+    Cid(u64, io::Error),
+}
+
 /// Adds a disk while the VM runs.
 ///
 /// # Errors
 ///
-/// One line.
-pub(super) fn plug_disk(machine: &Machine, disk: &DiskConfig, image: Image) -> Result<(), String> {
+/// Fails with [`PlugError`].
+pub(super) fn plug_disk(
+    machine: &Machine,
+    disk: &DiskConfig,
+    image: Image,
+) -> Result<(), PlugError> {
     let count = machine.plugs.count_disks() + 1;
     let has_nics = machine.plugs.has_nics();
     let options = disks::options(disk, machine.vcpus(), count, has_nics);
@@ -281,8 +311,12 @@ pub(super) fn plug_disk(machine: &Machine, disk: &DiskConfig, image: Image) -> R
 ///
 /// # Errors
 ///
-/// One line.
-pub(super) fn plug_nic(machine: &Machine, nic: &NicConfig, opened: Opened) -> Result<(), String> {
+/// Fails with [`PlugError`].
+pub(super) fn plug_nic(
+    machine: &Machine,
+    nic: &NicConfig,
+    opened: Opened,
+) -> Result<(), PlugError> {
     let net = make_nic(machine, nic, opened);
     let monitor = net.monitor();
     put(machine, Box::new(net), Devices::plug)?;
@@ -300,18 +334,18 @@ fn make_vsock(
     machine: &Machine,
     config: &VsockConfig,
     listener: Option<UnixListener>,
-) -> Result<Vsock, String> {
+) -> Result<Vsock, VsockError> {
     let cid = config.cid().into();
     if !config.vhost {
-        let listener = listener.ok_or("there is no socket")?;
+        let listener = listener.ok_or(VsockError::NoSocket)?;
         let mux = machine.make_sockets(cid, listener);
-        return mux.map(Vsock::Worker).map_err(|e| e.to_string());
+        return mux.map(Vsock::Worker).map_err(VsockError::Sockets);
     }
-    let fd = crate::nic::open_vhost(VHOST_VSOCK).map_err(|e| format!("{VHOST_VSOCK}: {e}"))?;
+    let fd = crate::nic::open_vhost(VHOST_VSOCK).map_err(VsockError::NoVhost)?;
     let vhost = Vhost::new(fd, Arc::new(machine.ram.mapping().clone()));
     vhost.set_guest_cid(cid).map_err(|e| match e.kind() {
-        io::ErrorKind::AddrInUse => format!("cid {cid}: another VM has this address"),
-        _ => format!("cid {cid}: {e}"),
+        io::ErrorKind::AddrInUse => VsockError::CidTaken(cid),
+        _ => VsockError::Cid(cid, e),
     })?;
     Ok(Vsock::Kernel {
         cid,
@@ -324,10 +358,10 @@ fn put(
     machine: &Machine,
     device: Box<dyn Virtio>,
     insert: impl FnOnce(&mut Devices, u8, Box<Transport>),
-) -> Result<(), String> {
+) -> Result<(), PlugError> {
     let mut device_state = machine.device_state();
     let slot = device_state.devices.pci().free_slot();
-    let slot = slot.ok_or("the PCI bus has no free slot")?;
+    let slot = slot.ok_or(PlugError::NoSlot)?;
     let name = device.name().to_owned();
     let transport = Transport::new(
         slot,
@@ -335,7 +369,7 @@ fn put(
         machine.ram.mapping().clone(),
         machine.wake_event(),
     );
-    let transport = transport.map_err(|e| format!("{name}: {e}"))?;
+    let transport = transport.map_err(|e| PlugError::Transport(name, e))?;
     insert(&mut device_state.devices, slot, Box::new(transport));
     machine.settle(device_state);
     Ok(())

@@ -16,15 +16,24 @@ use super::virtio::block::Monitor;
 use super::virtio::net;
 use super::virtio::transport::Transport;
 use crate::config::DiskConfig;
-use crate::disk::{Chain, Image};
+use crate::disk::{Chain, DiskError, Image};
 
 /// The result of a thread's work.
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// It has opened an image, or failed.
-    Opened(Box<DiskConfig>, Result<Image, String>),
+    Opened(Box<DiskConfig>, Result<Image, OpenError>),
     /// It has closed the device with this name.
     Closed(String),
+}
+
+/// Error: an image can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    #[error("its format was not told")]
+    NoFormat,
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 /// The disks, and the threads that open and close them.
@@ -176,11 +185,10 @@ impl Plugs {
     }
 }
 
-fn open(disk: &DiskConfig, files: Vec<OwnedFd>) -> Result<Image, String> {
-    let format = disk.format.ok_or("its format was not told")?;
-    let chain = Chain::of_files(&disk.path, format, disk.access(), files);
-    let image = chain.and_then(|chain| Image::new(chain, disk.cache));
-    image.map_err(|e| e.to_string())
+fn open(disk: &DiskConfig, files: Vec<OwnedFd>) -> Result<Image, OpenError> {
+    let format = disk.format.ok_or(OpenError::NoFormat)?;
+    let chain = Chain::of_files(&disk.path, format, disk.access(), files)?;
+    Ok(Image::new(chain, disk.cache)?)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

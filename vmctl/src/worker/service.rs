@@ -8,6 +8,7 @@ mod sleep;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,16 +18,16 @@ use log::{debug, error, info, warn};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::build;
+use super::build::{self, PlugError};
 use super::control::Control;
 use super::devices::{Devices, PanicText, Request};
 use super::end::End;
 use super::machine::{Conclusion, Machine};
-use super::plugs::Outcome;
+use super::plugs::{OpenError, Outcome};
 use super::stall::News;
 use super::virtio::Kind;
 use super::virtio::console::{NAME as CONSOLE, Port};
-use crate::config::DeviceConfig;
+use crate::config::{ConfigError, DeviceConfig};
 use crate::console::hub::Hub;
 use crate::nic::Opened;
 use crate::wire::timespec;
@@ -342,17 +343,19 @@ impl Service {
         &self,
         device: &DeviceTable,
         files: Option<Vec<OwnedFd>>,
-    ) -> Result<Attached, String> {
-        let files = files.ok_or("its files did not come")?;
+    ) -> Result<Attached, AttachError> {
+        let files = files.ok_or(AttachError::NoFiles)?;
         let machine = &self.machine;
-        match DeviceConfig::parse(device).map_err(|e| e.to_string())? {
+        match DeviceConfig::parse(device)? {
             DeviceConfig::Disk(disk) => {
                 let opening = machine.plugs.open(disk, files);
-                opening.map_err(|e| e.to_string()).map(|()| Attached::Later)
+                opening.map_err(AttachError::Thread)?;
+                Ok(Attached::Later)
             }
             DeviceConfig::Nic(nic) => {
-                let opened = Opened::of_files(&nic, files).map_err(|e| e.to_string())?;
-                build::plug_nic(machine, &nic, opened).map(|()| Attached::Now)
+                let opened = Opened::of_files(&nic, files).map_err(AttachError::Nic)?;
+                build::plug_nic(machine, &nic, opened)?;
+                Ok(Attached::Now)
             }
         }
     }
@@ -390,8 +393,11 @@ impl Service {
             }
             Outcome::Opened(disk, image) => {
                 self.machine.plugs.opened(&disk.name);
-                let plugged = image.and_then(|image| build::plug_disk(&self.machine, &disk, image));
-                self.tell_attached(control, disk.name, plugged.map(|()| Attached::Now));
+                let attached = image.map_err(AttachError::Image).and_then(|image| {
+                    build::plug_disk(&self.machine, &disk, image)?;
+                    Ok(Attached::Now)
+                });
+                self.tell_attached(control, disk.name, attached);
             }
         }
     }
@@ -401,7 +407,7 @@ impl Service {
         &self,
         control: &mut Control,
         name: String,
-        attached: Result<Attached, String>,
+        attached: Result<Attached, AttachError>,
     ) {
         match attached {
             Ok(Attached::Now) => {
@@ -409,7 +415,10 @@ impl Service {
                 control.send(&WorkerEvent::Attached { name });
             }
             Ok(Attached::Later) => {}
-            Err(reason) => control.send(&WorkerEvent::DeviceRefused { name, reason }),
+            Err(error) => {
+                let reason = error.to_string();
+                control.send(&WorkerEvent::DeviceRefused { name, reason });
+            }
         }
     }
 
@@ -582,6 +591,23 @@ enum Attached {
     Now,
     /// A thread opens it first.
     Later,
+}
+
+/// Error: a device can't be attached.
+#[derive(Debug, thiserror::Error)]
+enum AttachError {
+    #[error("its files did not come")]
+    NoFiles,
+    #[error(transparent)]
+    Configuration(#[from] ConfigError),
+    #[error("{0}")]
+    Thread(io::Error),
+    #[error(transparent)]
+    Image(OpenError),
+    #[error("{0}")]
+    Nic(io::Error),
+    #[error(transparent)]
+    Plug(#[from] PlugError),
 }
 
 fn refuse(control: &mut Control, why: &str) {
