@@ -4,32 +4,27 @@
 //! notify posted writes, and looks at their rings once more. While a guest writes, though, it looks
 //! by itself every millisecond, so that a line on a console costs one wakeup and not one per byte.
 
+mod attach;
 mod sleep;
 #[cfg(test)]
 mod tests;
 
-use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use guest_proto::control::{DeviceTable, EndCause, VmState, WorkerCommand, WorkerEvent};
+use guest_proto::control::{EndCause, VmState, WorkerCommand, WorkerEvent};
 use log::{debug, error, info, warn};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use super::build::{self, PlugError};
 use super::control::Control;
 use super::devices::{Devices, PanicText, Request};
 use super::end::End;
 use super::machine::{Conclusion, Machine};
-use super::plugs::{OpenError, Outcome};
 use super::stall::News;
 use super::virtio::Kind;
 use super::virtio::console::{NAME as CONSOLE, Port};
-use crate::config::{ConfigError, DeviceConfig};
 use crate::console::hub::Hub;
-use crate::nic::Opened;
 use crate::wire::timespec;
 use sleep::Sleep;
 
@@ -338,28 +333,6 @@ impl Service {
         }
     }
 
-    /// Attaches a device, or begins to. Its files are `None` if they did not come.
-    fn attach(
-        &self,
-        device: &DeviceTable,
-        files: Option<Vec<OwnedFd>>,
-    ) -> Result<Attached, AttachError> {
-        let files = files.ok_or(AttachError::NoFiles)?;
-        let machine = &self.machine;
-        match DeviceConfig::parse(device)? {
-            DeviceConfig::Disk(disk) => {
-                let opening = machine.plugs.open(disk, files);
-                opening.map_err(AttachError::Thread)?;
-                Ok(Attached::Later)
-            }
-            DeviceConfig::Nic(nic) => {
-                let opened = Opened::of_files(&nic, files).map_err(AttachError::Nic)?;
-                build::plug_nic(machine, &nic, opened)?;
-                Ok(Attached::Now)
-            }
-        }
-    }
-
     /// Plugs the cable of a network card in or out.
     fn set_link(&self, name: &str, is_up: bool) {
         if self.machine.plugs.set_link(name, is_up) {
@@ -381,44 +354,6 @@ impl Service {
             // It may be closing at this moment.
             let reason = "the VM has no such device".to_owned();
             control.send(&WorkerEvent::DeviceRefused { name, reason });
-        }
-    }
-
-    /// Tells what a thread has done that opens or closes a disk.
-    fn tell_outcome(&self, control: &mut Control, outcome: Outcome) {
-        match outcome {
-            Outcome::Closed(name) => {
-                info!("{name}: detached");
-                control.send(&WorkerEvent::Detached { name });
-            }
-            Outcome::Opened(disk, image) => {
-                self.machine.plugs.opened(&disk.name);
-                let attached = image.map_err(AttachError::Image).and_then(|image| {
-                    build::plug_disk(&self.machine, &disk, image)?;
-                    Ok(Attached::Now)
-                });
-                self.tell_attached(control, disk.name, attached);
-            }
-        }
-    }
-
-    /// Tells that a device was attached, or why not.
-    fn tell_attached(
-        &self,
-        control: &mut Control,
-        name: String,
-        attached: Result<Attached, AttachError>,
-    ) {
-        match attached {
-            Ok(Attached::Now) => {
-                info!("{name}: attached");
-                control.send(&WorkerEvent::Attached { name });
-            }
-            Ok(Attached::Later) => {}
-            Err(error) => {
-                let reason = error.to_string();
-                control.send(&WorkerEvent::DeviceRefused { name, reason });
-            }
         }
     }
 
@@ -584,30 +519,6 @@ impl Service {
             self.hub.service(&mut Vec::new(), 0);
         }
     }
-}
-
-/// Whether a device that is to be attached is.
-enum Attached {
-    Now,
-    /// A thread opens it first.
-    Later,
-}
-
-/// Error: a device can't be attached.
-#[derive(Debug, thiserror::Error)]
-enum AttachError {
-    #[error("its files did not come")]
-    NoFiles,
-    #[error(transparent)]
-    Configuration(#[from] ConfigError),
-    #[error("{0}")]
-    Thread(io::Error),
-    #[error(transparent)]
-    Image(OpenError),
-    #[error("{0}")]
-    Nic(io::Error),
-    #[error(transparent)]
-    Plug(#[from] PlugError),
 }
 
 fn refuse(control: &mut Control, why: &str) {
