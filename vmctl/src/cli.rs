@@ -39,7 +39,7 @@ use crate::worker::{self, WorkerArgs};
 #[derive(Debug, Parser)]
 #[command(name = "vmctl", version, disable_help_subcommand = false)]
 struct Cli {
-    /// Where the daemon's sockets are
+    /// Directory of the daemon's sockets
     #[arg(
         long,
         global = true,

@@ -14,7 +14,7 @@ use crate::exit::{Exit, Failed};
 use crate::progress::{self, Progress};
 use crate::wire::{Link, LinkError};
 
-/// How long the daemon may take for what it answers at once.
+/// The time that the daemon has for an answer that it gives at once.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection.
@@ -53,32 +53,32 @@ impl Client {
         })
     }
 
-    /// Another connection to the same daemon.
+    /// Opens another connection to the same daemon.
     ///
     /// # Errors
     ///
-    /// As [`Self::connect`].
+    /// The errors of [`Self::connect`].
     pub fn again(&self) -> Result<Self, Failed> {
         Self::connect(&self.runtime_dir)
     }
 
-    /// Asks, and takes the answer.
+    /// Sends a request, and returns the answer.
     ///
     /// # Errors
     ///
-    /// The daemon's failure, or it can't be spoken to.
+    /// The daemon answers with a failure, or the connection breaks.
     pub fn ask(&mut self, request: &Request) -> Result<Response, Failed> {
         self.send(request)?;
         self.receive(deadline(TIMEOUT))
     }
 
-    /// Asks for something and for what comes of it, and takes the first answer. Both are sent at
-    /// once, so that nothing that happens in between is missed. [`Self::finish`] takes the second;
-    /// after a failure of the first the connection is of no more use.
+    /// Sends a request, and a second one that waits for its result, and returns the first answer. Both are sent at once, so
+    /// that no event in between is missed. [`Self::finish`] returns the second answer. After a failure of the first request
+    /// the connection can't be used any more.
     ///
     /// # Errors
     ///
-    /// As [`Self::ask`].
+    /// The errors of [`Self::ask`].
     pub fn begin(&mut self, request: &Request, name: &str, until: Until) -> Result<(), Failed> {
         self.doing = Some(doing(request, name));
         self.link.queue(request)?;
@@ -86,11 +86,11 @@ impl Client {
         self.receive(deadline(TIMEOUT)).map(drop)
     }
 
-    /// Waits for what [`Self::begin`] began.
+    /// Waits for the second answer of [`Self::begin`].
     ///
     /// # Errors
     ///
-    /// As [`Self::ask`]; [`Exit::TimedOut`] after `timeout`.
+    /// The errors of [`Self::ask`], and [`Exit::TimedOut`] after `timeout`.
     pub fn finish(&mut self, name: &str, timeout: Option<Duration>) -> Result<VmStatus, Failed> {
         match self.outcome(timeout) {
             Err(e) if e.exit == Exit::TimedOut => Err(self.too_late(name, timeout)),
@@ -98,11 +98,11 @@ impl Client {
         }
     }
 
-    /// As [`Self::finish`], but after `timeout` it can be called again.
+    /// Does the same as [`Self::finish`], but can be called again after `timeout`.
     ///
     /// # Errors
     ///
-    /// As [`Self::finish`].
+    /// The errors of [`Self::finish`].
     pub fn outcome(&mut self, timeout: Option<Duration>) -> Result<VmStatus, Failed> {
         match self.receive(timeout.and_then(deadline))? {
             Response::Status(status) => Ok(status),
@@ -110,7 +110,7 @@ impl Client {
         }
     }
 
-    /// The failure of a wait for the VM `name` that took longer than `timeout`: says how the VM is.
+    /// Returns the failure of a wait for the VM `name` that took longer than `timeout`. It names the VM's state.
     pub fn too_late(&self, name: &str, timeout: Option<Duration>) -> Failed {
         let seconds = timeout.unwrap_or_default().as_secs_f32();
         match self.again().and_then(|mut client| client.info(name)) {
@@ -123,11 +123,11 @@ impl Client {
         }
     }
 
-    /// [`Self::begin`] and [`Self::finish`].
+    /// Calls [`Self::begin`], then [`Self::finish`].
     ///
     /// # Errors
     ///
-    /// As theirs.
+    /// The errors of both.
     pub fn ask_and_wait(
         &mut self,
         request: &Request,
@@ -143,7 +143,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// As [`Self::ask_and_wait`].
+    /// The errors of [`Self::ask_and_wait`].
     pub fn wait(
         &mut self,
         name: &str,
@@ -156,11 +156,11 @@ impl Client {
         self.finish(name, timeout)
     }
 
-    /// A VM's status, from a request that answers with it.
+    /// Sends a request whose answer is a VM's status, and returns the status.
     ///
     /// # Errors
     ///
-    /// As [`Self::ask`].
+    /// The errors of [`Self::ask`].
     pub fn status(&mut self, request: &Request) -> Result<VmStatus, Failed> {
         match self.ask(request)? {
             Response::Status(status) => Ok(status),
@@ -168,11 +168,11 @@ impl Client {
         }
     }
 
-    /// Every VM.
+    /// Returns the status of every VM.
     ///
     /// # Errors
     ///
-    /// As [`Self::ask`].
+    /// The errors of [`Self::ask`].
     pub fn list(&mut self) -> Result<Vec<VmStatus>, Failed> {
         match self.ask(&Request::List)? {
             Response::List(vms) => Ok(vms),
@@ -180,11 +180,11 @@ impl Client {
         }
     }
 
-    /// All about one VM.
+    /// Returns all facts about one VM.
     ///
     /// # Errors
     ///
-    /// As [`Self::ask`].
+    /// The errors of [`Self::ask`].
     pub fn info(&mut self, name: &str) -> Result<VmInfo, Failed> {
         let name = name.to_owned();
         match self.ask(&Request::Info { name })? {
@@ -193,12 +193,11 @@ impl Client {
         }
     }
 
-    /// Attaches or detaches a device; answers its name. `late` is the message if it takes longer than
-    /// `timeout`.
+    /// Attaches or detaches a device, and returns its name. `late` is the message if that takes longer than `timeout`.
     ///
     /// # Errors
     ///
-    /// As [`Self::ask`]; [`Exit::TimedOut`] after `timeout`.
+    /// The errors of [`Self::ask`], and [`Exit::TimedOut`] after `timeout`.
     pub fn device(
         &mut self,
         request: &Request,

@@ -100,10 +100,10 @@ pub struct VmConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnReboot {
-    /// It boots again.
+    /// The VM boots again.
     #[default]
     Restart,
-    /// It stops.
+    /// The VM stops.
     Stop,
 }
 
@@ -190,7 +190,7 @@ impl Loaded {
     ///
     /// # Errors
     ///
-    /// What `text` and `overrides` say makes no VM.
+    /// The configuration in `text` with `overrides` makes no VM.
     pub fn parse(origin: &str, text: String, overrides: &[String]) -> Result<Self, ConfigError> {
         let mut source = Source::new(origin, text, overrides)?;
         let mut config: VmConfig = source.deserialize()?;
@@ -218,7 +218,7 @@ impl Loaded {
         Ok(Self { config, source })
     }
 
-    /// Where a top-level key was written: `file:line`, or the override.
+    /// Returns the place at which a top-level key was written: `file:line`, or the override.
     pub fn locate(&self, key: &str) -> String {
         self.source.locate(key)
     }
@@ -237,11 +237,11 @@ impl Loaded {
 }
 
 impl VmConfig {
-    /// Parses what [`Self::to_toml`] made.
+    /// Parses text that [`Self::to_toml`] made.
     ///
     /// # Errors
     ///
-    /// As [`Loaded::parse`].
+    /// The errors of [`Loaded::parse`].
     pub fn parse(origin: &str, text: &str) -> Result<Self, ConfigError> {
         let config = Loaded::parse(origin, text.to_owned(), &[])?.config;
         let dirs = config.disks.iter().flat_map(|disk| &disk.backing_dirs);
@@ -271,7 +271,7 @@ impl VmConfig {
         nic::default_pairs(self.vcpus, self.nics.len())
     }
 
-    /// Its TOML text.
+    /// Returns the configuration as TOML text.
     ///
     /// # Errors
     ///

@@ -56,18 +56,18 @@ pub const FIRST_WORKER_UID: u32 = 0x7000_0000;
 
 /// Clients at once; more are turned away.
 const MAX_CLIENTS: usize = 64;
-/// How long a worker may take to tell its devices.
+/// The time that a worker has to tell its devices.
 const DEVICES_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often CPU time is sampled while a VM is alive.
+/// Period at which CPU time is sampled while a VM is alive.
 const SAMPLE_EVERY: Duration = Duration::from_secs(5);
 
-/// Where definitions and logs are kept, unless the user says.
+/// Directory of definitions and logs, unless the user names another one.
 pub const STATE_DIR: &str = "/var/lib/microvisor";
 
 /// Options of `vmctl daemon`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DaemonArgs {
-    /// Where definitions and logs are kept
+    /// Directory of definitions and logs
     #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
     pub state_dir: PathBuf,
     /// The driver's device
@@ -120,7 +120,7 @@ pub enum DaemonError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         error: io::Error,
     },
     /// Another daemon has the directory.
@@ -386,7 +386,7 @@ impl Daemon {
         // A client that can't be written to is noticed below.
         let _ = client.link.send(answer);
         let id = client.id;
-        // What it asks next may have been read already.
+        // The client's next request may have been read already.
         self.client_ready(id);
     }
 
@@ -434,7 +434,7 @@ fn lock(dir: &Path, mode: u32) -> Result<File, DaemonError> {
 /// Reads a client's requests and answers them.
 fn serve_client(client: &mut Client, vms: &mut Vms) -> Result<(), LinkError> {
     client.link.flush().or_else(|e| match e {
-        // What it asked before it went still counts.
+        // Requests that the client sent before it hung up still count.
         LinkError::Closed => Ok(()),
         e => Err(e),
     })?;

@@ -36,7 +36,7 @@ pub use lock::Usage;
 /// Unit of a disk's size, in bytes: virtio 1.2 §5.2.4.
 pub const SECTOR: u64 = 512;
 
-/// How a file holds a disk.
+/// The format of a file that holds a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -47,7 +47,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Its name, as in a qcow2 header.
+    /// Returns the name of the format, as in a qcow2 header.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
@@ -85,7 +85,7 @@ impl Format {
     ///
     /// # Errors
     ///
-    /// As [`Self::detect`].
+    /// The errors of [`Self::detect`].
     pub fn said_or_detected(said: Option<Self>, path: &Path) -> Result<Self, DiskError> {
         said.map_or_else(|| Self::detect(path), Ok)
     }
@@ -110,7 +110,7 @@ impl Format {
         })
     }
 
-    /// What an image looks like: see [`Self::detect`].
+    /// Returns the format by the first bytes of an image: see [`Self::detect`].
     ///
     /// # Errors
     ///
@@ -136,7 +136,7 @@ pub struct Named {
     pub is_doubtful: bool,
 }
 
-/// How root's page cache is used for a disk.
+/// The use of root's page cache for a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cache {
@@ -168,7 +168,7 @@ pub enum BackingDirs<'a> {
     Only(&'a [PathBuf]),
 }
 
-/// Why an image can't be opened or made.
+/// Error: an image can't be opened or made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// The image, or the request, is wrong.

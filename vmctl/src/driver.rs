@@ -87,7 +87,7 @@ fn by_value<const OPCODE: Opcode>(fd: impl AsFd, value: u64) -> rustix::io::Resu
     unsafe { ioctl(fd, ByValue::<OPCODE>(value)) }
 }
 
-/// As [`by_value`], for those ioctls that answer with a new descriptor.
+/// Calls as [`by_value`] does an ioctl that answers with a new descriptor.
 fn new_fd<const OPCODE: Opcode>(fd: impl AsFd, value: u64) -> rustix::io::Result<OwnedFd> {
     let raw = by_value::<OPCODE>(fd, value)?;
     // SAFETY: the driver made this descriptor for us, and nobody else has it.
@@ -129,7 +129,7 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// As `open(2)`: `NotFound` where the driver is not loaded.
+    /// The errors of `open(2)`: `NotFound` if the driver is not loaded.
     pub fn open(path: &Path) -> std::io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         Ok(Self(file.into()))

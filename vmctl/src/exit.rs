@@ -28,7 +28,7 @@ pub enum Exit {
     Platform = 7,
     /// The daemon can't be reached.
     NoDaemon = 8,
-    /// It took longer than `--timeout`.
+    /// The command took longer than `--timeout`.
     TimedOut = 9,
     /// The VM crashed, or it ended while something else was waited for.
     Ended = 10,

@@ -40,7 +40,7 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 ///
-/// It can't be opened.
+/// The file can't be opened.
 pub(crate) fn open_at_once(path: &Path, write: bool) -> io::Result<File> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let mut options = File::options();

@@ -54,7 +54,7 @@ pub struct Debian<'a> {
     pub size: u64,
     /// Name of the release: `bookworm`.
     pub release: &'a str,
-    /// Where the packages come from; otherwise Debian's own servers.
+    /// Mirror of the packages. `None` is Debian's own servers.
     pub mirror: Option<&'a str>,
     /// More packages.
     pub include: &'a [String],
@@ -75,7 +75,7 @@ pub struct Files {
     pub config: PathBuf,
 }
 
-/// Why there is no image.
+/// Error: there is no image.
 #[derive(Debug)]
 pub enum ImageError {
     /// The user asks for something that can't be.

@@ -92,7 +92,7 @@ impl From<NetError> for io::Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Nobody.
+    /// No destination.
     Isolated,
     /// All destinations that root reaches, under root's addresses.
     Nat,
@@ -101,7 +101,7 @@ pub enum Mode {
 impl Mode {
     const ALL: [Self; 2] = [Self::Isolated, Self::Nat];
 
-    /// As users read it.
+    /// Returns the mode's name for users.
     pub fn name(self) -> &'static str {
         match self {
             Self::Isolated => "isolated",
@@ -113,7 +113,7 @@ impl Mode {
 /// A network that is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
-    /// Its name, which is the bridge's.
+    /// Name of the network, which is the bridge's.
     pub name: String,
     /// Root's address in it.
     pub address: Option<Cidr>,

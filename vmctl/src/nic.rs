@@ -1,4 +1,4 @@
-//! What a network card of a configuration works with: its cable, and the kernel's part of its queues. To open
+//! The files of a configured network card: its cable, and the kernel's part of its queues. To open
 //! them takes privileges that a worker loses.
 
 use std::fs::{File, OpenOptions};

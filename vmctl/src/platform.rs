@@ -14,7 +14,7 @@ use guest_proto::{ABI_VERSION, cpuid};
 
 use crate::driver::{Device, DriverError};
 
-/// Where the driver's device is.
+/// Path of the driver's device.
 pub const DEVICE: &str = "/dev/microvisor";
 
 /// The hypervisor under this kernel, by CPUID.
@@ -38,7 +38,7 @@ pub enum Hypervisor {
 /// Error: VMs can't be made here.
 #[derive(Debug, thiserror::Error)]
 pub enum PlatformError {
-    /// This is a guest of the microvisor's, of that number.
+    /// This machine is a guest of the microvisor's, with this number.
     #[error("this is guest {0} of Microvisor: only its root partition makes VMs")]
     Guest(u32),
     /// Another hypervisor is below.
@@ -56,9 +56,9 @@ pub enum PlatformError {
     /// The other side has an ABI that this build does not speak.
     #[error("ABI version {found}, but this vmctl needs {ours}")]
     Abi {
-        /// That of the other side.
+        /// Version of the other side.
         found: Abi,
-        /// That of this build.
+        /// Version of this build.
         ours: Abi,
     },
     /// The driver has an ABI that this build does not speak.

@@ -1,4 +1,4 @@
-//! What `/proc` says about processes and the machine: `proc_pid_stat(5)`, `proc_meminfo(5)`,
+//! Facts of `/proc` about processes and the machine: `proc_pid_stat(5)`, `proc_meminfo(5)`,
 //! `proc_stat(5)`.
 
 use std::collections::BTreeMap;

@@ -31,7 +31,7 @@ const MAX_OUTGOING: usize = 64;
 /// Files that were received and not yet taken, at most.
 const MAX_RECEIVED: usize = 4 * MAX_FILES;
 
-/// Why a connection is of no more use.
+/// Error: a connection can't be used any more.
 #[derive(Debug)]
 pub enum LinkError {
     /// The peer hung up.
@@ -202,12 +202,11 @@ impl Link {
         self.flush()
     }
 
-    /// As [`Self::send`]. The files go along with the message: the peer has them when it has the
-    /// message.
+    /// Sends a message with files. The peer has the files when it has the message.
     ///
     /// # Errors
     ///
-    /// As [`Self::send`].
+    /// The errors of [`Self::send`].
     pub fn send_with_files<T: Serialize>(
         &mut self,
         message: &T,

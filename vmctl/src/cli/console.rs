@@ -15,7 +15,7 @@ use crate::console::attach::{Left, RawTerminal, attach};
 use crate::console::hub::MAX_CLIENTS;
 use crate::exit::{Exit, Failed};
 
-/// How long a worker that has closed its console may take to be gone.
+/// The time in which a worker that has closed its console must exit.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A connection to one worker's console.
@@ -112,7 +112,7 @@ pub(super) fn follow(mut session: Session, client: &Client) -> Result<(), Failed
 
 /// The state of a VM after its worker ended.
 enum Life {
-    /// Nothing.
+    /// No worker: the VM has ended.
     Over(VmStatus),
     /// Another worker.
     Again(Box<VmInfo>),

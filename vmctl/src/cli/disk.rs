@@ -59,7 +59,7 @@ struct CreateArgs {
     /// Size of the disk: 512M, 20G
     #[arg(value_parser = parse_size)]
     size: u64,
-    /// Its format, instead of what its name says: *.qcow2 is qcow2, all else is raw
+    /// Format, instead of that of its name: *.qcow2 is qcow2, all else is raw
     #[arg(long, value_enum)]
     format: Option<Format>,
     /// The image that has what this one lacks
@@ -91,7 +91,7 @@ struct ResizeArgs {
     /// Let it become smaller: what is behind the new end is lost
     #[arg(long)]
     shrink: bool,
-    /// Its format, instead of what its name says
+    /// Format, instead of that of its name
     #[arg(long, value_enum)]
     format: Option<Format>,
 }

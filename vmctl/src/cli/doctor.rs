@@ -25,15 +25,15 @@ pub(super) struct DoctorArgs {
     device: DeviceArgs,
 }
 
-/// How a check came out.
+/// The outcome of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Outcome {
-    /// It is there.
+    /// The checked thing is there.
     Ok,
-    /// It is not there, and VMs run without it.
+    /// The checked thing is missing, and VMs run without it.
     Absent,
-    /// It is not there, and no VM runs without it.
+    /// The checked thing is missing, and no VM runs without it.
     Missing,
 }
 

@@ -92,7 +92,7 @@ fn edit(path: &Path) -> Result<(), Failed> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let editor = set("VISUAL").or_else(|| set("EDITOR"));
     let editor = editor.unwrap_or_else(|| "vi".into());
-    // As git does: the variable may hold options.
+    // The variable may hold options. git reads it in the same way.
     let mut line = editor.clone();
     line.push(" \"$@\"");
     let mut command = Command::new("sh");

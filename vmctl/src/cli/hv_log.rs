@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{DeviceArgs, output};
 use crate::exit::Failed;
 
-/// How often a followed log is asked for more: nothing announces it.
+/// Period at which a followed log is read: new text is not announced.
 const PERIOD: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ pub(super) struct HvLogArgs {
     device: DeviceArgs,
 }
 
-/// How severe a message is. The number is the microvisor's, in which 3, 4, 6 and 7 are those of RFC 5424.
+/// The severity of a message. The number is the microvisor's, in which 3, 4, 6 and 7 are those of RFC 5424.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Level {
     Error = 3,

@@ -42,7 +42,7 @@ struct DebianArgs {
     /// Name of the release
     #[arg(long, default_value = "bookworm")]
     release: String,
-    /// Where the packages come from, instead of Debian's own servers
+    /// Mirror of the packages, instead of Debian's own servers
     #[arg(long, value_name = "URL")]
     mirror: Option<String>,
     /// More packages, with commas between their names

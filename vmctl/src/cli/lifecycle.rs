@@ -15,9 +15,9 @@ use crate::disk::Chain;
 use crate::exit::{Exit, Failed};
 use crate::worker::loader::{Initrd, Kernel};
 
-/// How long a worker may take to hold or release its virtual CPUs.
+/// The time in which a worker must hold or release its virtual CPUs.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long `stop --force` waits for the guest unless it is said.
+/// The time that `stop --force` waits for the guest, unless the user gives another one.
 const FORCE_AFTER: Duration = Duration::from_secs(60);
 /// Time between the first two presses of the power button; each next one is twice as long, up to the longest.
 const FIRST_GAP: Duration = Duration::from_secs(2);
@@ -108,7 +108,7 @@ pub(super) struct RenameArgs {
     /// Name of the VM
     #[arg(add = complete::vms())]
     name: String,
-    /// Its new name
+    /// New name
     to: String,
 }
 
@@ -229,7 +229,7 @@ pub(super) fn run(args: &RunArgs, mut client: Client) -> Result<(), Failed> {
     define(&loaded, &mut client)?;
     let started = start_attached(name, &mut client);
     if started.is_err() {
-        // It never ran, so nothing of it is worth keeping; why it did not is in the error.
+        // The VM never ran, so its files are removed. The reason is in the error.
         let name = name.clone();
         let _ = client
             .again()
@@ -389,7 +389,7 @@ fn press_until(
         }
         gap = (gap * 2).min(LONGEST_GAP);
         match client.again()?.ask(request) {
-            // It is paused now, say: it goes on later.
+            // The VM is paused now, for example, and goes on later.
             Err(e) if e.exit == Exit::State => {}
             other => drop(other?),
         }

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::exit::{Exit, Failed};
 
-/// How a listing is printed.
+/// The format of a listing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Format {
     /// For people
@@ -23,7 +23,7 @@ pub(super) enum Format {
 /// `--format`, for every command that lists.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct FormatArgs {
-    /// How to print it
+    /// Format of the output
     #[arg(long, value_enum, default_value_t)]
     pub(super) format: Format,
 }
@@ -124,7 +124,7 @@ pub(super) fn duration(seconds: u64) -> String {
     }
 }
 
-/// How a cell is coloured on a terminal.
+/// The colour of a cell on a terminal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Colour {
     #[default]
@@ -160,7 +160,7 @@ pub(super) struct Style {
 }
 
 impl Style {
-    /// That of standard output: plain unless it is the terminal that the user sits at. A serial
+    /// Returns the style of standard output: plain unless it is the terminal that the user sits at. A serial
     /// port that a script writes to is a terminal too, but nobody's.
     pub(super) fn of_stdout() -> Self {
         let stdout = io::stdout();

@@ -12,7 +12,7 @@ use crate::client::Client;
 use crate::config::{ConfigError, DeviceConfig, DiskConfig, NicConfig, parse_duration};
 use crate::exit::{Exit, Failed};
 
-/// How long attaching and detaching may take unless the user says.
+/// Timeout of attaching and detaching, unless the user gives another one.
 const TIMEOUT: &str = "30s";
 
 #[derive(Debug, clap::Args)]

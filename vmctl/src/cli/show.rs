@@ -115,12 +115,12 @@ fn colour(state: VmState) -> Colour {
     }
 }
 
-/// Nothing if they are not known.
+/// The text is empty if they are not known.
 fn vcpus(count: u32) -> Option<String> {
     (count > 0).then(|| count.to_string())
 }
 
-/// Nothing if it is not known. Root's is no round number.
+/// The text is empty if it is not known. Root's is no round number.
 fn memory(bytes: u64) -> Option<String> {
     let rounded = match bytes {
         ..0x10_0000 => bytes,
@@ -331,7 +331,7 @@ pub(super) struct LogsArgs {
     /// Print what the worker has to say about itself, not the guest's console
     #[arg(long, conflicts_with_all = ["follow", "lines"])]
     worker: bool,
-    /// Where the daemon keeps its files, if it keeps them elsewhere and does not run
+    /// Directory of the daemon's files, if it is another one and the daemon does not run
     #[arg(long, value_name = "DIR", default_value = daemon::STATE_DIR)]
     state_dir: PathBuf,
 }
@@ -371,7 +371,7 @@ pub(super) fn logs(args: &LogsArgs, client: Result<Client, Failed>) -> Result<()
     if args.worker {
         return match std::fs::File::open(&info.worker) {
             Ok(mut log) => Ok(io::copy(&mut log, &mut out).map(drop)?),
-            // It was never started.
+            // The VM was never started.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(unreadable(&info.worker, &e)),
         };

@@ -91,7 +91,7 @@ pub(super) fn run(args: &TopArgs) -> Result<(), Failed> {
     Ok(())
 }
 
-/// How often a VM has exited for one reason.
+/// Count of a VM's exits for one reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Exits {
     /// Name of the kind in the ABI.

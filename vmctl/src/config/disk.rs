@@ -48,7 +48,7 @@ pub struct DiskConfig {
         skip_serializing_if = "Option::is_none"
     )]
     pub serial: Option<String>,
-    /// How root's page cache is used.
+    /// The use of root's page cache.
     #[serde(default)]
     pub cache: Cache,
     /// Number of queues, 1 to 16; by default one for each virtual CPU, but at most 4, and fewer
@@ -65,7 +65,7 @@ pub struct DiskConfig {
     /// The policy for any other error of the image.
     #[serde(default = "report")]
     pub on_error: OnError,
-    /// How long root may take for a request.
+    /// The time that root has for a request.
     #[serde(
         default = "io_timeout",
         serialize_with = "super::duration::serialize",

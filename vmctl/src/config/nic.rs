@@ -102,10 +102,10 @@ pub struct NicConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkState {
-    /// It is.
+    /// The cable is plugged in.
     #[default]
     Up,
-    /// It is not.
+    /// The cable is not plugged in.
     Down,
 }
 

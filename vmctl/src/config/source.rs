@@ -28,9 +28,9 @@ pub(super) struct Source {
 
 #[derive(Debug)]
 struct Override {
-    /// As the user wrote it.
+    /// The text that the user wrote.
     setting: String,
-    /// As TOML.
+    /// The same as TOML.
     toml: String,
     /// The offset that is added to its spans.
     start: usize,
@@ -178,7 +178,7 @@ impl Source {
         is_short.then_some(value).filter(|value| !value.is_empty())
     }
 
-    /// Where a top-level key's value stands: `file:line`, or the override.
+    /// Returns the place of a top-level key's value: `file:line`, or the override.
     pub(super) fn locate(&self, key: &str) -> String {
         self.tree()
             .ok()

@@ -13,7 +13,7 @@ use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize,
 /// The byte that detaches: Ctrl and `]`, as telnet and virsh have it.
 pub const ESCAPE: u8 = 0x1d;
 
-/// How an attachment ended.
+/// The end of an attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
     /// The user typed `^]`.
@@ -52,7 +52,7 @@ impl RawTerminal {
 impl Drop for RawTerminal {
     fn drop(&mut self) {
         if let Some(saved) = &self.saved {
-            // Nothing can be done about a terminal that has gone.
+            // The terminal may have gone.
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, saved);
         }
     }

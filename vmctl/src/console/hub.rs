@@ -35,7 +35,7 @@ pub struct Hub {
 struct Client {
     stream: UnixStream,
     pending: VecDeque<u8>,
-    /// It takes no more output: what it had typed, to the last byte.
+    /// The client takes no more output. Bytes that it has typed are still delivered.
     last_words: Option<VecDeque<u8>>,
 }
 
@@ -88,7 +88,7 @@ impl Hub {
                 continue;
             }
             if self.clients.len() >= MAX_CLIENTS {
-                // It fits the buffer of a new socket.
+                // The line fits into the buffer of a new socket.
                 let _ = stream.write_all(FULL.as_bytes());
             } else {
                 let pending = without_queries(self.recent.iter().copied());

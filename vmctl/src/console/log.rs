@@ -132,7 +132,7 @@ impl Reader {
     ///
     /// # Errors
     ///
-    /// As [`Self::start`], or the directory is gone: the VM was deleted.
+    /// The errors of [`Self::start`], and the directory is gone because the VM was deleted.
     pub fn follow(&mut self, out: &mut dyn Write) -> io::Result<()> {
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
         let what = inotify::WatchFlags::MODIFY

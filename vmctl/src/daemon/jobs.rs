@@ -28,7 +28,7 @@ pub(super) enum Outcome {
 pub(super) struct Jobs {
     outbox: Outbox<Outcome>,
     inbox: Inbox<Outcome>,
-    /// How many jobs each VM has.
+    /// Count of jobs by VM.
     running: Arc<Mutex<BTreeMap<String, usize>>>,
 }
 

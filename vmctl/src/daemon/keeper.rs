@@ -24,7 +24,7 @@ pub(super) enum Work {
     Rename {
         /// The name.
         to: String,
-        /// Its definition with that name.
+        /// The definition with the new name.
         toml: String,
     },
     /// End its existence.

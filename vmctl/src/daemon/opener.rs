@@ -15,7 +15,7 @@ use crate::nic;
 pub(super) struct Files {
     /// The device, with all that the worker needs to know.
     pub(super) device: DeviceConfig,
-    /// Its descriptors.
+    /// Descriptors of the device's files.
     pub(super) files: Vec<OwnedFd>,
 }
 
@@ -30,14 +30,14 @@ pub(super) struct Opened {
     pub(super) files: Result<Files, Failure>,
 }
 
-/// Opens what a device of the VM `vm` works with. A card has `pairs` pairs of queues unless its configuration says.
+/// Opens the files that a device of the VM `vm` works with. A card has `pairs` pairs of queues unless its configuration says.
 pub(super) fn open(vm: String, mut device: DeviceConfig, pairs: u16) -> Opened {
     let files = match &mut device {
         DeviceConfig::Disk(disk) => {
             Chain::of_disk(disk)
                 .map_err(|e| no_disk(&vm, &e))
                 .map(|chain| {
-                    // What the guest writes does not change the format.
+                    // The guest can write another format's header into a raw image. The format stays.
                     disk.format = Some(chain.format());
                     Files {
                         device: DeviceConfig::Disk(disk.clone()),

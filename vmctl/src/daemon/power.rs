@@ -1,4 +1,5 @@
-//! What users ask of a VM that lives: to stop, to hold, to go on. What can't be done at once is kept in its record.
+//! Requests of users to a VM that runs: stop, pause, resume. A request that can't be carried out at once is kept in the
+//! VM's record.
 
 use guest_proto::control::{Failure, VmStatus, WorkerCommand};
 

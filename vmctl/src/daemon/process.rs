@@ -30,7 +30,7 @@ use crate::proc;
 /// Name of a worker's own log in its VM's state directory.
 pub(super) const WORKER_LOG: &str = "worker.log";
 
-/// Which process: a number, and when it began, which no later holder of the number shares.
+/// A process: its id, and its start time, which tells it from later processes with the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Identity {
     /// Process id.
@@ -39,7 +39,7 @@ pub(super) struct Identity {
     pub(super) start_time: u64,
 }
 
-/// What is on record of a worker: the process, and the boot of the root partition in which its number means something.
+/// The record of a worker: its process, and the boot of the root partition in which the process id is valid.
 #[derive(Debug, Serialize, Deserialize)]
 struct Started {
     boot_id: String,
@@ -55,7 +55,7 @@ pub(super) struct Process {
     child: Option<Child>,
 }
 
-/// Where one VM's sockets are.
+/// Paths of one VM's sockets.
 #[derive(Clone, Debug)]
 pub(super) struct Sockets {
     dir: PathBuf,
@@ -91,7 +91,7 @@ impl Sockets {
         }
     }
 
-    /// Its console socket.
+    /// Returns the path of the console's socket.
     pub(super) fn console(&self) -> PathBuf {
         self.dir.join("console.sock")
     }
@@ -106,7 +106,7 @@ impl Sockets {
     ///
     /// # Errors
     ///
-    /// Nobody listens, or too many connections wait for the program.
+    /// No program listens, or too many connections wait for the program.
     pub(super) fn connect_to_port(&self, port: u32) -> io::Result<OwnedFd> {
         let mut path = self.vsock.clone().into_os_string();
         path.push(format!("_{port}"));
@@ -117,7 +117,7 @@ impl Sockets {
     ///
     /// # Errors
     ///
-    /// It is gone, or too many connections wait for it.
+    /// The worker has exited, or too many connections wait for it.
     pub(super) fn connect_to_worker(&self) -> io::Result<UnixStream> {
         connect_at_once(&self.control()).map(UnixStream::from)
     }
@@ -133,7 +133,7 @@ impl Sockets {
 
     /// Removes them; those of a worker that is gone.
     pub(super) fn remove(&self) {
-        // They may not exist, and what can't be removed shows when it is bound again.
+        // The sockets may not exist. One that can't be removed is an error when it is bound again.
         let _ = fs::remove_dir_all(&self.dir);
         let _ = fs::remove_file(&self.vsock);
     }
@@ -309,7 +309,7 @@ impl Launch<'_> {
                 Ok((process, stream))
             }
             Err(e) => {
-                // It is this process's child and was not waited for, so both reach it.
+                // The worker is a child of this process that was not waited for, so its id is still valid.
                 let _ = child.kill();
                 let _ = child.wait();
                 Err(LaunchError::Lost(child.id(), e))
@@ -334,7 +334,7 @@ impl Process {
         })
     }
 
-    /// Which one.
+    /// Returns the process's id and start time.
     pub(super) fn identity(&self) -> Identity {
         self.identity
     }
@@ -345,7 +345,7 @@ impl Process {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
-    /// How it went. Call it when the pidfd is readable.
+    /// Returns how the process exited. Call it when the pidfd is readable.
     pub(super) fn reap(mut self) -> WorkerExit {
         let Some(Ok(status)) = self.child.as_mut().map(Child::wait) else {
             return WorkerExit::Unknown;

@@ -18,32 +18,32 @@ use brake::Brake;
 /// Longest reason that is shown.
 const MAX_REASON: usize = 240;
 
-/// How a worker process went.
+/// The exit of a worker process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum WorkerExit {
-    /// It returned this status.
+    /// The worker returned this status.
     Status(i32),
-    /// A signal killed it.
+    /// This signal killed the worker.
     Signal(i32),
-    /// It was another daemon's child; nobody can tell.
+    /// The worker was a child of an earlier daemon, so its status is unknown.
     Unknown,
 }
 
 /// The step that follows a worker's exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
-    /// Nothing: the VM is over.
+    /// No step: the VM has ended.
     Over,
     /// The guest reboots: start a new worker, at `Record::boots_at_ms` if that is said.
     Reboot,
 }
 
-/// How a request is carried out.
+/// The way in which a request is carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum How {
     /// By a command to the worker.
     Now,
-    /// As soon as the guest runs.
+    /// By a command to the worker, as soon as the guest runs.
     Later,
     /// There is nothing to do.
     Done,
@@ -54,7 +54,7 @@ pub(super) enum How {
 pub(super) struct Record {
     /// Its name.
     pub(super) name: String,
-    /// As defined, or why its definition can't be read.
+    /// The definition, or the reason for which it can't be read.
     pub(super) config: Result<VmConfig, StoreError>,
     /// Its partition, while there is one.
     pub(super) partition: Option<u64>,
@@ -72,7 +72,7 @@ pub(super) struct Record {
     reason: String,
     end: Option<(EndCause, String)>,
     killed: bool,
-    /// Its virtual CPUs are held.
+    /// The VM's virtual CPUs are held.
     is_held: bool,
 }
 
@@ -110,11 +110,11 @@ impl Record {
         record
     }
 
-    /// Its configuration.
+    /// Returns the configuration.
     ///
     /// # Errors
     ///
-    /// Its definition can't be read.
+    /// The definition can't be read.
     pub(super) fn config(&self) -> Result<&VmConfig, Failure> {
         self.config.as_ref().map_err(|e| Failure {
             kind: FailureKind::Config,
@@ -127,26 +127,26 @@ impl Record {
         self.config.as_ref().is_ok_and(VmConfig::has_unix_socket)
     }
 
-    /// How its worker has said that it ended.
+    /// Returns the end of the VM, if its worker has told it.
     pub(super) fn end(&self) -> Option<&(EndCause, String)> {
         self.end.as_ref()
     }
 
-    /// Its state.
+    /// Returns the state.
     pub(super) fn state(&self) -> VmState {
         self.state
     }
 
-    /// Why.
+    /// Returns the reason for the state.
     pub(super) fn reason(&self) -> &str {
         &self.reason
     }
 
-    /// Whether it may be started.
+    /// Checks that the VM may be started.
     ///
     /// # Errors
     ///
-    /// It is alive.
+    /// The VM is alive.
     pub(super) fn may_start(&self) -> Result<(), Failure> {
         if self.state.is_alive() {
             return Err(self.wrong_state("it can only be started once it has ended"));
@@ -202,11 +202,11 @@ impl Record {
         }
     }
 
-    /// Whether the guest may be asked to power off and boot again.
+    /// Checks that the guest may be asked to power off and boot again.
     ///
     /// # Errors
     ///
-    /// As [`Self::may_stop`], and the VM has ended, or is being killed.
+    /// The errors of [`Self::may_stop`], and the VM has ended, or is being killed.
     pub(super) fn may_reboot(&self) -> Result<How, Failure> {
         match self.may_stop()? {
             How::Done => Err(self.wrong_state(&format!("\"vmctl start {}\" starts it", self.name))),
@@ -242,17 +242,17 @@ impl Record {
         self.enter(VmState::Stopped, "killed");
     }
 
-    /// Its worker is being killed.
+    /// Notes that the VM's worker is being killed.
     pub(super) fn killing(&mut self) {
         self.killed = true;
         self.enter(VmState::Stopping, "being killed");
     }
 
-    /// Whether it may be paused.
+    /// Checks that the VM may be paused.
     ///
     /// # Errors
     ///
-    /// It doesn't run, and does not begin to.
+    /// The VM neither runs nor starts.
     pub(super) fn may_pause(&self) -> Result<How, Failure> {
         match self.state {
             VmState::Running => Ok(How::Now),
@@ -263,11 +263,11 @@ impl Record {
         }
     }
 
-    /// Whether it may be resumed. One that runs may be asleep, which its worker knows.
+    /// Checks that the VM may be resumed. The guest of a running VM may be asleep, which its worker knows.
     ///
     /// # Errors
     ///
-    /// It does not run, and is not paused.
+    /// The VM does not run, and is not paused.
     pub(super) fn may_resume(&self) -> Result<How, Failure> {
         match self.state {
             VmState::IoStalled if !self.is_held => {
@@ -281,11 +281,11 @@ impl Record {
         }
     }
 
-    /// Whether a disk may be attached to it.
+    /// Checks that a device may be attached to the VM.
     ///
     /// # Errors
     ///
-    /// It is about to begin or to end.
+    /// The VM is starting or stopping.
     pub(super) fn may_attach(&self) -> Result<(), Failure> {
         match self.state {
             VmState::Starting => Err(self.wrong_state("wait until it runs")),
@@ -309,11 +309,11 @@ impl Record {
         Ok(self.state.is_alive())
     }
 
-    /// Whether it may be deleted.
+    /// Checks that the VM may be deleted.
     ///
     /// # Errors
     ///
-    /// It is alive.
+    /// The VM is alive.
     pub(super) fn may_delete(&self) -> Result<(), Failure> {
         if self.state.is_alive() {
             return Err(self.wrong_state(&format!(
@@ -395,7 +395,7 @@ impl Record {
                 WorkerExit::Signal(signal) => format!("worker died: signal {signal}"),
                 WorkerExit::Unknown => "worker died".to_owned(),
             };
-            // Who is killed from outside has no say in it.
+            // The last lines of a worker's log do not explain a SIGKILL from outside.
             let words = last_words
                 .filter(|_| *exit != WorkerExit::Signal(9))
                 .map(|w| format!(": {w}"))

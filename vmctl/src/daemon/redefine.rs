@@ -24,9 +24,9 @@ pub(super) struct Redefinition {
 /// The step that follows once a change is written.
 #[derive(Debug)]
 pub(super) enum Then {
-    /// Nothing: nobody waits for it.
+    /// No step: no client waits for the change.
     Nothing,
-    /// It is told that the device of this name, which the worker has given up, is detached.
+    /// Clients are told that the device of this name, which the worker has given up, is detached.
     TellDetached(String),
     /// The device of this name is attached; its files go to the worker, if there was one.
     Attach(String, Option<Box<Files>>),
@@ -63,7 +63,8 @@ impl Vms {
         let (_, Redefinition { new, old, then }) = self.redefinitions.swap_remove(at);
         if let Err(e) = &result {
             error!("{name}: its configuration was not saved: {}", e.message);
-            // What a worker has done stays so. A later change was made from this one, and may be written.
+            // A change that the worker has carried out already stays. A later change was made from this one, and may be
+            // written.
             if !matches!(then, Then::Nothing | Then::TellDetached(_))
                 && let Ok(vm) = self.vm_mut(name)
                 && vm.record.config.as_ref() == Ok(&new)

@@ -9,7 +9,7 @@ use super::vms::{Change, Ticket, Vms};
 /// The answer to a request, or its way to the answer.
 #[derive(Debug)]
 pub(super) enum Answer {
-    /// This.
+    /// This answer, at once.
     Now(Box<Response>),
     /// An answer when the VM meets the condition.
     When(String, Until),
@@ -44,7 +44,7 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
         Request::Info { name } => Ok(info(vms, &name)),
         Request::Wait { name, until } => match vms.status(&name) {
             Err(e) => Err(e),
-            // It has no end to wait for.
+            // A VM that was never started has no end to wait for.
             Ok(status) if until == Until::Ended && status.state == VmState::Defined => {
                 Err(Failure {
                     kind: FailureKind::State,
@@ -78,7 +78,7 @@ pub(super) fn answer(vms: &mut Vms, request: Request) -> Answer {
     Answer::Now(Box::new(result.unwrap_or_else(Response::Error)))
 }
 
-/// What becomes of a request whose answer comes later, if it could be begun.
+/// Returns the answer to a request that may have begun: its ticket, or the failure.
 fn later(begun: Result<Ticket, Failure>) -> Answer {
     match begun {
         Ok(ticket) => Answer::Later(ticket),
@@ -86,7 +86,7 @@ fn later(begun: Result<Ticket, Failure>) -> Answer {
     }
 }
 
-/// The answer to a request for all about a VM.
+/// Returns the answer to a request for all facts about a VM.
 pub(super) fn info(vms: &mut Vms, name: &str) -> Response {
     vms.info(name)
         .map_or_else(Response::Error, |info| Response::Info(Box::new(info)))

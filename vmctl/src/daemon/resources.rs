@@ -11,7 +11,7 @@ use crate::driver::{Device, DriverError};
 use crate::platform::{self, PlatformError};
 use crate::proc;
 
-/// What a VM takes of root's memory beside the guest's RAM: the worker, and a 256th of the RAM
+/// Memory of root's that a VM takes beside the guest's RAM: the worker, and a 256th of the RAM
 /// for nested tables and page pins.
 const OVERHEAD: u64 = 8 << 20;
 
@@ -27,7 +27,7 @@ pub(super) enum ResourceError {
     /// The driver keeps a partition.
     #[error("partition {id}: {error}")]
     Destroy { id: u64, error: DriverError },
-    /// Nobody knows how much memory there is.
+    /// The kernel does not tell how much memory there is.
     #[error("/proc/meminfo: {0}")]
     MemInfo(io::Error),
     /// Root has less memory.
@@ -145,7 +145,7 @@ impl Partitions {
 pub(super) struct Found {
     /// Its id.
     pub(super) id: u64,
-    /// Its name: that of its VM, unless its worker lies.
+    /// Its name. It is the VM's name if the worker has told the driver the right one.
     pub(super) name: String,
     /// The process that runs it.
     pub(super) worker: Option<u32>,

@@ -80,7 +80,7 @@ impl Vms {
             },
         };
         let (state, reason) = match &process {
-            // It says more as soon as it is asked.
+            // The worker is asked below, and tells the VM's state.
             Some(_) if !state_and_reason.0.is_alive() => {
                 (VmState::Starting, "its worker was found".to_owned())
             }
@@ -107,7 +107,7 @@ impl Vms {
             vm.record.started_ms = saved.and_then(|saved| saved.started_ms);
             vm.worker = Some(self.adopt(name, &mut vm.record, process));
         } else if vm.record.boots_at_ms.is_some() {
-            // It waits for that, and has no worker.
+            // The VM waits until it boots again, and has no worker.
         } else if let Some(saved) = saved.filter(was_alive) {
             let why = match is_same_boot(&saved) {
                 true => "worker died while no daemon ran",

@@ -14,13 +14,13 @@ use super::store::Store;
 use super::vms::{Ticket, Vms, failure};
 use crate::config::VmConfig;
 
-/// How long the files of a VM may take to be looked at. The command line waits for longer.
+/// The time in which the files of a VM must have been opened and checked. The command line waits for longer.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A start whose files are being looked at.
 #[derive(Debug)]
 pub(super) struct Start {
-    /// Who is told what came of it; nobody after the deadline.
+    /// The ticket that is answered; `None` after the deadline, when it has been answered.
     ticket: Option<Ticket>,
     deadline: Instant,
     looking_at: LookingAt,
@@ -41,12 +41,12 @@ impl LookingAt {
     }
 }
 
-/// Whether a VM can be started.
+/// The result of the checks before a VM is started.
 #[derive(Debug)]
 pub(super) struct Checked {
     /// Name of the VM.
     name: String,
-    /// Its definition.
+    /// The VM's definition, or the reason for which it can't be started.
     config: Result<VmConfig, Failure>,
 }
 
@@ -63,7 +63,7 @@ impl Vms {
     ///
     /// # Errors
     ///
-    /// It is alive, or is being started already.
+    /// The VM is alive, or is being started already.
     pub(super) fn start(&mut self, name: &str) -> Result<Ticket, Failure> {
         self.vm(name)?.record.may_start()?;
         if let Some(start) = self.starts.get(name) {
@@ -176,7 +176,7 @@ fn make_room(name: &str, partitions: &Partitions, workers: &[u32]) -> Result<(),
     let failed = |kind, error: &dyn fmt::Display| failure(kind, format!("{name}: {error}"));
     let checked = partitions.check();
     checked.map_err(|e| failed(FailureKind::Platform, &e))?;
-    // What could not be cleaned up after an earlier life.
+    // An earlier worker of this VM may have left a partition that could not be destroyed.
     partitions
         .make_room(name, workers)
         .map_err(|e| failed(FailureKind::State, &e))

@@ -74,7 +74,7 @@ pub(super) struct Saved {
     /// See `Record`.
     #[serde(deserialize_with = "if_known")]
     pub(super) asked: Asked,
-    /// How the VM ended, if its worker has said so.
+    /// The end of the VM, if its worker has told it.
     #[serde(deserialize_with = "if_known")]
     pub(super) end: Option<(EndCause, String)>,
 }
@@ -94,7 +94,7 @@ pub(super) enum StoreError {
     Unread {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         why: String,
     },
     /// The definition makes no VM.
@@ -103,11 +103,11 @@ pub(super) enum StoreError {
 }
 
 impl Store {
-    /// Opens the directory and clears away what a crash left half made or half removed.
+    /// Opens the directory, and removes files that a crash left half made or half removed.
     ///
     /// # Errors
     ///
-    /// It can't be read.
+    /// The directory can't be read.
     pub(super) fn open(root: &Path, runtime_dir: &Path) -> io::Result<Self> {
         for entry in fs::read_dir(root)? {
             let entry = entry?;

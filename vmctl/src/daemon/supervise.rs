@@ -18,7 +18,7 @@ use super::vms::{Vm, Vms, failure};
 use crate::proc;
 use crate::wire::{Link, LinkError};
 
-/// How long a worker may take to exit once it is over.
+/// The time that a worker has to exit once its VM has ended.
 const EXIT_GRACE: Duration = Duration::from_secs(5);
 
 /// A worker that has not exited.
@@ -27,11 +27,11 @@ pub(super) struct Worker {
     process: Process,
     /// `None` once it is broken.
     link: Option<Link>,
-    /// When it is killed, if it has not exited by itself.
+    /// The time at which the worker is killed, if it has not exited by itself.
     kill_deadline: Option<Instant>,
-    /// Its disks as it told them last.
+    /// The disks that the worker told of last.
     pub(super) disks: Vec<DiskStatus>,
-    /// Its network cards, likewise.
+    /// The network cards that the worker told of last.
     pub(super) nics: Vec<NicStatus>,
 }
 
@@ -184,7 +184,7 @@ impl Vms {
         let Some(mut worker) = vm.worker.take() else {
             return;
         };
-        // Its last words may still be in the socket.
+        // The last messages of the worker may still be in the socket.
         let mut about_devices = Vec::new();
         if listen(&mut worker).is_ok() {
             while let Ok(heard) = hear(&mut vm.record, &mut worker) {
@@ -248,7 +248,7 @@ impl Vms {
             if let Some(worker) = &mut vm.worker
                 && worker.kill_deadline.is_some_and(|deadline| deadline <= now)
             {
-                // What it said itself, if it did, stands.
+                // A reason that the worker has given itself stays.
                 let why = "worker closed its control socket and did not exit";
                 vm.record.ended(EndCause::Failed, why);
                 worker.kill();
@@ -271,7 +271,7 @@ impl Vms {
         }
     }
 
-    /// How long until the next [`Self::tick`]; for ever if there is nothing to do.
+    /// Returns the time until the next [`Self::tick`], or `None` if there is nothing to do.
     pub(super) fn next_tick(&self, now: Instant) -> Option<Duration> {
         let workers = self
             .workers()
@@ -310,16 +310,16 @@ impl Vms {
     ///
     /// # Errors
     ///
-    /// It can't be reached.
+    /// The worker can't be reached.
     pub(super) fn command(&mut self, name: &str, command: &WorkerCommand) -> Result<(), Failure> {
         self.command_with_files(name, command, Vec::new())
     }
 
-    /// As [`Self::command`], with open files for the worker.
+    /// Sends a worker a command with open files.
     ///
     /// # Errors
     ///
-    /// As [`Self::command`].
+    /// The worker can't be reached.
     pub(super) fn command_with_files(
         &mut self,
         name: &str,
@@ -344,11 +344,11 @@ impl Vms {
 /// The messages of a worker that were read at one time.
 #[derive(Debug, Default)]
 struct Heard {
-    /// Why it refused a command.
+    /// The reason for which the worker refused a command.
     refused: Option<String>,
     /// The last message was a state; there may be more messages.
     has_state: bool,
-    /// It has told its devices.
+    /// The worker has told its devices.
     has_devices: bool,
     /// Messages about single devices.
     about_devices: Vec<WorkerEvent>,
@@ -360,7 +360,7 @@ fn listen(worker: &mut Worker) -> Result<(), LinkError> {
         return Ok(());
     };
     link.flush().or_else(|e| match e {
-        // What it said before it went still counts.
+        // Messages that the worker sent before it exited still count.
         LinkError::Closed => Ok(()),
         e => Err(e),
     })?;
@@ -416,7 +416,7 @@ fn hear(record: &mut Record, worker: &mut Worker) -> Result<Heard, LinkError> {
 fn lost(record: &mut Record, worker: &mut Worker, error: &LinkError) {
     worker.link = None;
     match error {
-        // It usually exits at this moment, and its status says more; if it does not, it is killed.
+        // The worker usually exits at this moment, and its exit status says more. If it does not exit, it is killed.
         LinkError::Closed => worker.set_kill_deadline(),
         LinkError::Wire(WireError::Version { .. }) => unreachable_worker(record, error),
         _ => {

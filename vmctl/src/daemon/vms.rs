@@ -81,7 +81,7 @@ enum Pending {
 pub(super) struct Vm {
     pub(super) record: Record,
     pub(super) worker: Option<Worker>,
-    /// How its worker went, until all that it had has been given back.
+    /// The exit of its worker, until all resources of the worker have been given back.
     pub(super) exit: Option<WorkerExit>,
     /// Devices that are being attached.
     pub(super) attaching: Vec<DeviceConfig>,
@@ -89,11 +89,11 @@ pub(super) struct Vm {
     pub(super) detaching: Vec<String>,
     /// The state that was told at the last change.
     told: Option<Told>,
-    /// Its directory is gone, and nothing is saved.
+    /// The VM's directory does not exist any more, so its state is not saved.
     pub(super) is_bare: bool,
-    /// What its file of the state holds, or soon will.
+    /// The state that the VM's state file has, or will have soon.
     saved: Option<Saved>,
-    /// Why its file of the state could not be written.
+    /// The reason for which the state file could not be written.
     pub(super) unsaved: Option<String>,
 }
 
@@ -113,10 +113,10 @@ impl Vm {
     }
 }
 
-/// Something about a VM changed.
+/// A change of a VM.
 #[derive(Debug)]
 pub(super) struct Change {
-    /// Which VM.
+    /// Name of the VM.
     pub(super) name: String,
     /// The VM as it was then; `None` if it was deleted.
     pub(super) status: Option<VmStatus>,
@@ -124,7 +124,7 @@ pub(super) struct Change {
     pub(super) news: bool,
     /// The request that its worker refused, and the reason.
     pub(super) refused: Option<String>,
-    /// Its worker has told its devices.
+    /// The VM's worker has told its devices.
     pub(super) has_devices: bool,
     /// The end of an attachment or detachment of a disk.
     pub(super) device: Option<DeviceChange>,
@@ -460,7 +460,7 @@ impl Vms {
     }
 }
 
-/// What those who wait for changes are told of: the state, the reason, and what was asked.
+/// Facts whose changes are told to clients: the state, the reason, and the requests.
 type Told = (VmState, String, [bool; 3]);
 
 fn told(status: VmStatus) -> Told {

@@ -16,7 +16,7 @@ use crate::file::open_at_once;
 /// Files that an image consists of at most.
 const MAX_DEPTH: usize = 16;
 
-/// How long a lock is asked for: about a tenth of a second.
+/// Attempts to take a lock, in about a tenth of a second.
 const LOCK_TRIES: u32 = 10;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
@@ -154,7 +154,7 @@ impl Chain {
     ///
     /// # Errors
     ///
-    /// As [`Self::open`].
+    /// The errors of [`Self::open`].
     pub fn of_disk(disk: &DiskConfig) -> Result<Self, DiskError> {
         let dirs = BackingDirs::Only(&disk.backing_dirs);
         let format = Format::said_or_detected(disk.format, &disk.path)?;
@@ -166,7 +166,7 @@ impl Chain {
     ///
     /// # Errors
     ///
-    /// As [`Self::open`], but for the locks.
+    /// The errors of [`Self::open`], but for the locks.
     pub fn check_disk(disk: &DiskConfig) -> Result<(), DiskError> {
         let dirs = BackingDirs::Only(&disk.backing_dirs);
         let format = Format::said_or_detected(disk.format, &disk.path)?;
@@ -233,7 +233,7 @@ impl Chain {
         self.image.size
     }
 
-    /// How many files it has.
+    /// Returns the number of files.
     pub(super) fn depth(&self) -> usize {
         1 + self.backing.len()
     }

@@ -21,9 +21,9 @@ const COPY_BLOCK: usize = 1 << 20;
 /// The backing file of a new image.
 #[derive(Clone, Copy, Debug)]
 pub struct Backing<'a> {
-    /// Its path, as its user writes it.
+    /// The path, as the user writes it.
     pub path: &'a Path,
-    /// Its format.
+    /// The format.
     pub format: Format,
 }
 
@@ -69,7 +69,7 @@ pub fn create(
 ///
 /// # Errors
 ///
-/// As [`create`].
+/// The errors of [`create`].
 pub fn snapshot(base: &Path, format: Format, overlay: &Path) -> Result<u64, DiskError> {
     let chain = Chain::open(base, format, Access::Read, BackingDirs::Any)?;
     let backing = Backing { path: base, format };
@@ -82,7 +82,7 @@ pub fn snapshot(base: &Path, format: Format, overlay: &Path) -> Result<u64, Disk
 ///
 /// # Errors
 ///
-/// As [`create`]; also fails if the data can't be read or written.
+/// The errors of [`create`], and the data can't be read or written.
 pub fn clone_full(
     image: &Path,
     format: Format,
@@ -120,7 +120,7 @@ pub fn clone_full(
 ///
 /// # Errors
 ///
-/// It can't be opened or is in use; it would lose data and `shrink` is not set.
+/// The image can't be opened or is in use, or it would lose data and `shrink` is not set.
 pub fn resize(path: &Path, format: Format, size: u64, shrink: bool) -> Result<u64, DiskError> {
     check_size(path, size)?;
     let chain = Chain::open(path, format, Access::Write, BackingDirs::Any)?;
@@ -205,7 +205,7 @@ fn write(
     image.create()
 }
 
-/// What the header says: a name in the same directory, or else an absolute path. Relative paths
+/// Returns the name for the header: a name in the same directory, or else an absolute path. Relative paths
 /// are the image's there, and the user's here.
 fn name_from(path: &Path, backing: Backing<'_>) -> Result<(String, Format), DiskError> {
     let io = |e| DiskError::io(backing.path, &e);

@@ -38,7 +38,7 @@ pub(super) struct Header {
     pub(super) backing: Option<Backing>,
     /// Snapshots within the image.
     pub(super) snapshots: u32,
-    /// Where the refcount table begins.
+    /// Offset of the refcount table.
     pub(super) refcount_table: u64,
     /// Bits of a reference count, as a power of two.
     refcount_order: u32,

@@ -28,7 +28,7 @@ const DIRECT_BLOCK: u64 = 4096;
 /// Bytes of zeroes that are written at once where a file can't be told to have some.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
-/// Why a request failed.
+/// Error: a request failed.
 #[derive(Debug)]
 pub enum IoError {
     /// The image was opened to be read.
@@ -83,7 +83,7 @@ impl From<io::Error> for IoError {
     }
 }
 
-/// How a read went that was not to wait.
+/// The result of a read that may not wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CachedRead {
     /// The buffers are full.
@@ -110,7 +110,7 @@ pub struct Image {
     tells_cached: AtomicBool,
     flushes: Rounds,
     write_backs: Rounds,
-    /// Where the last block of a raw file begins that is written without a cache.
+    /// Start of the last block of a raw file that is written without a cache.
     last_block: Option<u64>,
 }
 
@@ -195,7 +195,7 @@ impl Image {
         Ok(())
     }
 
-    /// As [`Self::read`], into a guest's memory.
+    /// Reads as [`Self::read`] does, into a guest's memory.
     ///
     /// # Errors
     ///
@@ -209,7 +209,7 @@ impl Image {
         read_slices(&self.shared(), offset, buffers)
     }
 
-    /// As [`Self::read_guest`], unless the thread had to wait for root's devices.
+    /// Reads as [`Self::read_guest`] does, unless the thread had to wait for root's devices.
     ///
     /// # Errors
     ///
@@ -225,7 +225,7 @@ impl Image {
         if !self.tells_cached.load(Ordering::Relaxed) {
             return Ok(CachedRead::Unknown);
         }
-        // Who discards has it for long.
+        // A discard can take long.
         let Ok(format) = self.format.try_read() else {
             return Ok(CachedRead::Waits);
         };
@@ -253,7 +253,7 @@ impl Image {
         self.has_tables
     }
 
-    /// As [`Self::write`], from a guest's memory.
+    /// Writes as [`Self::write`] does, from a guest's memory.
     ///
     /// # Errors
     ///
@@ -453,7 +453,7 @@ fn layer(
 ) -> Result<FormatAccess<ImageFile>, DiskError> {
     let io = |e| DiskError::io(&link.path, &e);
     if cache == Cache::None {
-        // What lies behind the last block would be written as zeroes, and be disk.
+        // Bytes behind the last block would be written as zeroes, and become part of the disk.
         if link.format() == Format::Raw && !link.size.is_multiple_of(DIRECT_BLOCK) {
             let what = format_args!("without a cache, its size must be whole {DIRECT_BLOCK} bytes");
             return Err(DiskError::wrong(&link.path, what));

@@ -13,15 +13,15 @@ const BLOCK: u64 = 512;
 /// One file of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Layer {
-    /// Its path.
+    /// Path of the file.
     pub file: PathBuf,
-    /// Its format.
+    /// Format of the file.
     pub format: Format,
     /// Bytes of the disk.
     pub virtual_size: u64,
     /// Bytes that it occupies.
     pub size_on_disk: u64,
-    /// Its use by other programs.
+    /// Use of the image by other programs.
     pub in_use: Usage,
 }
 
@@ -29,7 +29,7 @@ pub struct Layer {
 ///
 /// # Errors
 ///
-/// As [`super::Chain::open`], but for the locks.
+/// The errors of [`super::Chain::open`], but for the locks.
 pub fn info(path: &Path, format: Format) -> Result<Vec<Layer>, DiskError> {
     let (image, backing) = chain::walk(path, format, Access::Read, BackingDirs::Any)?;
     let layers = std::iter::once(image).chain(backing).map(|link| {

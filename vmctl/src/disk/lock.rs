@@ -27,9 +27,9 @@ const RESIZE: i64 = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Usage {
-    /// Nothing.
+    /// No use.
     No,
-    /// They read it.
+    /// Other programs read the image.
     Read,
     /// One writes it.
     Write,

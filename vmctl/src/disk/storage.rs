@@ -1,6 +1,6 @@
 //! A file of a chain, as `imago` reads and writes it.
 //!
-//! It is [`imago::file::File`] but for two things. No call holds a lock for as long as another one
+//! It differs from [`imago::file::File`] in two ways. No call holds a lock for as long as another one
 //! takes: a flush does not hold up reads. And a thread can ask to read only what root's page cache
 //! has ([`cached_only`]).
 
@@ -137,7 +137,7 @@ impl Storage for ImageFile {
     }
 
     fn flush(&self) -> io::Result<()> {
-        // Nothing is kept in this process.
+        // This process keeps no data of the image.
         Ok(())
     }
 

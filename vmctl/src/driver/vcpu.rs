@@ -57,7 +57,7 @@ impl Vcpu {
     ///
     /// # Errors
     ///
-    /// As `dup(2)`.
+    /// The errors of `dup(2)`.
     pub fn kicker(&self) -> std::io::Result<Kicker> {
         self.fd.try_clone().map(Kicker)
     }
@@ -128,7 +128,7 @@ impl Vcpu {
         Ok(arg.value as u32)
     }
 
-    /// Why it stopped. Valid after [`Self::run`] answered `Ok`.
+    /// Returns the intercept at which it stopped. Valid after [`Self::run`] answered `Ok`.
     pub fn intercept(&self) -> Intercept {
         self.page.intercept.load()
     }

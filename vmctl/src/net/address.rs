@@ -36,7 +36,7 @@ impl Cidr {
         self.address
     }
 
-    /// How many of its bits are the network's.
+    /// Returns the number of bits of the network's prefix.
     pub fn prefix(self) -> u8 {
         self.prefix
     }
@@ -299,7 +299,7 @@ impl Serialize for Cidr6 {
 pub struct Mac([u8; 6]);
 
 impl Mac {
-    /// Its bytes.
+    /// Returns the bytes.
     pub fn octets(self) -> [u8; 6] {
         self.0
     }
@@ -330,8 +330,8 @@ impl Mac {
         Self([0x52, 0x54, a, b, c, d])
     }
 
-    /// What root's end of a guest's cable has: a bridge takes frames for its ports' own addresses to
-    /// be root's, so that it must be another, and the highest byte sets it apart.
+    /// Returns the address of root's end of a guest's cable. A bridge takes frames for its ports' own addresses to be
+    /// root's, so the address must be another one, and has another highest byte.
     pub(super) fn of_root_end(self) -> Self {
         let Self([_, rest @ ..]) = self;
         let [a, b, c, d, e] = rest;
@@ -403,7 +403,7 @@ impl Vlan {
         Ok(Self { id, tagged })
     }
 
-    /// Its number.
+    /// Returns the number.
     pub fn id(self) -> u16 {
         self.id
     }

@@ -17,7 +17,7 @@ use super::address::{Cidr6, Mac};
 use super::{Mode, Network, program};
 use crate::wire::timespec;
 
-/// How long the process may take to end by itself.
+/// The time in which the process must end by itself.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A guest of a network, with the addresses that it is leased.
@@ -37,7 +37,7 @@ impl Files {
         self.0.join("dnsmasq.conf")
     }
 
-    /// Which guest is leased which addresses.
+    /// Leased addresses by guest.
     pub(super) fn leases(&self) -> PathBuf {
         self.0.join("dhcp-hosts")
     }

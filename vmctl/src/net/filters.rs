@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::service::lock_dir;
 use super::{exists, firewall};
 
-/// Where the files are. Each holds what `nft` reads.
+/// Directory of the files. Each holds commands for `nft`.
 const DIR: &str = "/run/microvisor/filters";
 
 /// The owner of the filter.

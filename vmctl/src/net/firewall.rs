@@ -229,7 +229,7 @@ pub(super) fn strict_chains() -> io::Result<Vec<String>> {
     Ok(strict.collect())
 }
 
-/// What the rules of all ports are and have done, by port.
+/// Rules of all ports, and their counts of dropped packets, by port.
 pub(super) fn guards() -> io::Result<HashMap<String, Guard>> {
     // Not by the table's name: without a port that has rules there is none.
     list(&["ruleset", "netdev"]).map(|listed| guards_of(&listed))

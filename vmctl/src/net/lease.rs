@@ -144,7 +144,7 @@ mod tests {
             leases.of(network, range, mac(n), wanted, &|ip| ip.octets()[3] == 100)
         };
         assert_eq!(of(&mut leases, 1, outside), outside);
-        // It is not its own any longer.
+        // The address is not this guest's any more.
         let given = of(&mut leases, 1, None);
         assert_eq!(given, Some("10.77.0.101".parse().unwrap()));
         assert!(range.check("10.77.0.1/26".parse().unwrap()).is_err());

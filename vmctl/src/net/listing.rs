@@ -13,7 +13,7 @@ use super::{Mode, NetError, kernel, mark, ports};
 /// A network that is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Network {
-    /// Its name, which is the bridge's.
+    /// Name of the network, which is the bridge's.
     pub name: String,
     /// `up`, `no-carrier` while it has no port that is up, or `down`.
     pub state: &'static str,
@@ -64,7 +64,7 @@ pub struct Port {
     pub mac: Option<Mac>,
     /// The addresses that the guest may use; none if it may use any.
     pub addresses: Vec<IpAddr>,
-    /// Its VLANs; none where the network filters none.
+    /// VLANs of the port. It has none if the network does not filter VLANs.
     pub vlans: Vec<Vlan>,
     /// Bytes that it has sent into the network.
     pub sent_bytes: u64,
@@ -72,7 +72,7 @@ pub struct Port {
     pub received_bytes: u64,
     /// Frames to it that its receiver left no room for.
     pub lost: u64,
-    /// Its limits, and what its rules have dropped; none if it has no rules, and from [`list`].
+    /// Limits of the port, and counts of dropped packets. `None` if it has no rules, and from [`list`].
     pub guard: Option<Guard>,
 }
 
@@ -151,7 +151,7 @@ pub fn list() -> Result<Vec<Network>, NetError> {
     Ok(networks)
 }
 
-/// As [`list`], with the guards of the ports.
+/// Lists as [`list`] does, with the guards of the ports.
 ///
 /// # Errors
 ///

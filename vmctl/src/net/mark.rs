@@ -7,14 +7,14 @@ use super::address::{Mac, Range};
 use super::link::Interface;
 use super::overlay::OverlayPort;
 
-/// What the alias of a network's bridge begins with; its mode follows, and then one word for each other mark.
+/// Start of the alias of a network's bridge; its mode follows, and then one word for each other mark.
 const NETWORK: &str = "microvisor network: ";
-/// What the alias of a guest's tap begins with. The guest's MAC address, the name of its VM and its addresses
+/// Start of the alias of a guest's tap. The guest's MAC address, the name of its VM and its addresses
 /// follow.
 const GUEST: &str = "microvisor guest: ";
-/// What the alias of a network's device to other machines begins with. Its identifier and its peers follow.
+/// Start of the alias of a network's device to other machines. Its identifier and its peers follow.
 const OVERLAY: &str = "microvisor overlay: ";
-/// What the alias of the device that encrypts their packets begins with. The identifier follows.
+/// Start of the alias of the device that encrypts packets between machines. The identifier follows.
 const TUNNEL: &str = "microvisor tunnel: ";
 /// Stands between the words of a network's alias.
 const COMMA: &str = ", ";

@@ -51,7 +51,7 @@ pub enum OverlayError {
     Again {
         /// The peer, as the user wrote it.
         host: String,
-        /// Its address.
+        /// Address of the peer.
         address: IpAddr,
     },
     /// One peer has an IPv4 address, another one an IPv6 address.
@@ -59,9 +59,9 @@ pub enum OverlayError {
     Families {
         /// The peer, as the user wrote it.
         host: String,
-        /// Its address.
+        /// Address of the peer.
         address: IpAddr,
-        /// That of another peer.
+        /// Address of another peer.
         other: IpAddr,
     },
     /// Two peers have one key.
@@ -72,7 +72,7 @@ pub enum OverlayError {
     Host {
         /// The peer, as the user wrote it.
         host: String,
-        /// Why.
+        /// The reason.
         error: io::Error,
     },
     /// The host is this one, or several.
@@ -80,7 +80,7 @@ pub enum OverlayError {
     NotAnother {
         /// The peer, as the user wrote it.
         host: String,
-        /// Its address.
+        /// Address of the host.
         address: IpAddr,
     },
     /// A peer of an encrypted network is none.
@@ -131,7 +131,7 @@ impl Overlay {
     ///
     /// # Errors
     ///
-    /// As [`Self::new`].
+    /// The errors of [`Self::new`], and a peer or its key is none.
     pub fn encrypted(vni: u32, port: u16, hosts: &[String]) -> Result<Self, OverlayError> {
         check_vni(vni)?;
         let peers = hosts.iter().map(|host| host.parse());
@@ -202,7 +202,7 @@ impl Overlay {
     ///
     /// # Errors
     ///
-    /// As [`Self::new`]; or the hosts are not reached as the old ones were.
+    /// The errors of [`Self::new`], and the hosts are not reached as the old ones were.
     pub(super) fn instead(old: &OverlayPort, hosts: &[String]) -> Result<Self, NetError> {
         if old.wireguard {
             let port = tunnel::port(old.vni).map_err(kernel(&tunnel::device(old.vni)))?;

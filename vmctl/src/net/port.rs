@@ -15,7 +15,7 @@ use super::{DEFAULT_VLAN, NetError, filter_failed, find, kernel, network, ports}
 /// Name of a new tap device. The kernel puts the lowest free number for `%d`.
 const PATTERN: &str = "mv%d";
 
-/// Where a guest's NIC is plugged in.
+/// The place at which a guest's NIC is plugged in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// A network of vmctl's.
@@ -40,7 +40,7 @@ impl Place {
 pub struct Cable<'a> {
     /// Name of the guest's VM.
     pub vm: &'a str,
-    /// Where it ends.
+    /// The place at which the cable ends.
     pub place: &'a Place,
     /// The guest's MAC address.
     pub mac: Mac,
@@ -145,7 +145,7 @@ struct Own {
     v6: Vec<Cidr6>,
     /// The guests are leased addresses.
     dhcp: bool,
-    /// Which of them.
+    /// Addresses that may be leased. `None` is all of the network.
     range: Option<Range>,
 }
 

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::{Command, Output, Stdio};
 
-/// Where they are looked for.
+/// Directories in which programs are searched.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs the program `name` of Debian's package `package` to its end. It reads `input`.

@@ -24,18 +24,18 @@ use super::netlink::Changes;
 use super::{Network, exists, filters, names};
 use crate::wire::timespec;
 
-/// Where each served network has a directory.
+/// Directory in which each served network has a directory.
 const DIR: &str = "/run/microvisor/networks";
 /// Names that VM 0 itself knows.
 const HOSTS: &str = "/etc/hosts";
 /// Addresses that guests were leased, in a network's directory.
 const LEASES: &str = "leases";
-/// How long [`keep`] leaves a program alone that does not start.
+/// Time after which [`keep`] starts a program again that does not start.
 const RETRY: Duration = Duration::from_secs(10);
-/// What changes within this time is dealt with at once: an interface that comes changes several times.
+/// Changes within this time are handled together: a new interface changes several times.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Nobody else changes the files while this lives.
+/// A lock. No other process changes the files while this value lives.
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,

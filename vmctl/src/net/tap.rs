@@ -37,7 +37,7 @@ pub mod request {
     pub const SET_CARRIER: u32 = 0x4004_54e2;
 }
 
-/// What the guest's driver takes: TUN_F_*.
+/// Offloads that the guest's driver takes: TUN_F_*.
 pub mod offload {
     /// A checksum that has yet to be computed.
     pub const CHECKSUM: usize = 0x01;
@@ -86,7 +86,7 @@ impl InterfaceRequest {
 /// The use of a tap device.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flags {
-    /// It has several queues.
+    /// The tap has several queues.
     pub(super) is_multi_queue: bool,
 }
 
@@ -131,7 +131,7 @@ impl Tap {
     ///
     /// # Errors
     ///
-    /// It is in use.
+    /// The tap is in use.
     pub(super) fn existing(name: &str, flags: Flags, pairs: u16, mtu: u16) -> io::Result<Self> {
         let (first, name) = attach(name, flags, 0)?;
         Self::of_queue(first, name, flags, pairs, mtu)
@@ -222,7 +222,7 @@ impl Tap {
                 ioctl(queue, set)
             };
             match set {
-                // It is so already.
+                // The tap has this setting already.
                 Err(rustix::io::Errno::INVAL) | Ok(()) => {}
                 Err(e) => return Err(e.into()),
             }

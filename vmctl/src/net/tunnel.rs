@@ -1,4 +1,4 @@
-//! What encrypts a network's packets between machines: a WireGuard device, set up by the program `wg` (`wg(8)`).
+//! The tunnel that encrypts a network's packets between machines: a WireGuard device, set up by the program `wg` (`wg(8)`).
 //!
 //! Each machine has one key pair, and its address in a tunnel is made from the public key. A packet from such an address
 //! was sent by whoever has the private key: the kernel checks that.
@@ -41,7 +41,7 @@ pub enum PeerError {
     PeersKey {
         /// The peer, as the user wrote it.
         peer: String,
-        /// Why.
+        /// The reason.
         error: Box<PeerError>,
     },
     /// The host has no address.
@@ -49,7 +49,7 @@ pub enum PeerError {
     Host {
         /// The peer, as the user wrote it.
         peer: String,
-        /// Why.
+        /// The reason.
         error: io::Error,
     },
 }
@@ -127,7 +127,7 @@ fn endpoint(text: &str) -> io::Result<SocketAddr> {
 /// The tunnel of one network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Tunnel {
-    /// This machine's port.
+    /// UDP port of this machine.
     port: u16,
     peers: Vec<Peer>,
 }
@@ -278,7 +278,7 @@ fn make_key() -> io::Result<String> {
         fs::hard_link(&new, path)
     };
     let linked = write();
-    // It may not be there.
+    // The device may not exist.
     let _ = fs::remove_file(&new);
     match linked {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => fs::read_to_string(path),

@@ -33,7 +33,7 @@ use crate::driver::page::Ring;
 use crate::driver::{Device, DriverError, Vcpu, Vm};
 use crate::nic::Opened;
 
-/// Where root's kernel serves socket devices.
+/// The device by which root's kernel serves socket devices.
 const VHOST_VSOCK: &str = "/dev/vhost-vsock";
 
 /// The files that a VM starts from, opened and checked.
@@ -127,7 +127,7 @@ impl Partition {
         })
     }
 
-    /// Its id.
+    /// Returns the partition's id.
     pub(super) fn id(&self) -> u64 {
         self.vm.id()
     }

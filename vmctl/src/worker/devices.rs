@@ -46,17 +46,17 @@ pub mod port {
     pub const PVPANIC: u16 = 0x505;
     /// ACPI's PM1 control register, 2 bytes.
     pub const PM1_CONTROL: u16 = 0x600;
-    /// Its last byte.
+    /// Last byte of the PM1 control register.
     pub const PM1_CONTROL_LAST: u16 = PM1_CONTROL + 1;
     /// ACPI reset register.
     pub const RESET: u16 = 0x602;
-    /// What it wants.
+    /// The value by which a write resets the machine.
     pub const RESET_VALUE: u8 = 1;
     /// Events of the Generic Event Device; reading takes them.
     pub const EVENTS: u16 = 0x604;
     /// ACPI's PM1 event registers: 2 bytes of status, 2 of enable.
     pub const PM1_EVENT: u16 = 0x620;
-    /// Their last byte.
+    /// Last byte of the PM1 event registers.
     pub const PM1_EVENT_LAST: u16 = PM1_EVENT + 3;
     /// The guest writes 1 when it goes to sleep, and 0 when it is awake.
     pub const SLEEP: u16 = 0x624;
@@ -102,7 +102,7 @@ pub enum Request {
     PowerOff,
     /// Start again.
     Reset,
-    /// It has panicked (pvpanic).
+    /// The guest has panicked (pvpanic).
     Panicked,
 }
 
@@ -270,7 +270,7 @@ impl Devices {
                 self.write_port(port, entry.size, entry.data);
             }
             (Some(PostedKind::Eoi), _) => self.ioapic.end_of_interrupt(entry.data as u8),
-            // Nobody else has a doorbell.
+            // No other device has a doorbell.
             _ => {}
         }
     }

@@ -51,7 +51,7 @@ pub trait Space {
 pub enum Cause {
     /// An element of a string instruction on a port.
     Port {
-        /// Its number.
+        /// Number of the register.
         port: u16,
         /// Bytes.
         size: u8,
@@ -67,7 +67,7 @@ pub enum Cause {
     },
 }
 
-/// Why an instruction was not completed.
+/// Error: an instruction was not completed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The guest gets a page fault.
@@ -83,7 +83,7 @@ pub enum Fault {
     UndefinedOpcode,
     /// The guest gets a general protection fault with error code 0.
     Protection,
-    /// It is a proper instruction, but not one of those that are emulated.
+    /// The instruction exists, but is not emulated.
     NotEmulated(Bytes),
     /// Guest page tables, or code, are not in RAM.
     NotInRam(u64),
@@ -167,7 +167,7 @@ pub fn is_user(state: &mut VcpuState) -> bool {
 struct Cpu<'a, S> {
     registers: Registers<'a>,
     space: &'a mut S,
-    /// Why the CPU stopped; `None` once the instruction has reached that.
+    /// The access at which the CPU stopped; `None` once the instruction has reached it.
     cause: Option<Cause>,
 }
 

@@ -1,4 +1,4 @@
-//! How a VM ended, for the daemon and as the process's exit status.
+//! The end of a VM, for the daemon and as the process's exit status.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -13,9 +13,9 @@ pub(super) const EXIT_USAGE: u8 = 2;
 /// The end of a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct End {
-    /// How.
+    /// The kind of the end.
     pub(super) cause: EndCause,
-    /// Why, in one line.
+    /// The reason, in one line.
     pub(super) reason: String,
 }
 

@@ -1,4 +1,4 @@
-//! Where virtual CPU threads wait while their VM is held, and learn that it is over.
+//! The gate at which virtual CPU threads wait while their VM is held, and learn that the VM has ended.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -44,7 +44,7 @@ impl Gate {
                     *waiting -= 1;
                     return true;
                 }
-                // It counts as waiting for ever.
+                // From here on the thread counts as waiting for ever.
                 _ => return false,
             }
         }

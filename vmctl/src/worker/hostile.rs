@@ -1,4 +1,4 @@
-//! What a hostile driver may do, made from arbitrary bytes: for property tests and fuzzing.
+//! Actions of a hostile driver, made from arbitrary bytes, for property tests and fuzzing.
 //!
 //! [`queue`] serves one queue whose rings, descriptors and buffers come from the bytes. [`bus`]
 //! makes accesses to the PCI bus of them. Neither may panic or hang, and a device may write nowhere
@@ -41,7 +41,7 @@ const PAGE: usize = 4096;
 const TABLE: u64 = 0x1000;
 const AVAILABLE: u64 = 0x2000;
 const USED: u64 = 0x3000;
-/// Where buffers lie, and what is in them.
+/// Places of buffers, and their contents.
 const BUFFERS: u64 = 0x4000;
 /// Largest size of a queue, as a power of two.
 const MAX_QUEUE: u16 = 16;
@@ -136,7 +136,7 @@ fn card() -> (Net, OwnedFd) {
     #[expect(clippy::expect_used, reason = "a test's process has descriptors left")]
     let (tap, network) = pair.expect("sockets");
     for len in [20, 100, 2000, 5] {
-        // What does not fit the guest's buffers is lost.
+        // Bytes that do not fit into the guest's buffers are lost.
         let _ = rustix::io::write(&network, &vec![0xee; len]);
     }
     let options = NetOptions {
@@ -212,7 +212,7 @@ pub fn queue(data: &[u8]) {
         return;
     };
     let before = contents(memory);
-    // It is told to end at once: what there is it serves first.
+    // The thread is told to end at once. It serves the requests that exist first.
     let stop = event();
     stop.signal();
     let features = target.device.features();

@@ -18,20 +18,20 @@ use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 /// The descriptors that a worker starts with besides standard error.
 #[derive(Debug)]
 pub(super) struct Inherited {
-    /// Where the daemon connects.
+    /// The socket that the daemon connects to.
     pub(super) control: UnixListener,
-    /// Where consoles connect.
+    /// The socket that consoles connect to.
     pub(super) console: UnixListener,
     /// The directory of the console's log.
     pub(super) log_dir: OwnedFd,
-    /// Where programs of VM 0 connect to the guest, if the VM has a socket device.
+    /// The socket by which programs of VM 0 connect to the guest, if the VM has a socket device.
     pub(super) vsock: Option<UnixListener>,
 }
 
 /// Error: this process was not started as a worker.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InheritedError {
-    /// They were taken before.
+    /// The descriptors were taken before.
     #[error("the worker's descriptors were taken already")]
     Taken,
     /// One is not open.

@@ -122,7 +122,7 @@ pub struct Boot<'a> {
     pub cmdline: &'a str,
     /// Initial RAM disk, or first module.
     pub initrd: Option<Initrd>,
-    /// Where the RSDP is.
+    /// Address of the RSDP.
     pub rsdp: u64,
 }
 
@@ -130,7 +130,7 @@ pub struct Boot<'a> {
 #[derive(Debug)]
 pub struct Initrd {
     source: Source,
-    /// Where it was loaded.
+    /// The address at which it was loaded.
     at: Option<u64>,
 }
 
@@ -258,7 +258,7 @@ impl Kernel {
         Ok((self.source.part(0, setup)?, self.source.part(setup, rest)?))
     }
 
-    /// Its kind, for logs.
+    /// Returns the kind of the kernel, for logs.
     pub fn describe(&self) -> &'static str {
         match self.kind {
             Kind::BzImage(_) => "bzImage",

@@ -1,4 +1,4 @@
-//! What a worker's threads share: the devices with the rings that feed them, behind one lock, and
+//! State that a worker's threads share: the devices with the rings that feed them, behind one lock, and
 //! the ways to wake each other.
 //!
 //! All posted writes are applied before an access that a virtual CPU waits for, so that a device sees
@@ -30,7 +30,7 @@ use crate::driver::{DriverError, Vm};
 
 /// Console output that may wait for the device thread before a virtual CPU has to.
 const MAX_OUTPUT: usize = 256 << 10;
-/// How often a virtual CPU that waits for that looks whether the VM is over.
+/// Period at which a virtual CPU that waits looks whether the VM has ended.
 const OUTPUT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The state of the devices, and the posted writes that they have not seen.
@@ -126,7 +126,7 @@ pub(super) struct Machine {
     vm: Vm,
     /// Guest memory.
     pub(super) ram: Ram,
-    /// Where virtual CPUs wait.
+    /// The gate at which virtual CPUs wait.
     pub(super) gate: Gate,
     vcpus: usize,
     device_state: Mutex<DeviceState>,

@@ -15,7 +15,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, Mmap
 use crate::config::format_size;
 use crate::driver::{DriverError, Vm};
 
-/// Where things are in guest physical memory.
+/// The layout of guest physical memory.
 pub mod layout {
     /// Global descriptor table of the boot CPU.
     pub const GDT: u64 = 0x500;
@@ -31,7 +31,7 @@ pub mod layout {
     pub const LOW_END: u64 = 0x9_fc00;
     /// ACPI tables, where a kernel that isn't told looks for them.
     pub const ACPI: u64 = 0xe_0000;
-    /// Where a CPU in real mode finds its firmware: F000:FFF0.
+    /// The address at which a CPU in real mode finds its firmware: F000:FFF0.
     pub const RESET_VECTOR: u64 = 0xf_fff0;
     /// Start of the memory that kernels may be loaded to.
     pub const HIGH: u64 = 0x10_0000;

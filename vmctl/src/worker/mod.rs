@@ -67,9 +67,9 @@ use inherited::{Inherited, InheritedError};
 use sandbox::SandboxError;
 use service::{HOLD_TIMEOUT, Service};
 
-/// How long a new worker waits to hear what it is to run.
+/// The time that a new worker waits for its VM's configuration.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the news of the VM's end waits for a daemon that is restarting.
+/// The time that the news of the VM's end waits for a daemon that is restarting.
 const END_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The arguments that the daemon passes on the command line.

@@ -28,11 +28,11 @@ const MISC_ENABLE: u64 = 1;
 
 /// A register, by its number.
 enum Register<'a> {
-    /// It keeps the written value, which has no effect.
+    /// The register keeps the written value, which has no effect.
     Kept(&'a mut u64),
-    /// It reads as this value, and ignores writes.
+    /// The register reads as this value, and ignores writes.
     Constant(u64),
-    /// It reads as this value, and faults at a write.
+    /// The register reads as this value, and faults at a write.
     ReadOnly(u64),
     /// kvmclock's wall clock: a write asks for its record.
     WallClock,

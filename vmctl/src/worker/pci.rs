@@ -128,7 +128,7 @@ impl Bus {
         }
     }
 
-    /// As [`Self::insert`], while the guest runs. The registers of hot plug say so.
+    /// Does the same as [`Self::insert`] while the guest runs, and tells the guest by the registers of hot plug.
     pub fn plug(&mut self, slot: u8, device: Box<Transport>) {
         self.insert(slot, device);
         self.slot_registers.came(slot);

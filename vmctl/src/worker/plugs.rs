@@ -21,9 +21,9 @@ use crate::disk::{Chain, DiskError, Image};
 /// The result of a thread's work.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// It has opened an image, or failed.
+    /// The thread has opened an image, or failed.
     Opened(Box<DiskConfig>, Result<Image, OpenError>),
-    /// It has closed the device with this name.
+    /// The thread has closed the device with this name.
     Closed(String),
 }
 

@@ -57,7 +57,7 @@ pub(super) enum SandboxError {
     Filter(#[from] seccompiler::Error),
 }
 
-/// Nothing new to be gained by an exec, no core dump with guest memory in it, no debugger.
+/// Gives up new rights by an exec, core dumps with guest memory in them, and debuggers.
 ///
 /// # Errors
 ///

@@ -28,15 +28,15 @@ use crate::console::hub::Hub;
 use crate::wire::timespec;
 use sleep::Sleep;
 
-/// How long virtual CPUs may take to come to a halt. They come at once, but for a broken driver.
+/// The time in which virtual CPUs must halt. They halt at once unless the driver is broken.
 pub(super) const HOLD_TIMEOUT: Duration = Duration::from_secs(5);
 /// A guest whose last words are the end of a panic, and who is silent for this long, is dead.
 const PANIC_SILENCE: Duration = Duration::from_secs(3);
-/// How often the device thread looks at the rings of a guest that writes.
+/// Period at which the device thread looks at the rings of a guest that writes.
 const TICK: Duration = Duration::from_millis(1);
-/// How long after the last write it still does.
+/// Time after the last write in which the device thread still looks.
 const ATTENTION: Duration = Duration::from_millis(20);
-/// How long consoles may take to read the last output.
+/// The time that consoles have to read the last output.
 const LAST_OUTPUT: Duration = Duration::from_millis(500);
 
 /// One running VM's service.
@@ -50,9 +50,9 @@ pub(super) struct Service {
     reason: String,
     /// The state, and its reason, of a VM whose virtual CPUs are held until `Resume`.
     hold: Option<(VmState, String)>,
-    /// Which request is late.
+    /// The reason that names the late request.
     late: Option<String>,
-    /// Why the console's log can't be written.
+    /// The reason for which the console's log can't be written.
     log_problem: Option<String>,
     sleep: Sleep,
     panic: PanicText,
@@ -251,7 +251,7 @@ impl Service {
         match command {
             WorkerCommand::Start { .. } => refuse(control, "the VM was started already"),
             WorkerCommand::Report => {
-                // This daemon is another one than before.
+                // The daemon was started anew.
                 self.machine
                     .sockets()
                     .inspect(|sockets| sockets.daemon_lost());
@@ -351,7 +351,7 @@ impl Service {
         }
         let is_asked = self.change_devices(|devices| devices.ask_for_device(&name));
         if !is_asked {
-            // It may be closing at this moment.
+            // The device may be closing at this moment.
             let reason = "the VM has no such device".to_owned();
             control.send(&WorkerEvent::DeviceRefused { name, reason });
         }

@@ -1,4 +1,4 @@
-//! What the devices' threads tell the device thread when root can't carry out a request, or not in
+//! News of the devices' threads for the device thread: root can't carry out a request, or not in
 //! time.
 
 use std::collections::VecDeque;
@@ -23,7 +23,7 @@ struct State {
     late: isize,
 }
 
-/// What the device thread has to do. Reasons name the device.
+/// Work for the device thread. Reasons name the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
     /// Stop the VM until the user resumes it.
@@ -159,7 +159,7 @@ mod tests {
         stalls.resume();
         stalls.ended();
         assert_eq!(stalls.take_news(), Some(News::OnTime));
-        // Its end is told first.
+        // The end of the request is told first.
         stalls.ended();
         stalls.late("c".to_owned(), true);
         assert_eq!(stalls.take_news(), Some(News::OnTime));

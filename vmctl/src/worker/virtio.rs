@@ -221,7 +221,7 @@ pub struct Vring {
     ring: Mutex<Ring>,
     /// The event that the driver's notifications signal.
     pub kick: Arc<Event>,
-    /// How the queue interrupts the driver.
+    /// The interrupt of the queue.
     pub call: Interrupt,
 }
 
@@ -233,7 +233,7 @@ struct Ring {
     considered: u16,
 }
 
-/// Where a queue is in guest memory.
+/// Addresses of a queue in guest memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     /// Number of descriptors.
@@ -246,7 +246,7 @@ pub struct Layout {
     pub used: u64,
 }
 
-/// How a queue interrupts the driver.
+/// The interrupt of a queue.
 #[derive(Debug)]
 pub enum Interrupt {
     /// Not at all: the driver gave the queue no vector.
@@ -267,7 +267,7 @@ impl Interrupt {
     }
 }
 
-/// Why the driver's part of a queue is malformed.
+/// Error: the driver's part of a queue is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed(pub &'static str);
 

@@ -15,12 +15,12 @@ pub(super) struct Kind {
 }
 
 impl Kind {
-    /// Its name in the ABI.
+    /// Name in the ABI.
     pub(super) fn name(&self) -> &'static str {
         self.kind.name()
     }
 
-    /// How often it has occurred.
+    /// Count of occurrences.
     pub(super) fn count(&self, counters: &Counters) -> u64 {
         counters.exits[self.kind.raw() as usize]
     }
@@ -59,9 +59,9 @@ pub(super) const KINDS: [Kind; 20] = [
 pub(super) struct Rates {
     /// Partition.
     pub(super) id: u64,
-    /// Its name.
+    /// Name of the VM.
     pub(super) name: String,
-    /// Which of root's CPUs.
+    /// Number of root's CPU.
     pub(super) cpu: Option<u64>,
     /// Per cent of a CPU: root's CPU busy, or all that the VM's worker used.
     pub(super) cpu_percent: Option<f64>,
@@ -112,7 +112,7 @@ pub(super) fn compare(before: &Sample, after: &Sample) -> Vec<Rates> {
         rates.add(&then.counters, &now.counters, seconds);
         let busy = now.busy_ticks.zip(then.busy_ticks);
         rates.cpu_percent = busy.map(|(now, then)| ticks_to_percent(now.saturating_sub(then)));
-        // What root runs itself is no guest's time.
+        // Time in which root runs its own code is no guest's time.
         rates.guest_percent = None;
         Some(rates)
     });

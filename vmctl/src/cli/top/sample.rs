@@ -25,14 +25,14 @@ pub(super) struct Sample {
 pub(super) struct Cpu {
     /// Ticks that it was busy.
     pub(super) busy_ticks: Option<u64>,
-    /// Its exits.
+    /// Exits of the CPU.
     pub(super) counters: Counters,
 }
 
 /// One partition.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Vm {
-    /// Its name.
+    /// Name of the VM.
     pub(super) name: String,
     /// Process id and ticks used of its worker.
     pub(super) worker: Option<(u32, u64)>,

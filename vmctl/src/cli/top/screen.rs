@@ -74,7 +74,7 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // Nothing can be done about a terminal that has gone.
+        // The terminal may have gone.
         let _ = print("\x1b[?7h\x1b[?25h\x1b[?1049l");
     }
 }

@@ -1,9 +1,9 @@
-//! What users have asked of a VM and it has not done yet. A request belongs to the VM: it stands while a worker goes and the
-//! next one comes.
+//! Requests of users that a VM has not carried out yet. A request belongs to the VM: it stays when the VM's worker exits and
+//! another worker starts.
 
 use serde::{Deserialize, Serialize};
 
-/// How long after the last press of the power button a guest may still do what it was asked.
+/// Milliseconds after the last press of the power button in which a guest may still power off on request.
 const END_EXPIRES_MS: u64 = 120_000;
 
 /// Requests that stand.
@@ -18,9 +18,9 @@ pub(crate) struct Asked {
 /// A request to power off. Times are milliseconds of the boot clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct EndRequest {
-    /// When it was asked first.
+    /// Time of the first request.
     pub(crate) asked_ms: u64,
-    /// When it was asked last.
+    /// Time of the last request.
     last_ms: u64,
     /// The power button was pressed for it.
     pub(crate) is_pressed: bool,

@@ -12,7 +12,7 @@ pub enum AddressError {
     Form {
         /// The text.
         text: String,
-        /// What it should be, with an example.
+        /// The expected form, with an example.
         expected: &'static str,
     },
     /// The prefix of an IPv4 network is too short or too long.
@@ -35,7 +35,7 @@ pub enum AddressError {
     NotAHost {
         /// The address.
         host: IpAddr,
-        /// What it is.
+        /// The kind of the address.
         kind: &'static str,
         /// The network.
         network: String,
@@ -45,7 +45,7 @@ pub enum AddressError {
     RangeOutside {
         /// The range.
         range: Range,
-        /// Its first address that is outside.
+        /// The first address that is outside.
         address: Ipv4Addr,
         /// The network.
         network: Cidr,

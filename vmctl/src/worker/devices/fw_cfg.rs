@@ -18,7 +18,7 @@ const FIRST_FILE: u16 = 0x20;
 const FILE_DIR: u16 = 0x19;
 /// Longest name of a file, with its NUL.
 const NAME: usize = 56;
-/// Where QEMU's firmware puts a kernel, its command line and its setup (`hw/i386/x86-common.c`).
+/// Addresses at which QEMU's firmware puts a kernel, its command line and its setup (`hw/i386/x86-common.c`).
 const KERNEL_ADDRESS: u32 = 0x10_0000;
 const CMDLINE_ADDRESS: u32 = 0x2_0000;
 const SETUP_ADDRESS: u32 = 0x1_0000;
@@ -47,9 +47,9 @@ pub struct Facts {
 pub struct Part {
     /// The open file.
     pub file: File,
-    /// Where the part begins.
+    /// Offset of the part.
     pub start: u64,
-    /// Its bytes.
+    /// Bytes of the part.
     pub len: u64,
 }
 
@@ -213,7 +213,7 @@ mod tests {
         assert_eq!(read(&mut device, 0x14, 4), [4, 0, 0, 0]);
         assert_eq!(read(&mut device, 0x15, 5), *b"a b\0\0");
         assert_eq!(read(&mut device, 0x0a, 4), 0x1234_5000_u32.to_le_bytes());
-        // Nothing has this key.
+        // No item has this key.
         assert_eq!(read(&mut device, 0x4000, 2), [0, 0]);
     }
 

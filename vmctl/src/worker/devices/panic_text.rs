@@ -50,7 +50,7 @@ impl PanicText {
         self.line.clear();
     }
 
-    /// Why the guest panicked, if it did.
+    /// Returns the reason of the guest's panic, if it has panicked.
     pub fn text(&self) -> Option<&str> {
         self.text.as_deref()
     }

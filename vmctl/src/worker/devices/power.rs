@@ -120,7 +120,7 @@ mod tests {
         let mut power = Power::default();
         power.press();
         assert!(!power.line());
-        // As ACPICA does: clears, then enables, then looks whether that was so.
+        // ACPICA clears the bit, then enables the event, then reads the bit.
         power.write_event(STATUS, BUTTON);
         power.write_event(2, 0);
         power.write_event(ENABLE, BUTTON);

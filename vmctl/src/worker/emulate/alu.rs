@@ -65,7 +65,7 @@ pub(super) fn binary(op: Op, a: u64, b: u64, size: u8, flags: u64) -> (u64, u64)
     (result, kept | new | of_result(result, size))
 }
 
-/// As [`binary`], with CF kept: INC and DEC.
+/// Computes as [`binary`] does, and keeps CF: INC and DEC.
 pub(super) fn step(op: Op, a: u64, size: u8, flags: u64) -> (u64, u64) {
     let (result, new) = binary(op, a, 1, size, flags);
     (result, new & !CF | flags & CF)

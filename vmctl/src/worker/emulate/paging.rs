@@ -147,7 +147,7 @@ pub(super) fn translate(
         }
         let checks_write = user || state.cr0 & CR0_WP != 0;
         let supervisor_on_users = !user && may_user;
-        // What the program may allow itself, the CPU's own accesses may not.
+        // EFLAGS.AC is for accesses of the program, not for those that the CPU makes by itself.
         let explicit = state.rflags & RFLAGS_AC != 0 && !access.system;
         if access.write && !may_write && checks_write
             || user && !may_user

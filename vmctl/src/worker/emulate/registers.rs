@@ -135,7 +135,7 @@ impl<'a> Registers<'a> {
         true
     }
 
-    /// What a register contributes to a linear address: of a segment register, its base.
+    /// Returns the value that a register adds to a linear address: of a segment register, its base.
     pub(super) fn for_address(&self, register: Register) -> Option<u64> {
         if register.is_segment_register() {
             let flat = self.bits() == 64 && !matches!(register, Register::FS | Register::GS);

@@ -12,12 +12,12 @@ const BATCH: usize = 1024;
 /// Direction flag: downwards.
 const DF: u64 = 1 << 10;
 
-/// How far it got.
+/// The progress of a string instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     /// The instruction is over.
     Done,
-    /// It is to be executed again from the registers as they are.
+    /// The instruction is to be executed again from the registers as they are.
     Again,
 }
 
@@ -166,7 +166,7 @@ impl<S: Space> Cpu<'_, S> {
         }
         const AVAILABLE_32: u16 = 0x9;
         const BUSY_32: u16 = 0xb;
-        /// Where a task state segment has the offset of its map of ports.
+        /// Offset in a task state segment of the offset of its map of ports.
         const MAP: u64 = 102;
         let task = self.registers.state.tr;
         let limit = u64::from(task.limit);

@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress, ReadVolatile, VolatileSlice};
 use super::super::memory::{Ram, layout};
 use super::{Boot, Entry, LoadError, Source};
 
-/// Where the header starts in the file.
+/// Offset of the header in the file.
 const HEADER: u64 = 0x1f1;
 /// 2.12, the first version with `xloadflags`.
 const MIN_VERSION: u16 = 0x20c;

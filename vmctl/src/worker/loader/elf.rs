@@ -154,7 +154,7 @@ impl Elf {
                     )));
                 }
             };
-            // What is not in the file is zero, as fresh memory is.
+            // Bytes that are not in the file are zero, as fresh memory is.
             source.copy(segment.offset, segment.file_size, ram, segment.address)?;
             top = top.max(end);
         }

@@ -26,7 +26,7 @@ const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 
-/// How a kernel is entered.
+/// The state of the CPU at a kernel's entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// 64-bit mode, first 4 GiB identity-mapped: Linux's 64-bit boot protocol.

@@ -29,7 +29,7 @@ const MEMORY_MAP: u64 = layout::START_INFO + 0x100;
 /// A Multiboot header.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Header {
-    /// Where it is in the file.
+    /// Offset of the header in the file.
     offset: u64,
     flags: u32,
     /// header, load, load end, bss end and entry address; valid with [`ADDRESSES`].

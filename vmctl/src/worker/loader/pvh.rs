@@ -12,7 +12,7 @@ use super::{Boot, Entry, LoadError, Source};
 
 const MAGIC: u32 = 0x336e_c578;
 const RAM_TYPE: u32 = 1;
-/// Where the memory map is; behind the start information and its one module.
+/// Address of the memory map, behind the start information and its one module.
 const MEMMAP: u64 = layout::START_INFO + 0x100;
 const MODULES: u64 = layout::START_INFO + 0x80;
 

@@ -61,7 +61,7 @@ fn line(call: c_int, buffer: &mut [u8; 80]) -> &[u8] {
     use io::Write;
     let size = buffer.len();
     let mut rest = &mut buffer[..];
-    // It is cut if it doesn't fit, which it does.
+    // The line would be cut if it did not fit. It fits.
     let _ = writeln!(
         rest,
         "sandbox: system call {call} is not allowed; the worker ends"

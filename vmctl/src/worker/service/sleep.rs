@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 /// The least time between two changes that are told: a guest changes its mind as often as it likes.
 const GAP: Duration = Duration::from_secs(1);
-/// How long after a guest woke up the power button is pressed: its driver ignores it until the guest's devices are back (Linux
-/// `drivers/acpi/button.c`).
+/// Time after a guest's wake-up at which the power button is pressed: the guest's driver ignores the button until the
+/// guest's devices are back (Linux `drivers/acpi/button.c`).
 const WAKING: Duration = Duration::from_secs(2);
 
 /// The daemon's knowledge of a guest's sleep.

@@ -57,7 +57,7 @@ pub struct Options {
     pub on_enospc: OnError,
     /// The policy after any other error of the image.
     pub on_error: OnError,
-    /// How long root may take for a request.
+    /// The time that root has for a request.
     pub io_timeout: Duration,
     /// The policy for a request that takes root longer.
     pub on_timeout: OnTimeout,
@@ -104,7 +104,7 @@ impl Monitor {
     }
 }
 
-/// Why a request is not carried out.
+/// Error: a request is not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
     Failed,

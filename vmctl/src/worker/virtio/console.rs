@@ -32,7 +32,7 @@ const PIECE: usize = 16 << 10;
 /// Typed bytes that are kept for the guest.
 const MAX_TYPED: usize = 4096;
 
-/// What goes through a console, between the threads of its queues and the device thread.
+/// Input and output of a console, between the threads of its queues and the device thread.
 #[derive(Debug)]
 pub struct Port {
     state: Mutex<State>,
@@ -133,7 +133,7 @@ impl Port {
         true
     }
 
-    /// As [`Self::put`], and waits for room. Returns false if `stop` was signalled before there was some.
+    /// Does the same as [`Self::put`], and waits for room. Returns false if `stop` was signalled before there was some.
     fn put_when_taken(&self, bytes: &[u8], stop: &Event) -> bool {
         loop {
             // Before the look for room, or the signal for it could be lost.

@@ -1,6 +1,6 @@
 //! A network card (virtio 1.2 §5.1), at the other end of whose cable is a tap device.
 //!
-//! Where root's kernel has vhost-net, the kernel serves the queues (`vhost`). Elsewhere a thread for each queue
+//! If root's kernel has vhost-net, the kernel serves the queues (`vhost`). Otherwise a thread for each queue
 //! does, which copies nothing: root's kernel reads frames from guest memory and writes them there
 //! (`transmit`, `receive`). What the guest's driver wants to change comes by the control queue
 //! (`control`), and most of it is a setting of the tap (`filter`).
@@ -67,7 +67,7 @@ const FEATURES: u64 = 1 << VIRTIO_NET_F_MAC
     | 1 << VIRTIO_NET_F_CTRL_MAC_ADDR
     | 1 << VIRTIO_NET_F_CTRL_GUEST_OFFLOADS
     | 1 << VIRTIO_NET_F_GUEST_ANNOUNCE;
-/// What the driver can take: features, and bits of the command that changes them.
+/// Offloads that the driver can take: features, and bits of the command that changes them.
 const GUEST_OFFLOADS: u64 =
     1 << VIRTIO_NET_F_GUEST_CSUM | GUEST_SEGMENTS | 1 << VIRTIO_NET_F_GUEST_ECN;
 /// Packets that are larger than the MTU.

@@ -74,7 +74,7 @@ impl QueueSetup {
 /// The work of the transport after a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Nothing.
+    /// No effect.
     None,
     /// Stop all queues. The reset is complete when their threads have ended.
     Reset,

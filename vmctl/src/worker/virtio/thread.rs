@@ -74,7 +74,7 @@ impl Drop for QueueThread {
         self.stop();
         if let Some(handle) = self.handle.take() {
             let ended = handle.join();
-            // Where a panic does not abort the process: in a test.
+            // In a test a panic does not abort the process.
             debug_assert!(ended.is_ok(), "the thread of a queue has panicked");
         }
     }

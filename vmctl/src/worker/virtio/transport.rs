@@ -445,7 +445,7 @@ fn queue(setup: &registers::QueueSetup, event_idx: bool) -> Option<Queue> {
     Some(queue)
 }
 
-/// Why a queue can't be served.
+/// Error: a queue can't be served.
 #[derive(Debug)]
 enum QueueError {
     /// An address of the queue is not aligned or not in memory.

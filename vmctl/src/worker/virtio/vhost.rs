@@ -264,7 +264,7 @@ impl Serve for Relay {
             }
             Err(_) => Err(FAILED),
         };
-        // It fails only if the queue was not served. When it returns, the kernel no longer uses the queue.
+        // This call fails only if the queue was not served. When it returns, the kernel does not use the queue any more.
         let _ = self.set_running(false);
         outcome
     }

@@ -1,6 +1,6 @@
 //! A socket device (virtio 1.2 §5.10): streams between programs in the guest and programs in VM 0.
 //!
-//! Where root's kernel is to serve it (`vhost`), guests and VM 0 have addresses of `vsock(7)`. Otherwise the worker
+//! If root's kernel serves the device (`vhost`), guests and VM 0 have addresses of `vsock(7)`. Otherwise the worker
 //! does, with Unix sockets in VM 0 as Firecracker has them: who connects to the VM's socket and writes
 //! `CONNECT 52` reaches port 52 of the guest, and the guest's connection to port 52 of CID 2 reaches the
 //! socket of that name with `_52` behind it. The worker's sandbox lets it make no connection, so the daemon makes

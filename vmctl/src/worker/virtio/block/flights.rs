@@ -45,7 +45,7 @@ pub(super) struct Late {
     pub(super) is_first: bool,
 }
 
-/// How a request ended.
+/// The end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ended {
     pub(super) was_late: bool,

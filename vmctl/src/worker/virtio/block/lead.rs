@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How often a deputy looks at its leader.
+/// Period at which a deputy looks at its leader.
 const TICK: Duration = Duration::from_millis(1);
 /// Bit of the leader's word: the leader is at work. The other bits count.
 const AT_WORK: u64 = 1;

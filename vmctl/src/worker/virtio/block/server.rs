@@ -53,13 +53,13 @@ struct Counters {
     errors: AtomicU64,
 }
 
-/// How an attempt to carry out a request without waiting went.
+/// The result of an attempt to carry out a request without waiting.
 enum Attempt {
     /// The request was carried out.
     Done(Result<usize, Refusal>),
-    /// It was not: the request will hardly wait, but nothing says so.
+    /// The request was not carried out. It will hardly wait, but nothing says so.
     Short,
-    /// It was not: the request has to wait.
+    /// The request was not carried out, because it has to wait.
     Long,
 }
 
@@ -84,7 +84,7 @@ struct Job {
     request: Arc<Request>,
 }
 
-/// What all threads of a queue borrow: where they work, their work, the crew, and the crew's work.
+/// Values that all threads of a queue borrow: the place of their work, the work, the crew, and the crew's work.
 struct Post<'scope, 'env, W> {
     scope: &'scope Scope<'scope, 'env>,
     work: &'scope Work<'env>,
@@ -491,7 +491,7 @@ impl Work<'_> {
                     self.attempt(&[id], |image| image.write_zeroes(range.offset, range.len))?;
                 }
             }
-            // It never waits.
+            // This request never waits.
             Operation::Serial { .. } => return Err(Refusal::Unsupported),
         }
         Ok(0)

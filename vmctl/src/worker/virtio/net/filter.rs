@@ -1,4 +1,4 @@
-//! Which frames the driver wants (virtio 1.2 §5.1.6.5.1 to §5.1.6.5.3). Root's kernel sorts them out before
+//! The frames that the driver wants (virtio 1.2 §5.1.6.5.1 to §5.1.6.5.3). Root's kernel sorts them out before
 //! they reach the queue, as far as it can: what it lets through the driver drops.
 
 use std::collections::BTreeSet;
@@ -30,7 +30,7 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// What a driver that accepted `features` wants before it says anything.
+    /// Returns the filter for a driver that has accepted `features` and has sent no command yet.
     pub(super) fn new(features: u64, mac: Mac) -> Self {
         let vlans = features & 1 << VIRTIO_NET_F_CTRL_VLAN != 0;
         Self {

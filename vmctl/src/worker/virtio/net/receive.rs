@@ -34,7 +34,7 @@ struct Stock {
     len: usize,
 }
 
-/// Why the thread has nothing to do.
+/// The reason for which the thread has nothing to do.
 enum Idle {
     /// No frame has come.
     NoFrame,

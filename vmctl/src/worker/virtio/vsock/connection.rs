@@ -20,7 +20,7 @@ pub(super) const BUFFER: u32 = 64 << 10;
 /// The guest hears of room when there is that much more than it knows.
 const UPDATE: u32 = BUFFER / 2;
 
-/// How far a connection has come.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// The guest asked for it, and the daemon connects. The number tells one request from another.
@@ -40,11 +40,11 @@ pub(super) struct Broken;
 /// The result of a read from the program in VM 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Read {
-    /// That many bytes.
+    /// So many bytes were read.
     Data(u32),
-    /// Nothing now.
+    /// There is nothing to read now.
     Nothing,
-    /// It will send no more.
+    /// The program has closed its direction.
     End,
 }
 
@@ -251,7 +251,7 @@ impl Connection {
     /// Has the program in VM 0 know what the guest will do no more, once it has all data.
     fn pass_shutdown_on(&self) {
         let Some(stream) = &self.stream else { return };
-        // It fails only if the program has closed its socket.
+        // This call fails only if the program has closed its socket.
         if self.guest_shutdown & SHUTDOWN_SEND != 0 && self.pending.is_empty() {
             let _ = stream.shutdown(Shutdown::Write);
         }

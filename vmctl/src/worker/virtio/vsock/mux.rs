@@ -24,7 +24,7 @@ const MAX_GREETINGS: usize = 64;
 const MAX_REPLIES: usize = 256;
 /// Connections that the daemon makes for the guest at once.
 const MAX_REQUESTS: usize = 16;
-/// How long a guest may take to close a socket whose other end is closed, as Linux has it
+/// The time in which a guest must close a socket whose other end is closed, as in Linux
 /// (`VSOCK_CLOSE_TIMEOUT`).
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(8);
 /// The first port of connections that programs in VM 0 ask for.
@@ -40,7 +40,7 @@ pub struct Mux {
     state: Mutex<State>,
     /// The thread of the receive queue has something to send or to wait for.
     changed: Event,
-    /// That thread has sent something.
+    /// The thread of the receive queue has sent something.
     sent: Event,
     /// Wakes the device thread.
     wake: Arc<Event>,
@@ -258,7 +258,7 @@ impl Mux {
         match greeting.read() {
             Ok(Some(port)) => state.ask(self.cid, port, greeting.stream),
             Ok(None) => state.greetings.insert(index, greeting),
-            // It goes.
+            // The connection is removed.
             Err(Broken) => {}
         }
     }
