@@ -31,7 +31,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::client::Client;
 use crate::daemon::{self, DaemonArgs};
 use crate::driver::{Device, DriverError};
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 use crate::platform;
 use crate::worker::{self, WorkerArgs};
 
@@ -202,13 +202,13 @@ struct DeviceArgs {
 
 impl DeviceArgs {
     fn open(&self) -> Result<Device, Failed> {
-        platform::open_driver(&self.device).map_err(|e| Failed::new(Exit::Platform, e))
+        platform::open_driver(&self.device).map_err(|e| Failed::new(ExitStatus::Platform, e))
     }
 }
 
 impl From<DriverError> for Failed {
     fn from(error: DriverError) -> Self {
-        Self::new(Exit::Platform, error.to_string())
+        Self::new(ExitStatus::Platform, error.to_string())
     }
 }
 
@@ -219,12 +219,12 @@ pub fn main() -> ExitCode {
     match args.as_slice() {
         [] => {
             output::note(help::overview().trim_end());
-            return Exit::Usage.into();
+            return ExitStatus::Usage.into();
         }
         [only] if only == "help" || only == "-h" => {
             let printed = output::text(&help::overview());
             return printed
-                .map_or_else(|failed| failed.exit, |()| Exit::Done)
+                .map_or_else(|failed| failed.exit, |()| ExitStatus::Done)
                 .into();
         }
         _ => {}
@@ -237,7 +237,7 @@ pub fn main() -> ExitCode {
         Err(e) => match help::usage_error(&e) {
             Some(line) => {
                 output::complain(&line);
-                return Exit::Usage.into();
+                return ExitStatus::Usage.into();
             }
             // Help is no error.
             None => e.exit(),
@@ -257,11 +257,11 @@ pub fn main() -> ExitCode {
 
 /// The commands, with the exit codes in the help.
 fn command() -> clap::Command {
-    let codes: String = Exit::ALL
+    let codes: String = ExitStatus::ALL
         .iter()
         .map(|(exit, meaning)| format!("  {:>2}  {meaning}\n", *exit as u8))
         .collect();
-    Cli::command().after_help(format!("Exit codes:\n{}", codes.trim_end()))
+    Cli::command().after_help(format!("ExitStatus codes:\n{}", codes.trim_end()))
 }
 
 impl Cli {
@@ -302,10 +302,10 @@ impl Cli {
             Command::Net(command) => net::run(command)?,
             Command::Events => show::events(connect()?)?,
             Command::Daemon(args) => daemon::main(&args, &self.runtime_dir)
-                .map_err(|e| Failed::new(Exit::Failed, format!("daemon: {e}")))?,
+                .map_err(|e| Failed::new(ExitStatus::Failed, format!("daemon: {e}")))?,
             Command::Worker(args) => return Ok(worker::main(&args)),
         }
-        Ok(Exit::Done.into())
+        Ok(ExitStatus::Done.into())
     }
 }
 
@@ -417,7 +417,7 @@ mod tests {
             let row = [format!("`{name}`"), format!("`{name} ")];
             assert!(row.iter().any(|row| manual.contains(row)), "{name}");
         }
-        for (exit, meaning) in Exit::ALL {
+        for (exit, meaning) in ExitStatus::ALL {
             let row = format!("| {} | {meaning} |\n", exit as u8);
             assert!(manual.contains(&row), "{row}");
         }

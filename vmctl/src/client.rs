@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use guest_proto::control::{Request, Response, Role, Until, VmInfo, VmStatus};
 
 use crate::daemon::socket_path;
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 use crate::progress::{self, Progress};
 use crate::wire::{Link, LinkError};
 
@@ -31,7 +31,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// [`Exit::NoDaemon`]: names the socket and how the daemon is started.
+    /// [`ExitStatus::NoDaemon`]: names the socket and how the daemon is started.
     pub fn connect(runtime_dir: &Path) -> Result<Self, Failed> {
         let path = socket_path(runtime_dir);
         let failed = |e: &io::Error| {
@@ -42,7 +42,7 @@ impl Client {
                 io::ErrorKind::PermissionDenied => "permission denied: run as root".to_owned(),
                 _ => e.to_string(),
             };
-            Failed::new(Exit::NoDaemon, format!("{}: {why}", path.display()))
+            Failed::new(ExitStatus::NoDaemon, format!("{}: {why}", path.display()))
         };
         let stream = UnixStream::connect(&path).map_err(|e| failed(&e))?;
         let link = Link::new(stream, Role::Cli, Role::Daemon).map_err(|e| failed(&e))?;
@@ -90,10 +90,10 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// The errors of [`Self::ask`], and [`Exit::TimedOut`] after `timeout`.
+    /// The errors of [`Self::ask`], and [`ExitStatus::TimedOut`] after `timeout`.
     pub fn finish(&mut self, name: &str, timeout: Option<Duration>) -> Result<VmStatus, Failed> {
         match self.outcome(timeout) {
-            Err(e) if e.exit == Exit::TimedOut => Err(self.too_late(name, timeout)),
+            Err(e) if e.exit == ExitStatus::TimedOut => Err(self.too_late(name, timeout)),
             other => other,
         }
     }
@@ -117,7 +117,7 @@ impl Client {
             Ok(VmInfo { status, .. }) => {
                 let VmStatus { state, reason, .. } = status;
                 let message = format!("{name}: still {state} after {seconds} s ({reason})");
-                Failed::new(Exit::TimedOut, message)
+                Failed::new(ExitStatus::TimedOut, message)
             }
             Err(e) => e,
         }
@@ -197,7 +197,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// The errors of [`Self::ask`], and [`Exit::TimedOut`] after `timeout`.
+    /// The errors of [`Self::ask`], and [`ExitStatus::TimedOut`] after `timeout`.
     pub fn device(
         &mut self,
         request: &Request,
@@ -209,7 +209,9 @@ impl Client {
         match self.receive(deadline(timeout)) {
             Ok(Response::Device(name)) => Ok(name),
             Ok(_) => Err(confused()),
-            Err(e) if e.exit == Exit::TimedOut => Err(Failed::new(Exit::TimedOut, late())),
+            Err(e) if e.exit == ExitStatus::TimedOut => {
+                Err(Failed::new(ExitStatus::TimedOut, late()))
+            }
             Err(e) => Err(e),
         }
     }
@@ -236,7 +238,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// The daemon is gone, or it is [`Exit::TimedOut`].
+    /// The daemon is gone, or it is [`ExitStatus::TimedOut`].
     pub fn event(&mut self, until: Option<Instant>) -> Result<VmStatus, Failed> {
         match self.receive(until)? {
             Response::Event(status) => Ok(status),
@@ -300,7 +302,7 @@ fn wait_for(name: &str, until: Until) -> Request {
 
 fn confused() -> Failed {
     Failed::new(
-        Exit::Failed,
+        ExitStatus::Failed,
         "the daemon answered something else".to_owned(),
     )
 }
@@ -308,9 +310,9 @@ fn confused() -> Failed {
 impl From<LinkError> for Failed {
     fn from(error: LinkError) -> Self {
         let exit = match error {
-            LinkError::TimedOut => Exit::TimedOut,
-            LinkError::Closed | LinkError::Wire(_) | LinkError::Io(_) => Exit::NoDaemon,
-            LinkError::Backlog => Exit::Failed,
+            LinkError::TimedOut => ExitStatus::TimedOut,
+            LinkError::Closed | LinkError::Wire(_) | LinkError::Io(_) => ExitStatus::NoDaemon,
+            LinkError::Backlog => ExitStatus::Failed,
         };
         Self::new(exit, format!("daemon: {error}"))
     }

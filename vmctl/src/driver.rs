@@ -1,6 +1,6 @@
 //! Safe binding of `/dev/microvisor`.
 //!
-//! [`Device`] is the device, [`Vm`] a partition's descriptor, [`Vcpu`] a virtual CPU's. A virtual
+//! [`Device`] is the device, [`Partition`] a partition's descriptor, [`Vcpu`] a virtual CPU's. A virtual
 //! CPU's shared page ([`page`]) is split by who may touch it: [`Vcpu`] has what is exchanged while
 //! the virtual CPU is stopped, [`page::Ring`] the posted writes, which arrive at any time. This module and
 //! its child hold all of `vmctl`'s unsafe code; nothing here knows what a device or a guest is.
@@ -153,7 +153,7 @@ impl Device {
     /// # Errors
     ///
     /// The driver's errno: ENOSPC when all ids are taken.
-    pub fn create_vm(&self, name: &str, flags: u64) -> Result<Vm, DriverError> {
+    pub fn create_partition(&self, name: &str, flags: u64) -> Result<Partition, DriverError> {
         let mut arg = CreateVm {
             flags,
             ..CreateVm::default()
@@ -166,20 +166,20 @@ impl Device {
         let fd = unsafe { ioctl(&self.0, NewFd::<CREATE_VM, _>(&mut arg)) }
             .map_err(failed("create partition"))?;
         let (id, token) = (arg.id, arg.token);
-        Ok(Vm { fd, id, token })
+        Ok(Partition { fd, id, token })
     }
 
-    /// Attaches to a partition that exists, by the token that [`Vm::token`] had when it was made.
+    /// Attaches to a partition that exists, by the token that [`Partition::token`] had when it was made.
     ///
     /// # Errors
     ///
     /// ENOENT: no such partition; EPERM: another token; EBUSY: another process is attached.
-    pub fn attach_vm(&self, id: u64, token: u64) -> Result<Vm, DriverError> {
+    pub fn attach_partition(&self, id: u64, token: u64) -> Result<Partition, DriverError> {
         let mut arg = AttachVm { id, token };
         // SAFETY: DEV_ATTACH_VM reads an `AttachVm` and returns a new descriptor.
         let fd = unsafe { ioctl(&self.0, NewFd::<ATTACH_VM, _>(&mut arg)) }
             .map_err(failed("attach to partition"))?;
-        Ok(Vm { fd, id, token })
+        Ok(Partition { fd, id, token })
     }
 
     /// Ends a partition and gives everything back.
@@ -187,7 +187,7 @@ impl Device {
     /// # Errors
     ///
     /// ENOENT: no such partition; EBUSY: another living process is attached.
-    pub fn destroy_vm(&self, id: u64) -> Result<(), DriverError> {
+    pub fn destroy_partition(&self, id: u64) -> Result<(), DriverError> {
         by_value::<{ opcode(number::DEV_DESTROY_VM) }>(&self.0, id)
             .map(drop)
             .map_err(failed("destroy partition"))
@@ -198,7 +198,7 @@ impl Device {
     /// # Errors
     ///
     /// The driver's errno.
-    pub fn list_vms(&self) -> Result<Vec<u64>, DriverError> {
+    pub fn list_partitions(&self) -> Result<Vec<u64>, DriverError> {
         let mut list = Box::<VmList>::default();
         update::<{ opcode(number::DEV_LIST_VMS) }, _>(&self.0, &mut *list)
             .map_err(failed("list partitions"))?;
@@ -211,7 +211,7 @@ impl Device {
     /// # Errors
     ///
     /// ENOENT: no such partition.
-    pub fn vm_info(&self, id: u64) -> Result<VmInfo, DriverError> {
+    pub fn partition_info(&self, id: u64) -> Result<VmInfo, DriverError> {
         let mut info = VmInfo {
             id,
             ..VmInfo::default()
@@ -304,19 +304,19 @@ unsafe impl<const OPCODE: Opcode, T> Ioctl for NewFd<'_, OPCODE, T> {
 
 /// A partition's descriptor. The partition outlives it.
 #[derive(Debug)]
-pub struct Vm {
+pub struct Partition {
     fd: OwnedFd,
     id: u64,
     token: u64,
 }
 
-impl AsFd for Vm {
+impl AsFd for Partition {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl Vm {
+impl Partition {
     /// The partition's id.
     pub fn id(&self) -> u64 {
         self.id
@@ -482,7 +482,7 @@ impl Vm {
         self.bind_eoi(eventfd.as_raw_fd())
     }
 
-    /// Unbinds the eventfd of [`Vm::eoi_eventfd`].
+    /// Unbinds the eventfd of [`Partition::eoi_eventfd`].
     ///
     /// # Errors
     ///

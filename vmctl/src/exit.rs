@@ -1,4 +1,4 @@
-//! Exit codes, and failures that carry one.
+//! Exit statuses, and failures that carry one.
 
 use std::fmt;
 use std::io;
@@ -9,7 +9,7 @@ use guest_proto::control::{Failure, FailureKind};
 /// The exit status of `vmctl`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Exit {
+pub enum ExitStatus {
     /// Done.
     Done = 0,
     /// Something that has no code of its own.
@@ -34,7 +34,7 @@ pub enum Exit {
     Ended = 10,
 }
 
-impl Exit {
+impl ExitStatus {
     /// Every code with what it means.
     pub const ALL: [(Self, &str); 11] = [
         (Self::Done, "done"),
@@ -66,8 +66,8 @@ impl Exit {
     ];
 }
 
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
+impl From<ExitStatus> for ExitCode {
+    fn from(exit: ExitStatus) -> Self {
         Self::from(exit as u8)
     }
 }
@@ -76,14 +76,14 @@ impl From<Exit> for ExitCode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failed {
     /// The code.
-    pub exit: Exit,
+    pub exit: ExitStatus,
     /// One line; none if whoever reads has gone.
     pub message: Option<String>,
 }
 
 impl Failed {
     /// A failure with a line.
-    pub fn new(exit: Exit, message: impl fmt::Display) -> Self {
+    pub fn new(exit: ExitStatus, message: impl fmt::Display) -> Self {
         Self {
             exit,
             message: Some(message.to_string()),
@@ -102,13 +102,13 @@ impl std::error::Error for Failed {}
 impl From<Failure> for Failed {
     fn from(failure: Failure) -> Self {
         let exit = match failure.kind {
-            FailureKind::Config => Exit::Config,
-            FailureKind::NotFound => Exit::NotFound,
-            FailureKind::State => Exit::State,
-            FailureKind::Resources => Exit::Resources,
-            FailureKind::Platform => Exit::Platform,
-            FailureKind::Ended => Exit::Ended,
-            FailureKind::Internal => Exit::Failed,
+            FailureKind::Config => ExitStatus::Config,
+            FailureKind::NotFound => ExitStatus::NotFound,
+            FailureKind::State => ExitStatus::State,
+            FailureKind::Resources => ExitStatus::Resources,
+            FailureKind::Platform => ExitStatus::Platform,
+            FailureKind::Ended => ExitStatus::Ended,
+            FailureKind::Internal => ExitStatus::Failed,
         };
         Self::new(exit, failure.message)
     }
@@ -119,7 +119,7 @@ impl From<Failure> for Failed {
 impl From<io::Error> for Failed {
     fn from(error: io::Error) -> Self {
         Self {
-            exit: Exit::Failed,
+            exit: ExitStatus::Failed,
             message: (error.kind() != io::ErrorKind::BrokenPipe).then(|| error.to_string()),
         }
     }
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn the_table_is_in_order() {
-        for (code, (exit, meaning)) in Exit::ALL.iter().enumerate() {
+        for (code, (exit, meaning)) in ExitStatus::ALL.iter().enumerate() {
             assert_eq!(*exit as usize, code);
             assert!(!meaning.is_empty());
         }
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn a_reader_that_left_is_told_nothing() {
         let quiet = Failed::from(io::Error::from(io::ErrorKind::BrokenPipe));
-        assert_eq!((quiet.exit, quiet.message), (Exit::Failed, None));
+        assert_eq!((quiet.exit, quiet.message), (ExitStatus::Failed, None));
         assert!(Failed::from(io::Error::other("x")).message.is_some());
     }
 }

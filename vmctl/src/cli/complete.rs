@@ -12,7 +12,7 @@ use clap_complete::{ArgValueCandidates, CompletionCandidate};
 
 use super::output;
 use crate::client::Client;
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 
 /// Shells whose scripts there are.
 const SHELLS: [&str; 3] = ["bash", "fish", "zsh"];
@@ -54,7 +54,7 @@ pub(super) fn completions(args: &CompletionsArgs) -> Result<(), Failed> {
 pub(super) fn man(args: &ManArgs) -> Result<(), Failed> {
     let in_directory = |e: io::Error| {
         let message = format!("{}: {e}", args.directory.display());
-        Failed::new(Exit::Failed, message)
+        Failed::new(ExitStatus::Failed, message)
     };
     clap_mangen::generate_to(super::command(), &args.directory).map_err(in_directory)
 }

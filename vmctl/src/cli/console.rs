@@ -13,7 +13,7 @@ use super::output;
 use crate::client::Client;
 use crate::console::attach::{Left, RawTerminal, attach};
 use crate::console::hub::MAX_CLIENTS;
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 
 /// The time in which a worker that has closed its console must exit.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -39,14 +39,14 @@ impl Session {
                 "{}: it has no console now; \"vmctl start {name}\", or \"vmctl logs {name}\"",
                 describe(&info.status)
             );
-            return Err(Failed::new(Exit::State, message));
+            return Err(Failed::new(ExitStatus::State, message));
         }
         Self::of(info)
     }
 
     fn of(info: VmInfo) -> Result<Self, Failed> {
         let stream = UnixStream::connect(&info.console)
-            .map_err(|e| Failed::new(Exit::Failed, format!("{}: {e}", info.console)))?;
+            .map_err(|e| Failed::new(ExitStatus::Failed, format!("{}: {e}", info.console)))?;
         Ok(Self {
             name: info.status.name,
             worker: info.worker,
@@ -94,7 +94,7 @@ pub(super) fn follow(mut session: Session, client: &Client) -> Result<(), Failed
             let message = format!(
                 "{name}: {MAX_CLIENTS} users are attached to its console, and no more can be; \"vmctl logs {name} -f\" shows it"
             );
-            return Err(Failed::new(Exit::State, message));
+            return Err(Failed::new(ExitStatus::State, message));
         }
         match next_life(&name, session.worker, client)? {
             Life::Over(status) => {
@@ -134,9 +134,9 @@ fn next_life(name: &str, worker: Option<u32>, client: &Client) -> Result<Life, F
         }
         match events.event(Some(until)) {
             Ok(_) => {}
-            Err(e) if e.exit == Exit::TimedOut => {
+            Err(e) if e.exit == ExitStatus::TimedOut => {
                 let message = format!("{name}: its console was closed, but it goes on");
-                return Err(Failed::new(Exit::Failed, message));
+                return Err(Failed::new(ExitStatus::Failed, message));
             }
             Err(e) => return Err(e),
         }

@@ -8,7 +8,7 @@ use clap::Subcommand;
 use super::output::{self, Colour, Column, FormatArgs, Style, Table};
 use crate::config::{format_size, parse_size};
 use crate::disk::{self, Backing, BackingDirs, DiskError, Format, Layer, Problem, Usage};
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct DiskArgs {
@@ -120,9 +120,9 @@ pub(super) fn run(args: &DiskArgs) -> Result<(), Failed> {
 impl From<DiskError> for Failed {
     fn from(error: DiskError) -> Self {
         let exit = match error.problem {
-            Problem::Wrong => Exit::Config,
-            Problem::InUse | Problem::Exists => Exit::State,
-            Problem::Io => Exit::Failed,
+            Problem::Wrong => ExitStatus::Config,
+            Problem::InUse | Problem::Exists => ExitStatus::State,
+            Problem::Io => ExitStatus::Failed,
         };
         Self::new(exit, error.to_string())
     }
@@ -271,8 +271,8 @@ mod tests {
         run_line(&[say("resize"), &b, say("2M")]).unwrap();
         run_line(&[say("info"), &b, say("--format"), say("json")]).unwrap();
         let exit = |line: &[&Path]| run_line(line).unwrap_err().exit;
-        assert_eq!(exit(&[say("create"), &a, say("1M")]), Exit::State);
-        assert_eq!(exit(&[say("resize"), &b, say("1M")]), Exit::Config);
+        assert_eq!(exit(&[say("create"), &a, say("1M")]), ExitStatus::State);
+        assert_eq!(exit(&[say("resize"), &b, say("1M")]), ExitStatus::Config);
         let layers = disk::info(&b, Format::Qcow2).unwrap();
         assert_eq!(layers[0].virtual_size, 2 << 20);
         assert_eq!(layers[1].file, a);
@@ -297,7 +297,7 @@ mod tests {
         std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 4], 4).unwrap();
         run_line(&[say("info"), &raw]).unwrap();
         let as_qcow2 = [say("info"), &raw, say("--image-format"), say("qcow2")];
-        assert_eq!(run_line(&as_qcow2).unwrap_err().exit, Exit::Config);
+        assert_eq!(run_line(&as_qcow2).unwrap_err().exit, ExitStatus::Config);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table};
 use crate::client::Client;
 use crate::config::format_size;
 use crate::driver::DriverError;
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 use crate::platform::{self, Abi, Hypervisor, PlatformError};
 
 #[derive(Debug, clap::Args)]
@@ -45,11 +45,11 @@ struct Check {
     detail: String,
     /// The exit status of `vmctl doctor` if it is missing.
     #[serde(skip)]
-    exit: Exit,
+    exit: ExitStatus,
 }
 
 impl Check {
-    fn new(check: &str, answer: Result<String, impl fmt::Display>, exit: Exit) -> Self {
+    fn new(check: &str, answer: Result<String, impl fmt::Display>, exit: ExitStatus) -> Self {
         let (outcome, detail) = match answer {
             Ok(detail) => (Outcome::Ok, detail),
             Err(error) => (Outcome::Missing, error.to_string()),
@@ -69,22 +69,26 @@ pub(super) fn run(args: &DoctorArgs, runtime_dir: &Path) -> Result<ExitCode, Fai
     checks.push(Check::new(
         "driver",
         driver(&args.device.device),
-        Exit::Platform,
+        ExitStatus::Platform,
     ));
-    checks.push(Check::new("daemon", daemon(runtime_dir), Exit::NoDaemon));
+    checks.push(Check::new(
+        "daemon",
+        daemon(runtime_dir),
+        ExitStatus::NoDaemon,
+    ));
     match args.format.format {
         Format::Json => output::json(&checks)?,
         Format::Table => output::text(&table(&checks).render(Style::of_stdout()))?,
     }
-    Ok(verdict(&checks).into())
+    Ok(exit_status(&checks).into())
 }
 
 /// The first thing that is missing decides.
-fn verdict(checks: &[Check]) -> Exit {
+fn exit_status(checks: &[Check]) -> ExitStatus {
     checks
         .iter()
         .find(|check| check.outcome == Outcome::Missing)
-        .map_or(Exit::Done, |check| check.exit)
+        .map_or(ExitStatus::Done, |check| check.exit)
 }
 
 fn table(checks: &[Check]) -> Table {
@@ -117,12 +121,12 @@ fn machine(hypervisor: &Hypervisor) -> Vec<Check> {
     };
     let present = hypervisor.check().map(|()| "present".to_owned());
     let mut checks = vec![
-        Check::new("cpu", cpu, Exit::Platform),
-        Check::new("microvisor", present, Exit::Platform),
+        Check::new("cpu", cpu, ExitStatus::Platform),
+        Check::new("microvisor", present, ExitStatus::Platform),
     ];
     if let Hypervisor::Microvisor { abi, features, .. } = hypervisor {
         let version = Abi(*abi).check().map(|()| Abi(*abi).to_string());
-        checks.push(Check::new("microvisor abi", version, Exit::Platform));
+        checks.push(Check::new("microvisor abi", version, ExitStatus::Platform));
         checks.extend(feature_checks(*features));
     }
     checks
@@ -174,7 +178,7 @@ fn feature_checks(features: Features) -> Vec<Check> {
             let mut check = Check::new(
                 &format!("feature {name}"),
                 Ok::<_, NoDriver>(gain.to_owned()),
-                Exit::Platform,
+                ExitStatus::Platform,
             );
             if !present && bit == Features::NESTED_PAGING {
                 check.outcome = Outcome::Missing;
@@ -242,15 +246,22 @@ mod tests {
     #[test]
     fn only_what_is_needed_makes_it_fail() {
         let checks = feature_checks(Features::NESTED_PAGING);
-        assert_eq!(verdict(&checks), Exit::Done);
+        assert_eq!(exit_status(&checks), ExitStatus::Done);
         assert!(checks.iter().any(|c| c.outcome == Outcome::Absent));
-        assert_eq!(verdict(&feature_checks(Features::empty())), Exit::Platform);
+        assert_eq!(
+            exit_status(&feature_checks(Features::empty())),
+            ExitStatus::Platform
+        );
         assert_eq!(
             Features::LAYOUT.variants.len(),
             feature_checks(Features::empty()).len()
         );
-        let no_daemon = Check::new("daemon", Err("not running".to_owned()), Exit::NoDaemon);
-        assert_eq!(verdict(&[no_daemon]), Exit::NoDaemon);
+        let no_daemon = Check::new(
+            "daemon",
+            Err("not running".to_owned()),
+            ExitStatus::NoDaemon,
+        );
+        assert_eq!(exit_status(&[no_daemon]), ExitStatus::NoDaemon);
     }
 
     #[test]

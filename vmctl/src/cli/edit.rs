@@ -12,7 +12,7 @@ use super::output;
 use crate::client::Client;
 use crate::config::VmConfig;
 use crate::daemon;
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct EditArgs {
@@ -29,16 +29,20 @@ pub(super) fn run(args: &EditArgs, mut client: Client) -> Result<(), Failed> {
             "{}: \"vmctl stop {name}\" first",
             super::lifecycle::describe(&status)
         );
-        return Err(Failed::new(Exit::State, message));
+        return Err(Failed::new(ExitStatus::State, message));
     }
     let Response::Daemon(daemon) = client.ask(&Request::Ping)? else {
-        return Err(Failed::new(Exit::Failed, "daemon: no answer".to_owned()));
+        return Err(Failed::new(
+            ExitStatus::Failed,
+            "daemon: no answer".to_owned(),
+        ));
     };
     // The file itself: what can't be read as a configuration is there to be mended.
     let stored = daemon::definition_of(Path::new(&daemon.state_dir), name);
-    let in_stored = |e: io::Error| Failed::new(Exit::Failed, format!("{}: {e}", stored.display()));
+    let in_stored =
+        |e: io::Error| Failed::new(ExitStatus::Failed, format!("{}: {e}", stored.display()));
     let old = fs::read_to_string(&stored).map_err(in_stored)?;
-    let in_draft = |e: io::Error| Failed::new(Exit::Failed, format!("temporary file: {e}"));
+    let in_draft = |e: io::Error| Failed::new(ExitStatus::Failed, format!("temporary file: {e}"));
     let mut draft = tempfile::Builder::new()
         .prefix(&format!("vmctl-{name}-"))
         .suffix(".toml")
@@ -53,14 +57,14 @@ pub(super) fn run(args: &EditArgs, mut client: Client) -> Result<(), Failed> {
         }
         match change(name, &text, &mut client) {
             Ok(()) => return output::done(&format!("{name}: changed")),
-            Err(e) if e.exit == Exit::Config && asks_again(&e)? => {}
+            Err(e) if e.exit == ExitStatus::Config && asks_again(&e)? => {}
             Err(e) => return Err(e),
         }
     }
 }
 
 fn change(name: &str, text: &str, client: &mut Client) -> Result<(), Failed> {
-    let wrong = |e: String| Failed::new(Exit::Config, e);
+    let wrong = |e: String| Failed::new(ExitStatus::Config, e);
     let config = VmConfig::parse(name, text).map_err(|e| wrong(e.to_string()))?;
     if config.name != name {
         let message = format!(
@@ -100,7 +104,7 @@ fn edit(path: &Path) -> Result<(), Failed> {
     let failed = |what: String| {
         let editor = editor.display();
         Failed::new(
-            Exit::Failed,
+            ExitStatus::Failed,
             format!("editor {editor}: {what}; nothing was changed"),
         )
     };

@@ -6,7 +6,7 @@ use clap::Subcommand;
 
 use super::output;
 use crate::config::{format_size, parse_size};
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 use crate::image::{self, Debian, ImageError};
 
 #[derive(Debug, clap::Args)]
@@ -77,10 +77,12 @@ pub(super) fn run(args: &ImageArgs) -> Result<(), Failed> {
 impl From<ImageError> for Failed {
     fn from(error: ImageError) -> Self {
         let exit = match error {
-            ImageError::Wrong(_) => Exit::Config,
-            ImageError::Exists(_) => Exit::State,
+            ImageError::Wrong(_) => ExitStatus::Config,
+            ImageError::Exists(_) => ExitStatus::State,
             ImageError::Disk(error) => return error.into(),
-            ImageError::Missing(_) | ImageError::Program(..) | ImageError::Io(..) => Exit::Failed,
+            ImageError::Missing(_) | ImageError::Program(..) | ImageError::Io(..) => {
+                ExitStatus::Failed
+            }
         };
         Self::new(exit, error.to_string())
     }

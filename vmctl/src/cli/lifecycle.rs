@@ -12,7 +12,7 @@ use super::{complete, console, output};
 use crate::client::Client;
 use crate::config::{Loaded, VmConfig, parse_duration};
 use crate::disk::Chain;
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 use crate::worker::loader::{Initrd, Kernel};
 
 /// The time in which a worker must hold or release its virtual CPUs.
@@ -186,7 +186,7 @@ fn load(args: &CreateArgs) -> Result<Loaded, Failed> {
 }
 
 fn wrong(what: &dyn Display) -> Failed {
-    Failed::new(Exit::Config, what.to_string())
+    Failed::new(ExitStatus::Config, what.to_string())
 }
 
 /// Defines a VM.
@@ -223,7 +223,7 @@ pub(super) fn run(args: &RunArgs, mut client: Client) -> Result<(), Failed> {
             let started = start_attached(name, &mut client)?;
             return follow(started, &client);
         }
-        Err(e) if e.exit == Exit::NotFound => {}
+        Err(e) if e.exit == ExitStatus::NotFound => {}
         Err(e) => return Err(e),
     }
     define(&loaded, &mut client)?;
@@ -268,7 +268,7 @@ fn check_same(info: &VmInfo, wanted: &VmConfig) -> Result<(), Failed> {
         "{name} is defined already, and otherwise: {}; choose another --name, or \"vmctl edit {name}\", or \"vmctl delete {name}\"",
         differing.join("; ")
     );
-    Err(Failed::new(Exit::State, message))
+    Err(Failed::new(ExitStatus::State, message))
 }
 
 fn follow(started: Started, client: &Client) -> Result<(), Failed> {
@@ -359,7 +359,9 @@ fn stop_or_kill(name: &str, timeout: Duration, client: Client) -> Result<VmStatu
     let request = stop_request(name, false);
     match press_until(&request, name, Until::Ended, Some(timeout), client) {
         // A guest that can't see the power button now will not do so later.
-        Err(e) if matches!(e.exit, Exit::TimedOut | Exit::State) => end_now(name, again),
+        Err(e) if matches!(e.exit, ExitStatus::TimedOut | ExitStatus::State) => {
+            end_now(name, again)
+        }
         other => other,
     }
 }
@@ -381,16 +383,16 @@ fn press_until(
         let is_last = left.is_some_and(|left| left <= gap);
         let wait = left.map_or(gap, |left| left.min(gap));
         match client.outcome(Some(wait)) {
-            Err(e) if e.exit == Exit::TimedOut && is_last => {
+            Err(e) if e.exit == ExitStatus::TimedOut && is_last => {
                 return Err(client.too_late(name, timeout));
             }
-            Err(e) if e.exit == Exit::TimedOut => {}
+            Err(e) if e.exit == ExitStatus::TimedOut => {}
             other => return other,
         }
         gap = (gap * 2).min(LONGEST_GAP);
         match client.again()?.ask(request) {
             // The VM is paused now, for example, and goes on later.
-            Err(e) if e.exit == Exit::State => {}
+            Err(e) if e.exit == ExitStatus::State => {}
             other => drop(other?),
         }
     }
@@ -510,7 +512,7 @@ pub(super) fn asked(status: &VmStatus) -> Option<String> {
 /// A crash is a failure.
 pub(super) fn check_end(status: &VmStatus) -> Result<(), Failed> {
     if status.state == VmState::Crashed {
-        return Err(Failed::new(Exit::Ended, describe(status)));
+        return Err(Failed::new(ExitStatus::Ended, describe(status)));
     }
     Ok(())
 }
@@ -518,7 +520,7 @@ pub(super) fn check_end(status: &VmStatus) -> Result<(), Failed> {
 /// Any state but the one that was waited for is a failure.
 fn expect(status: &VmStatus, wanted: VmState) -> Result<(), Failed> {
     if status.state != wanted {
-        return Err(Failed::new(Exit::Ended, describe(status)));
+        return Err(Failed::new(ExitStatus::Ended, describe(status)));
     }
     Ok(())
 }

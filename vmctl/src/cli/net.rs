@@ -5,7 +5,7 @@ use std::str::FromStr;
 use clap::Subcommand;
 
 use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table, list, plain};
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 use crate::net::{
     self, AddressError, Cidr, Cidr6, Mode, NetError, Network, Overlay, Port, Range, Spec,
 };
@@ -119,7 +119,7 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
         None => Overlay::new(vni, &args.peer),
     });
     let overlay = overlay.transpose();
-    let overlay = overlay.map_err(|e| Failed::new(Exit::Usage, e.to_string()))?;
+    let overlay = overlay.map_err(|e| Failed::new(ExitStatus::Usage, e.to_string()))?;
     let mode = if args.nat { Mode::Nat } else { Mode::Isolated };
     let spec = Spec {
         name,
@@ -141,7 +141,7 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
 /// Reads the value of an option, if there is one.
 fn parsed<T: FromStr<Err = AddressError>>(text: Option<String>) -> Result<Option<T>, Failed> {
     let value = text.map(|text| text.parse()).transpose();
-    value.map_err(|e: AddressError| Failed::new(Exit::Usage, e.to_string()))
+    value.map_err(|e: AddressError| Failed::new(ExitStatus::Usage, e.to_string()))
 }
 
 fn mtu(text: &str) -> Result<u16, String> {
@@ -262,10 +262,10 @@ fn amount(bytes: u64) -> String {
 impl From<NetError> for Failed {
     fn from(error: NetError) -> Self {
         let exit = match error {
-            NetError::Invalid(_) => Exit::Usage,
-            NetError::NotFound(_) => Exit::NotFound,
-            NetError::Conflict(_) => Exit::State,
-            NetError::Kernel(_) => Exit::Failed,
+            NetError::Invalid(_) => ExitStatus::Usage,
+            NetError::NotFound(_) => ExitStatus::NotFound,
+            NetError::Conflict(_) => ExitStatus::State,
+            NetError::Kernel(_) => ExitStatus::Failed,
         };
         Self::new(exit, error.to_string())
     }

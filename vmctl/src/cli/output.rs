@@ -8,7 +8,7 @@ use serde::Serialize;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 
 /// The format of a listing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -42,7 +42,7 @@ pub(super) fn unwritten(error: io::Error) -> Failed {
     match error.kind() {
         io::ErrorKind::BrokenPipe => error.into(),
         _ => Failed::new(
-            Exit::Failed,
+            ExitStatus::Failed,
             format!("standard output can't be written: {error}"),
         ),
     }
@@ -63,7 +63,7 @@ pub(super) fn done(line: &str) -> Result<(), Failed> {
     match writeln!(io::stdout(), "{line}") {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
             let message = format!("{line}; but standard output can't be written: {e}");
-            Err(Failed::new(Exit::Failed, message))
+            Err(Failed::new(ExitStatus::Failed, message))
         }
         _ => Ok(()),
     }
@@ -81,7 +81,7 @@ pub(super) fn end_with_reader() -> io::Result<()> {
             match poll(&mut fds, None) {
                 Err(Errno::INTR) => {}
                 Err(_) => return,
-                Ok(_) => std::process::exit(Exit::Failed as i32),
+                Ok(_) => std::process::exit(ExitStatus::Failed as i32),
             }
         }
     };

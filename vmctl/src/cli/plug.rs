@@ -10,7 +10,7 @@ use super::complete;
 use super::output;
 use crate::client::Client;
 use crate::config::{ConfigError, DeviceConfig, DiskConfig, NicConfig, parse_duration};
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 
 /// Timeout of attaching and detaching, unless the user gives another one.
 const TIMEOUT: &str = "30s";
@@ -91,7 +91,7 @@ pub(super) struct SetArgs {
 }
 
 pub(super) fn attach(args: &AttachArgs, mut client: Client) -> Result<(), Failed> {
-    let wrong = |e: ConfigError| Failed::new(Exit::Config, e.to_string());
+    let wrong = |e: ConfigError| Failed::new(ExitStatus::Config, e.to_string());
     let (device, what, timeout) = match &args.device {
         Device::Disk(disk) => (
             DeviceConfig::Disk(disk.config().map_err(wrong)?),

@@ -16,7 +16,7 @@ use crate::client::Client;
 use crate::config::{NicConfig, VmConfig, check_name, format_size};
 use crate::console::log::Reader;
 use crate::daemon;
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 use crate::net::{self, Place, Station};
 
 #[derive(Debug, clap::Args)]
@@ -163,7 +163,7 @@ pub(super) fn info(args: &InfoArgs, mut client: Client) -> Result<(), Failed> {
     let info = client.info(&args.name)?;
     let parse = |text: &String| VmConfig::parse(&args.name, text);
     let config = info.config.as_ref().map(parse).transpose();
-    let config = config.map_err(|e| Failed::new(Exit::Config, e.to_string()))?;
+    let config = config.map_err(|e| Failed::new(ExitStatus::Config, e.to_string()))?;
     // Without the driver there is no partition that has exits.
     let device = args.device.open().ok();
     let exits = device
@@ -350,7 +350,7 @@ impl Logs {
                 console: info.console_log,
                 worker: info.worker_log,
             }),
-            Err(e) if e.exit == Exit::NoDaemon && check_name(&args.name).is_ok() => {
+            Err(e) if e.exit == ExitStatus::NoDaemon && check_name(&args.name).is_ok() => {
                 let (dir, console, worker) = daemon::logs_of(&args.state_dir, &args.name);
                 match dir.try_exists() {
                     Ok(true) => Ok(Self {
@@ -390,14 +390,14 @@ pub(super) fn logs(args: &LogsArgs, client: Result<Client, Failed>) -> Result<()
     match reader.follow(&mut out) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let message = format!("{}: it was deleted", args.name);
-            Err(Failed::new(Exit::NotFound, message))
+            Err(Failed::new(ExitStatus::NotFound, message))
         }
         other => other.map_err(failed),
     }
 }
 
 fn unreadable(path: &str, error: &io::Error) -> Failed {
-    Failed::new(Exit::Failed, format!("{path}: {error}"))
+    Failed::new(ExitStatus::Failed, format!("{path}: {error}"))
 }
 
 /// `vmctl events`: for ever.

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use crate::client::Client;
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 use crate::net;
 
 #[derive(Debug, clap::Args)]
@@ -39,7 +39,7 @@ pub(super) fn run(args: &SshArgs, mut client: Client) -> Result<(), Failed> {
             "{name}: no address is known ({}): a NIC has one by \"address\", or in a network made with --dhcp",
             info.status.state
         );
-        return Err(Failed::new(Exit::State, message));
+        return Err(Failed::new(ExitStatus::State, message));
     };
     let mut ssh = Command::new("ssh");
     // The host's key is the VM's, whatever address it has.
@@ -60,7 +60,7 @@ pub(super) fn run(args: &SshArgs, mut client: Client) -> Result<(), Failed> {
         }
         _ => format!("ssh: {error}"),
     };
-    Err(Failed::new(Exit::Failed, message))
+    Err(Failed::new(ExitStatus::Failed, message))
 }
 
 /// The address that is most likely reached: of IPv4, else the first.

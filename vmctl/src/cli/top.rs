@@ -17,7 +17,7 @@ use super::DeviceArgs;
 use super::output::{self, Colour, Column, Format, FormatArgs, Style, Table};
 use crate::config::{BadDuration, parse_duration};
 use crate::driver::Device;
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 use rates::{KINDS, Rates, compare};
 use sample::Sample;
 
@@ -64,7 +64,7 @@ struct Report<'a> {
 
 pub(super) fn run(args: &TopArgs) -> Result<(), Failed> {
     let device = args.device.open()?;
-    let take = || Sample::take(&device).map_err(|e| Failed::new(Exit::Platform, e));
+    let take = || Sample::take(&device).map_err(|e| Failed::new(ExitStatus::Platform, e));
     let json = args.format.format == Format::Json;
     let stdout = io::IsTerminal::is_terminal(&io::stdout());
     if !args.batch && !json && stdout && args.count.is_none() {
@@ -104,7 +104,7 @@ pub(super) struct Exits {
 
 /// Returns the exits of a partition since it was made, by kind; nothing if it is gone.
 pub(super) fn exits(device: &Device, id: u64) -> Vec<Exits> {
-    let vcpus = device.vm_info(id).map_or(0, |info| info.vcpus);
+    let vcpus = device.partition_info(id).map_or(0, |info| info.vcpus);
     let counters = sample::counters(device, id, vcpus);
     let kinds = KINDS.iter().map(|kind| Exits {
         name: kind.name(),
@@ -115,7 +115,7 @@ pub(super) fn exits(device: &Device, id: u64) -> Vec<Exits> {
 }
 
 fn live(device: &Device, interval: Duration) -> Result<(), Failed> {
-    let take = || Sample::take(device).map_err(|e| Failed::new(Exit::Platform, e));
+    let take = || Sample::take(device).map_err(|e| Failed::new(ExitStatus::Platform, e));
     let mut before = take()?;
     let mut seen = [false; KINDS.len()];
     let mut screen = screen::Screen::enter()?;

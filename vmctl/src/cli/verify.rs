@@ -4,7 +4,7 @@ use guest_proto::hypercall::{FrameOwner, VerifyDifference, VerifyReport, verify_
 use guest_proto::limits::ROOT_PARTITION;
 
 use super::{DeviceArgs, output};
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct VerifyArgs {
@@ -19,7 +19,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Failed> {
         let found;
         (found, position) = device.verify(position)?;
         if found.difference != 0 {
-            return Err(Failed::new(Exit::Failed, describe(&found)));
+            return Err(Failed::new(ExitStatus::Failed, describe(&found)));
         }
         frames += found.frames;
         pages += found.pages;

@@ -17,7 +17,7 @@ use super::lifecycle;
 use crate::client::Client;
 use crate::config::VmConfig;
 use crate::daemon;
-use crate::exit::{Exit, Failed};
+use crate::exit::{ExitStatus, Failed};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct VsockArgs {
@@ -36,7 +36,7 @@ pub(super) fn run(args: &VsockArgs, runtime_dir: &Path) -> Result<(), Failed> {
         Some(cid) => {
             let number = cid.parse().map_err(|_| {
                 let message = format!("cid:{}: expected a number", cid.escape_default());
-                Failed::new(Exit::Usage, message)
+                Failed::new(ExitStatus::Usage, message)
             })?;
             by_address(number, args)?
         }
@@ -44,10 +44,10 @@ pub(super) fn run(args: &VsockArgs, runtime_dir: &Path) -> Result<(), Failed> {
             let info = Client::connect(runtime_dir)?.info(&args.target)?;
             let Some(config) = &info.config else {
                 let status = lifecycle::describe(&info.status);
-                return Err(Failed::new(Exit::Config, status));
+                return Err(Failed::new(ExitStatus::Config, status));
             };
             let config = VmConfig::parse(&args.target, config);
-            let config = config.map_err(|e| Failed::new(Exit::Config, e.to_string()))?;
+            let config = config.map_err(|e| Failed::new(ExitStatus::Config, e.to_string()))?;
             match config.vsock.filter(|vsock| !vsock.has_unix_socket()) {
                 Some(vsock) => by_address(vsock.cid(), args)?,
                 None => by_socket(&info, args)?,
@@ -62,11 +62,12 @@ fn by_socket(info: &VmInfo, args: &VsockArgs) -> Result<OwnedFd, Failed> {
     let name = &info.status.name;
     let Some(path) = &info.vsock else {
         let message = format!("{name}: it has no socket device: its configuration has no [vsock]");
-        return Err(Failed::new(Exit::State, message));
+        return Err(Failed::new(ExitStatus::State, message));
     };
     if args.listen {
         let path = PathBuf::from(format!("{path}_{}", args.port));
-        let in_path = |e: io::Error| Failed::new(Exit::Failed, format!("{}: {e}", path.display()));
+        let in_path =
+            |e: io::Error| Failed::new(ExitStatus::Failed, format!("{}: {e}", path.display()));
         return accept(&path).map_err(in_path);
     }
     if !info.status.state.is_alive() {
@@ -74,14 +75,14 @@ fn by_socket(info: &VmInfo, args: &VsockArgs) -> Result<OwnedFd, Failed> {
             "{name}: it is {}; \"vmctl start {name}\"",
             info.status.state
         );
-        return Err(Failed::new(Exit::State, message));
+        return Err(Failed::new(ExitStatus::State, message));
     }
-    let in_path = |e: io::Error| Failed::new(Exit::Failed, format!("{path}: {e}"));
+    let in_path = |e: io::Error| Failed::new(ExitStatus::Failed, format!("{path}: {e}"));
     let mut stream = UnixStream::connect(path).map_err(in_path)?;
     writeln!(stream, "CONNECT {}", args.port).map_err(in_path)?;
     if !is_accepted(&mut stream).map_err(in_path)? {
         let message = format!("{name}: nobody in the guest listens at port {}", args.port);
-        return Err(Failed::new(Exit::Failed, message));
+        return Err(Failed::new(ExitStatus::Failed, message));
     }
     Ok(stream.into())
 }
@@ -139,7 +140,7 @@ fn by_address(cid: u32, args: &VsockArgs) -> Result<OwnedFd, Failed> {
     };
     let failed = |e| {
         let message = format!("cid:{cid}: port {}: {e}", args.port);
-        Failed::new(Exit::Failed, message)
+        Failed::new(ExitStatus::Failed, message)
     };
     Ok(stream.map_err(failed)?.into())
 }

@@ -68,7 +68,7 @@ impl Partitions {
 
     /// Bytes of RAM that a partition has been given so far.
     pub(super) fn populated(&self, id: u64) -> Option<u64> {
-        let info = self.open()?.vm_info(id).ok()?;
+        let info = self.open()?.partition_info(id).ok()?;
         Some(info.ram_pages * PAGE_SIZE)
     }
 
@@ -77,8 +77,8 @@ impl Partitions {
         let Some(device) = self.open() else {
             return Vec::new();
         };
-        let ids = device.list_vms().unwrap_or_default();
-        let info = |id| Some((id, device.vm_info(id).ok()?));
+        let ids = device.list_partitions().unwrap_or_default();
+        let info = |id| Some((id, device.partition_info(id).ok()?));
         ids.into_iter()
             .filter_map(info)
             .map(|(id, info)| Found {
@@ -118,15 +118,15 @@ impl Partitions {
             return Ok(());
         };
         let mut result = Ok(());
-        for id in device.list_vms().map_err(ResourceError::List)? {
+        for id in device.list_partitions().map_err(ResourceError::List)? {
             // One that went between the two calls is not an error.
-            let Ok(info) = device.vm_info(id) else {
+            let Ok(info) = device.partition_info(id) else {
                 continue;
             };
             // A worker can give its partition another VM's name: that one is in use, and must not
             // keep this VM's own from going.
             if name_of(id, &info.name) == name
-                && let Err(error) = device.destroy_vm(id)
+                && let Err(error) = device.destroy_partition(id)
             {
                 result = Err(ResourceError::Destroy { id, error });
             }

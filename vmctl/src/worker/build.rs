@@ -1,7 +1,7 @@
 //! Makes a partition of a configuration: its memory, kernel, tables, virtual CPUs and doorbells.
 //!
 //! Everything that can fail for the user's reasons (files, sizes) is looked at before the
-//! partition exists. What fails afterwards takes the partition with it: [`Partition::destroy`].
+//! partition exists. What fails afterwards takes the partition with it: [`NewVm::destroy`].
 
 use std::io;
 use std::os::fd::AsFd;
@@ -20,17 +20,17 @@ use super::devices::{Devices, Facts};
 use super::end::End;
 use super::event::Event;
 use super::loader::{Boot, Entry, Initrd, Kernel};
-use super::machine::{self, Machine};
 use super::memory::{self, Ram};
 use super::virtio::transport::Transport;
 use super::virtio::vhost::Vhost;
 use super::virtio::vsock::Vsock;
 use super::virtio::{Device as Virtio, block::Block, console::Console, entropy::Entropy, net::Net};
+use super::vm::{self, Vm};
 use super::{acpi, devices, disks, firmware, nics};
 use crate::config::{ConsoleDevice, DiskConfig, NicConfig, VmConfig, VsockConfig};
 use crate::disk::Image;
 use crate::driver::page::Ring;
-use crate::driver::{Device, DriverError, Vcpu, Vm};
+use crate::driver::{Device, DriverError, Partition, Vcpu};
 use crate::nic::Opened;
 
 /// The device by which root's kernel serves socket devices.
@@ -69,8 +69,8 @@ impl Images {
 
 /// A partition that was made, and is empty. The device is closed again: it reaches other partitions.
 #[derive(Debug)]
-pub(super) struct Partition {
-    vm: Vm,
+pub(super) struct NewVm {
+    partition: Partition,
     tsc_khz: u64,
     microvisor: MachineInfo,
     clock: Clock,
@@ -80,7 +80,7 @@ pub(super) struct Partition {
 #[derive(Debug)]
 pub(super) struct Built {
     /// The state that the threads share.
-    pub(super) machine: Machine,
+    pub(super) vm: Vm,
     /// The virtual CPUs in order.
     pub(super) vcpus: Vec<Vcpu>,
     /// The guest's clock.
@@ -97,7 +97,7 @@ struct Parts {
     facts: Facts,
 }
 
-impl Partition {
+impl NewVm {
     /// Makes it.
     pub(super) fn create(path: &Path, name: &str) -> Result<Self, End> {
         let device = Device::open(path).map_err(|e| {
@@ -118,9 +118,11 @@ impl Partition {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_nanos() as u64);
-        let vm = device.create_vm(name, 0).map_err(End::start_failed)?;
+        let partition = device
+            .create_partition(name, 0)
+            .map_err(End::start_failed)?;
         Ok(Self {
-            vm,
+            partition,
             tsc_khz: info.tsc_khz,
             microvisor,
             clock: Clock::new(info.tsc_khz, now),
@@ -129,7 +131,7 @@ impl Partition {
 
     /// Returns the partition's id.
     pub(super) fn id(&self) -> u64 {
-        self.vm.id()
+        self.partition.id()
     }
 
     /// Gives it all that it needs to run.
@@ -145,15 +147,15 @@ impl Partition {
             }
         };
         let clock = self.clock;
-        let machine = Machine::new(self.vm, parts.ram, parts.rings, parts.wake);
-        machine.device_state().devices.set_facts(parts.facts);
-        if let Err(end) = plug(&machine, config, disks, nics, vsock) {
+        let vm = Vm::new(self.partition, parts.ram, parts.rings, parts.wake);
+        vm.device_state().devices.set_facts(parts.facts);
+        if let Err(end) = plug(&vm, config, disks, nics, vsock) {
             drop(parts.vcpus);
-            machine.destroy();
+            vm.destroy();
             return Err(end);
         }
         Ok(Built {
-            machine,
+            vm,
             vcpus: parts.vcpus,
             clock,
         })
@@ -164,7 +166,7 @@ impl Partition {
         self.set_properties(x2apic).map_err(End::start_failed)?;
         let ram = Ram::new(config.memory)
             .map_err(|e| End::start_failed(format_args!("guest memory: {e}")))?;
-        ram.register(&self.vm).map_err(End::start_failed)?;
+        ram.register(&self.partition).map_err(End::start_failed)?;
         let (entry, facts) = load(config, images, &ram)?;
         let wake = Event::new().map(Arc::new);
         let wake = wake.map_err(|e| End::start_failed(format_args!("event descriptor: {e}")))?;
@@ -182,24 +184,24 @@ impl Partition {
     }
 
     fn set_properties(&self, x2apic: bool) -> Result<(), DriverError> {
-        let vm = &self.vm;
-        vm.set_property(Property::TscKhz, self.tsc_khz)?;
-        vm.set_property(Property::X2Apic, u64::from(x2apic))
+        let partition = &self.partition;
+        partition.set_property(Property::TscKhz, self.tsc_khz)?;
+        partition.set_property(Property::X2Apic, u64::from(x2apic))
     }
 
     /// Has writes to COM1's data register posted. Writes to its other registers are not: two CPUs
     /// that enable and disable its interrupts need their order.
     fn bind(&self, wake: &Event) -> Result<(), DriverError> {
-        self.vm
+        self.partition
             .doorbell(devices::port::SERIAL, 1, devices::SERIAL_TAG, wake.as_fd())?;
-        self.vm.eoi_eventfd(wake.as_fd())
+        self.partition.eoi_eventfd(wake.as_fd())
     }
 
     /// Makes all virtual CPUs and sets the first one to the kernel's entry; the others wait for
     /// its SIPI.
     fn make_vcpus(&self, count: u32, entry: &Entry) -> Result<(Vec<Vcpu>, Vec<Ring>), DriverError> {
         let cpuid = Cpuid::here(&cpuid::Facts {
-            partition: self.vm.id(),
+            partition: self.partition.id(),
             vcpus: count,
             tsc_khz: self.tsc_khz,
             abi_version: self.microvisor.abi_version,
@@ -207,7 +209,7 @@ impl Partition {
         });
         let (mut vcpus, mut rings) = (Vec::new(), Vec::new());
         for index in 0..count {
-            let (mut vcpu, ring) = self.vm.vcpu(index)?;
+            let (mut vcpu, ring) = self.partition.vcpu(index)?;
             vcpu.set_cpuid(&cpuid.of(index))?;
             if index == 0 {
                 let mut state = vcpu.fetch_state()?;
@@ -222,13 +224,13 @@ impl Partition {
 
     /// Gives everything back.
     pub(super) fn destroy(self) {
-        machine::destroy(&self.vm);
+        vm::destroy(&self.partition);
     }
 }
 
 /// Puts the VM's devices onto the PCI bus.
 fn plug(
-    machine: &Machine,
+    vm: &Vm,
     config: &VmConfig,
     images: Vec<Image>,
     nics: Vec<Opened>,
@@ -238,25 +240,25 @@ fn plug(
     let count = config.disks.len();
     for (disk, image) in config.disks.iter().zip(images) {
         let options = disks::options(disk, config.vcpus, count, !nics.is_empty());
-        let block = Block::new(image, options, Arc::clone(&machine.stalls));
-        machine.plugs.add(block.monitor());
-        put(machine, Box::new(block), insert).map_err(End::start_failed)?;
+        let block = Block::new(image, options, Arc::clone(&vm.stalls));
+        vm.plugs.add(block.monitor());
+        put(vm, Box::new(block), insert).map_err(End::start_failed)?;
     }
     for (nic, opened) in config.nics.iter().zip(nics) {
-        let net = make_nic(machine, nic, opened);
-        machine.plugs.add_nic(net.monitor());
-        put(machine, Box::new(net), insert).map_err(End::start_failed)?;
+        let net = make_nic(vm, nic, opened);
+        vm.plugs.add_nic(net.monitor());
+        put(vm, Box::new(net), insert).map_err(End::start_failed)?;
     }
-    put(machine, Box::new(Entropy), insert).map_err(End::start_failed)?;
+    put(vm, Box::new(Entropy), insert).map_err(End::start_failed)?;
     if config.console.device == ConsoleDevice::Virtio {
-        let port = machine.make_port();
+        let port = vm.make_port();
         let port = port.map_err(|e| End::start_failed(format_args!("console: {e}")))?;
-        put(machine, Box::new(Console::new(port)), insert).map_err(End::start_failed)?;
+        put(vm, Box::new(Console::new(port)), insert).map_err(End::start_failed)?;
     }
     if let Some(vsock_config) = &config.vsock {
-        let device = make_vsock(machine, vsock_config, vsock);
+        let device = make_vsock(vm, vsock_config, vsock);
         let device = device.map_err(|e| End::start_failed(format_args!("vsock: {e}")))?;
-        put(machine, Box::new(device), insert).map_err(End::start_failed)?;
+        put(vm, Box::new(device), insert).map_err(End::start_failed)?;
     }
     Ok(())
 }
@@ -292,18 +294,14 @@ enum VsockError {
 /// # Errors
 ///
 /// Fails with [`PlugError`].
-pub(super) fn plug_disk(
-    machine: &Machine,
-    disk: &DiskConfig,
-    image: Image,
-) -> Result<(), PlugError> {
-    let count = machine.plugs.count_disks() + 1;
-    let has_nics = machine.plugs.has_nics();
-    let options = disks::options(disk, machine.vcpus(), count, has_nics);
-    let block = Block::new(image, options, Arc::clone(&machine.stalls));
+pub(super) fn plug_disk(vm: &Vm, disk: &DiskConfig, image: Image) -> Result<(), PlugError> {
+    let count = vm.plugs.count_disks() + 1;
+    let has_nics = vm.plugs.has_nics();
+    let options = disks::options(disk, vm.vcpus(), count, has_nics);
+    let block = Block::new(image, options, Arc::clone(&vm.stalls));
     let monitor = block.monitor();
-    put(machine, Box::new(block), Devices::plug)?;
-    machine.plugs.add(monitor);
+    put(vm, Box::new(block), Devices::plug)?;
+    vm.plugs.add(monitor);
     Ok(())
 }
 
@@ -312,37 +310,33 @@ pub(super) fn plug_disk(
 /// # Errors
 ///
 /// Fails with [`PlugError`].
-pub(super) fn plug_nic(
-    machine: &Machine,
-    nic: &NicConfig,
-    opened: Opened,
-) -> Result<(), PlugError> {
-    let net = make_nic(machine, nic, opened);
+pub(super) fn plug_nic(vm: &Vm, nic: &NicConfig, opened: Opened) -> Result<(), PlugError> {
+    let net = make_nic(vm, nic, opened);
     let monitor = net.monitor();
-    put(machine, Box::new(net), Devices::plug)?;
-    machine.plugs.add_nic(monitor);
+    put(vm, Box::new(net), Devices::plug)?;
+    vm.plugs.add_nic(monitor);
     Ok(())
 }
 
-fn make_nic(machine: &Machine, nic: &NicConfig, opened: Opened) -> Net {
-    let memory = machine.ram.mapping().clone();
+fn make_nic(vm: &Vm, nic: &NicConfig, opened: Opened) -> Net {
+    let memory = vm.ram.mapping().clone();
     Net::new(opened.tap, opened.vhosts, nics::options(nic), memory)
 }
 
 /// Makes a socket device. Where the worker serves it, programs of VM 0 connect to `listener`.
 fn make_vsock(
-    machine: &Machine,
+    vm: &Vm,
     config: &VsockConfig,
     listener: Option<UnixListener>,
 ) -> Result<Vsock, VsockError> {
     let cid = config.cid().into();
     if !config.vhost {
         let listener = listener.ok_or(VsockError::NoSocket)?;
-        let mux = machine.make_sockets(cid, listener);
+        let mux = vm.make_sockets(cid, listener);
         return mux.map(Vsock::Worker).map_err(VsockError::Sockets);
     }
     let fd = crate::nic::open_vhost(VHOST_VSOCK).map_err(VsockError::NoVhost)?;
-    let vhost = Vhost::new(fd, Arc::new(machine.ram.mapping().clone()));
+    let vhost = Vhost::new(fd, Arc::new(vm.ram.mapping().clone()));
     vhost.set_guest_cid(cid).map_err(|e| match e.kind() {
         io::ErrorKind::AddrInUse => VsockError::CidTaken(cid),
         _ => VsockError::Cid(cid, e),
@@ -355,23 +349,18 @@ fn make_vsock(
 
 /// Puts a device into a free slot by `insert`.
 fn put(
-    machine: &Machine,
+    vm: &Vm,
     device: Box<dyn Virtio>,
     insert: impl FnOnce(&mut Devices, u8, Box<Transport>),
 ) -> Result<(), PlugError> {
-    let mut device_state = machine.device_state();
+    let mut device_state = vm.device_state();
     let slot = device_state.devices.pci().free_slot();
     let slot = slot.ok_or(PlugError::NoSlot)?;
     let name = device.name().to_owned();
-    let transport = Transport::new(
-        slot,
-        device,
-        machine.ram.mapping().clone(),
-        machine.wake_event(),
-    );
+    let transport = Transport::new(slot, device, vm.ram.mapping().clone(), vm.wake_event());
     let transport = transport.map_err(|e| PlugError::Transport(name, e))?;
     insert(&mut device_state.devices, slot, Box::new(transport));
-    machine.settle(device_state);
+    vm.settle(device_state);
     Ok(())
 }
 

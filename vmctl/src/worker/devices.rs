@@ -97,7 +97,7 @@ const CRASH_LOADED: u8 = 1 << 1;
 
 /// A request of the guest's for the whole machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum GuestRequest {
     /// Power off.
     PowerOff,
     /// Start again.
@@ -116,7 +116,7 @@ pub struct Devices {
     pci: Bus,
     power: Power,
     events: u8,
-    request: Option<Request>,
+    request: Option<GuestRequest>,
     strays: Strays,
 }
 
@@ -202,10 +202,10 @@ impl Devices {
             }
             self::port::RTC_INDEX => self.rtc.select(value),
             self::port::RTC_DATA => self.rtc.write(value),
-            self::port::PVPANIC if value & PANICKED != 0 => self.ask(Request::Panicked),
+            self::port::PVPANIC if value & PANICKED != 0 => self.ask(GuestRequest::Panicked),
             self::port::PM1_CONTROL..=self::port::PM1_CONTROL_LAST => {
                 if Power::sleep_type(port - self::port::PM1_CONTROL, value) == Some(S5) {
-                    self.ask(Request::PowerOff);
+                    self.ask(GuestRequest::PowerOff);
                 }
             }
             self::port::PM1_EVENT..=self::port::PM1_EVENT_LAST => {
@@ -213,11 +213,11 @@ impl Devices {
                 self.update_sci();
             }
             self::port::SLEEP => self.power.set_asleep(value & 1 != 0),
-            self::port::RESET if value == self::port::RESET_VALUE => self.ask(Request::Reset),
-            self::port::I8042 if value == I8042_RESET => self.ask(Request::Reset),
+            self::port::RESET if value == self::port::RESET_VALUE => self.ask(GuestRequest::Reset),
+            self::port::I8042 if value == I8042_RESET => self.ask(GuestRequest::Reset),
             // Bit 2 starts the reset; the kind (bits 1 and 3) makes no difference here.
-            self::port::RESET_CONTROL if value & 1 << 2 != 0 => self.ask(Request::Reset),
-            self::port::SYSTEM_CONTROL if value & FAST_RESET != 0 => self.ask(Request::Reset),
+            self::port::RESET_CONTROL if value & 1 << 2 != 0 => self.ask(GuestRequest::Reset),
+            self::port::SYSTEM_CONTROL if value & FAST_RESET != 0 => self.ask(GuestRequest::Reset),
             self::port::PVPANIC
             | self::port::SYSTEM_CONTROL
             | self::port::RESET
@@ -347,7 +347,7 @@ impl Devices {
     }
 
     /// Takes the guest's request.
-    pub fn take_request(&mut self) -> Option<Request> {
+    pub fn take_request(&mut self) -> Option<GuestRequest> {
         self.request.take()
     }
 
@@ -369,8 +369,8 @@ impl Devices {
         });
     }
 
-    /// The first wish counts: a panic is told before the reboot that it leads to.
-    fn ask(&mut self, request: Request) {
+    /// The first request counts: a panic is told before the reboot that it leads to.
+    fn ask(&mut self, request: GuestRequest) {
         self.request.get_or_insert(request);
     }
 

@@ -13,7 +13,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::config::format_size;
-use crate::driver::{DriverError, Vm};
+use crate::driver::{DriverError, Partition};
 
 /// The layout of guest physical memory.
 pub mod layout {
@@ -89,9 +89,9 @@ impl Ram {
     /// # Errors
     ///
     /// The driver's.
-    pub fn register(&self, vm: &Vm) -> Result<(), DriverError> {
+    pub fn register(&self, partition: &Partition) -> Result<(), DriverError> {
         for (slot, (gpa, size, offset)) in (0..).zip(ranges(self.size)) {
-            vm.set_memory(slot, self.file.as_fd(), gpa, size, offset, 0)?;
+            partition.set_memory(slot, self.file.as_fd(), gpa, size, offset, 0)?;
         }
         Ok(())
     }

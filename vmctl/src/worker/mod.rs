@@ -8,7 +8,7 @@
 //! restarting.
 //!
 //! One thread per virtual CPU (`vcpu`) and the device thread, which is the main one (`service`),
-//! meet in a `machine`. An intercept goes `vcpu → exit → devices, emulate`, and its answer back.
+//! meet in a `vm`. An intercept goes `vcpu → exit → devices, emulate`, and its answer back.
 //! A worker exits with 0 after a power-off, 10 after a reboot, 11 if the guest crashed, 12 if it
 //! could not be built, 13 if the worker failed, 14 if its sandbox stopped it, and 2 if it was not
 //! started as a worker.
@@ -31,7 +31,6 @@ pub mod hostile;
 mod inherited;
 mod journal;
 pub mod loader;
-mod machine;
 pub mod memory;
 mod msr;
 mod nics;
@@ -44,6 +43,7 @@ pub mod stall;
 mod tests;
 mod vcpu;
 pub mod virtio;
+mod vm;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -60,7 +60,7 @@ use crate::config::VmConfig;
 use crate::console::hub::Hub;
 use crate::console::log::ConsoleLog;
 use crate::logging::Levels;
-use build::{Built, Images, Partition};
+use build::{Built, Images, NewVm};
 use control::Control;
 use end::{EXIT_USAGE, End};
 use inherited::{Inherited, InheritedError};
@@ -141,36 +141,32 @@ fn work(
     let config = await_configuration(control)?;
     let images = Images::open(&config, vsock)?;
     let hub = open_console(&config, console, &log_dir)?;
-    let partition = Partition::create(&args.device, &config.name)?;
+    let partition = NewVm::create(&args.device, &config.name)?;
     let id = partition.id();
     control.send(&WorkerEvent::Ready {
         partition: id,
         devices: config.device_names().map(str::to_owned).collect(),
     });
-    let Built {
-        machine,
-        vcpus,
-        clock,
-    } = partition.build(&config, images)?;
+    let Built { vm, vcpus, clock } = partition.build(&config, images)?;
     let confined = sandbox::become_user(args.first_uid, id, log_dir.as_fd());
     if let Err(e) = confined {
-        machine.destroy();
+        vm.destroy();
         return Err(End::start_failed(e));
     }
     sandbox::lose_files(log_dir.as_fd());
     drop(log_dir);
 
-    let machine = Arc::new(machine);
-    let mut service = Service::new(Arc::clone(&machine), id, hub);
+    let vm = Arc::new(vm);
+    let mut service = Service::new(Arc::clone(&vm), id, hub);
     let mut threads = Vec::new();
     let started = vcpus.into_iter().enumerate().try_for_each(|(i, vcpu)| {
-        let thread = vcpu::spawn(i, vcpu, clock, Arc::clone(&machine));
+        let thread = vcpu::spawn(i, vcpu, clock, Arc::clone(&vm));
         let failed = |e| End::start_failed(format_args!("thread of a virtual CPU: {e}"));
         threads.push(thread.map_err(failed)?);
         Ok(())
     });
     let confined = started.and_then(|()| {
-        if !machine.await_held(HOLD_TIMEOUT) {
+        if !vm.await_held(HOLD_TIMEOUT) {
             return Err(End::start_failed("the virtual CPUs' threads do not start"));
         }
         sandbox::lose_system_calls().map_err(End::start_failed)
@@ -185,12 +181,12 @@ fn work(
             let _ = thread.join();
         }
         // Their threads work on memory that the partition takes with it.
-        let devices = machine.device_state().devices.pci().take_devices();
+        let devices = vm.device_state().devices.pci().take_devices();
         for mut device in devices {
             device.close();
         }
-        machine.plugs.finish();
-        machine.destroy();
+        vm.plugs.finish();
+        vm.destroy();
     } else {
         error!("a virtual CPU does not stop; the partition is left");
     }

@@ -18,12 +18,12 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::control::Control;
-use super::devices::{Devices, PanicText, Request};
+use super::devices::{Devices, GuestRequest, PanicText};
 use super::end::End;
-use super::machine::{Conclusion, Machine};
 use super::stall::News;
 use super::virtio::Kind;
 use super::virtio::console::{NAME as CONSOLE, Port};
+use super::vm::{Conclusion, Vm};
 use crate::console::hub::Hub;
 use crate::wire::timespec;
 use sleep::Sleep;
@@ -42,7 +42,7 @@ const LAST_OUTPUT: Duration = Duration::from_millis(500);
 /// One running VM's service.
 #[derive(Debug)]
 pub(super) struct Service {
-    machine: Arc<Machine>,
+    vm: Arc<Vm>,
     partition: u64,
     hub: Hub,
     /// The state and its reason, apart from the two below.
@@ -63,10 +63,10 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Serves `machine`, whose virtual CPUs are still held.
-    pub(super) fn new(machine: Arc<Machine>, partition: u64, hub: Hub) -> Self {
+    /// Serves `vm`, whose virtual CPUs are still held.
+    pub(super) fn new(vm: Arc<Vm>, partition: u64, hub: Hub) -> Self {
         Self {
-            machine,
+            vm,
             partition,
             hub,
             state: VmState::Starting,
@@ -85,17 +85,17 @@ impl Service {
     /// when this returns.
     pub(super) fn run(&mut self, control: &mut Control) -> End {
         self.enter(control, VmState::Running, "started");
-        self.machine.gate.open();
+        self.vm.gate.open();
         loop {
             if let Some(end) = self.serve_devices() {
                 return end;
             }
-            while let Some(news) = self.machine.stalls.take_news() {
+            while let Some(news) = self.vm.stalls.take_news() {
                 if let Some(end) = self.hear(control, news) {
                     return end;
                 }
             }
-            for outcome in self.machine.plugs.take_outcomes() {
+            for outcome in self.vm.plugs.take_outcomes() {
                 self.tell_outcome(control, outcome);
             }
             self.ask_for_connections(control);
@@ -109,13 +109,13 @@ impl Service {
 
     /// Applies posted writes and hands on what comes out; the end of the VM, if it has come.
     fn serve_devices(&mut self) -> Option<End> {
-        let mut device_state = self.machine.device_state();
+        let mut device_state = self.vm.device_state();
         let wrote = device_state.drain();
-        self.machine.settle(device_state);
+        self.vm.settle(device_state);
         if self.hand_out_output() || wrote {
             self.attentive_until = Instant::now() + ATTENTION;
         }
-        if let Some(conclusion) = self.machine.take_conclusion() {
+        if let Some(conclusion) = self.vm.take_conclusion() {
             return Some(self.end_of(conclusion));
         }
         let is_dead = self.dead_at.is_some_and(|at| Instant::now() >= at);
@@ -124,13 +124,13 @@ impl Service {
 
     /// Hands out what the guest wrote. Returns whether it wrote something.
     fn hand_out_output(&mut self) -> bool {
-        let mut output = self.machine.device_state().take_output();
-        let port = self.machine.port();
+        let mut output = self.vm.device_state().take_output();
+        let port = self.vm.port();
         output.extend(port.map(Port::take_output).unwrap_or_default());
         if output.is_empty() {
             return false;
         }
-        self.machine.output_taken();
+        self.vm.output_taken();
         self.panic.watch(&output);
         self.dead_at = self.panic.at_end().then(|| Instant::now() + PANIC_SILENCE);
         self.hub.output(&output);
@@ -140,17 +140,17 @@ impl Service {
     fn end_of(&self, conclusion: Conclusion) -> End {
         match conclusion {
             Conclusion::End(end) => end,
-            Conclusion::Request(Request::PowerOff) => {
+            Conclusion::Request(GuestRequest::PowerOff) => {
                 End::new(EndCause::PoweredOff, "guest powered off")
             }
-            Conclusion::Request(Request::Reset) => {
+            Conclusion::Request(GuestRequest::Reset) => {
                 let why = match self.panic.text() {
                     Some(text) => format!("guest rebooted after a kernel panic: {text}"),
                     None => "guest rebooted".to_owned(),
                 };
                 End::new(EndCause::Rebooted, why)
             }
-            Conclusion::Request(Request::Panicked) => End::crashed(self.panic_reason()),
+            Conclusion::Request(GuestRequest::Panicked) => End::crashed(self.panic_reason()),
         }
     }
 
@@ -163,9 +163,9 @@ impl Service {
 
     /// Sleeps until something happens, and serves sockets.
     fn wait(&mut self, control: &mut Control) -> Result<(), Errno> {
-        let mut device_state = self.machine.device_state();
+        let mut device_state = self.vm.device_state();
         // With no room for what users type, it stays in their sockets.
-        let room = match self.machine.port() {
+        let room = match self.vm.port() {
             Some(port) => port.room(),
             None => device_state.room_for_typing(),
         };
@@ -175,9 +175,7 @@ impl Service {
             Some(Duration::ZERO)
         } else if now < self.attentive_until {
             Some(TICK)
-        } else if device_state.prepare_sleep()
-            && self.machine.port().is_none_or(Port::prepare_sleep)
-        {
+        } else if device_state.prepare_sleep() && self.vm.port().is_none_or(Port::prepare_sleep) {
             let look = self.sleep.next_look(device_state.devices.is_asleep());
             let next = self.dead_at.into_iter().chain(look).min();
             next.map(|at| at.saturating_duration_since(now))
@@ -186,10 +184,7 @@ impl Service {
         };
         drop(device_state);
 
-        let mut fds = vec![PollFd::from_borrowed_fd(
-            self.machine.wake_fd(),
-            PollFlags::IN,
-        )];
+        let mut fds = vec![PollFd::from_borrowed_fd(self.vm.wake_fd(), PollFlags::IN)];
         let listener_and_clients = self.hub.interests().enumerate();
         fds.extend(listener_and_clients.map(|(i, (fd, flags))| {
             let is_client = i > 0;
@@ -217,10 +212,10 @@ impl Service {
         drop(fds);
         polled?;
 
-        self.machine.device_state().cancel_sleep();
-        self.machine.port().inspect(|port| port.cancel_sleep());
+        self.vm.device_state().cancel_sleep();
+        self.vm.port().inspect(|port| port.cancel_sleep());
         if woken {
-            self.machine.clear_wake();
+            self.vm.clear_wake();
         }
         if consoles_ready {
             self.serve_consoles(room);
@@ -239,7 +234,7 @@ impl Service {
         if typed.is_empty() {
             return;
         }
-        if let Some(port) = self.machine.port() {
+        if let Some(port) = self.vm.port() {
             port.type_in(&typed);
         } else {
             self.change_devices(|devices| devices.type_serial(&typed));
@@ -252,12 +247,10 @@ impl Service {
             WorkerCommand::Start { .. } => refuse(control, "the VM was started already"),
             WorkerCommand::Report => {
                 // The daemon was started anew.
-                self.machine
-                    .sockets()
-                    .inspect(|sockets| sockets.daemon_lost());
+                self.vm.sockets().inspect(|sockets| sockets.daemon_lost());
                 control.send(&WorkerEvent::Ready {
                     partition: self.partition,
-                    devices: self.machine.plugs.names(),
+                    devices: self.vm.plugs.names(),
                 });
                 self.tell(control);
             }
@@ -265,7 +258,7 @@ impl Service {
             WorkerCommand::Resume => self.resume(control),
             WorkerCommand::PowerButton => self.press_power_button(control),
             WorkerCommand::Devices => {
-                let plugs = &self.machine.plugs;
+                let plugs = &self.vm.plugs;
                 let (disks, nics) = (plugs.statuses(), plugs.nic_statuses());
                 control.send(&WorkerEvent::Devices { disks, nics });
             }
@@ -283,7 +276,7 @@ impl Service {
             WorkerCommand::Detach { name } => self.detach(control, name),
             WorkerCommand::Connected { request, files } => {
                 let files = control.take_files(files).unwrap_or_default();
-                let sockets = self.machine.sockets();
+                let sockets = self.vm.sockets();
                 sockets.inspect(|sockets| sockets.answer(request, files.into_iter().next()));
             }
         }
@@ -311,7 +304,7 @@ impl Service {
 
     /// Has the daemon make the connections that the guest wants, which this process may not.
     fn ask_for_connections(&self, control: &mut Control) {
-        let Some(sockets) = self.machine.sockets() else {
+        let Some(sockets) = self.vm.sockets() else {
             return;
         };
         for (request, port) in sockets.take_requests() {
@@ -323,9 +316,9 @@ impl Service {
     }
 
     fn resize(&self, columns: u16, rows: u16) {
-        let port = self.machine.port();
+        let port = self.vm.port();
         if port.is_some_and(|port| port.resize(columns, rows)) {
-            let mut device_state = self.machine.device_state();
+            let mut device_state = self.vm.device_state();
             device_state
                 .devices
                 .pci()
@@ -335,8 +328,8 @@ impl Service {
 
     /// Plugs the cable of a network card in or out.
     fn set_link(&self, name: &str, is_up: bool) {
-        if self.machine.plugs.set_link(name, is_up) {
-            self.machine
+        if self.vm.plugs.set_link(name, is_up) {
+            self.vm
                 .device_state()
                 .devices
                 .pci()
@@ -361,8 +354,8 @@ impl Service {
         if self.hold.is_some() {
             return self.tell(control);
         }
-        if !self.machine.hold(HOLD_TIMEOUT) {
-            self.machine.gate.open();
+        if !self.vm.hold(HOLD_TIMEOUT) {
+            self.vm.gate.open();
             return refuse(control, "the virtual CPUs did not come to a halt");
         }
         self.hold = Some((VmState::Paused, "paused by user".to_owned()));
@@ -374,8 +367,8 @@ impl Service {
     fn hear(&mut self, control: &mut Control, news: News) -> Option<End> {
         match news {
             News::Pause(reason) => {
-                if self.hold.is_none() && !self.machine.hold(HOLD_TIMEOUT) {
-                    self.machine.gate.open();
+                if self.hold.is_none() && !self.vm.hold(HOLD_TIMEOUT) {
+                    self.vm.gate.open();
                     error!("the virtual CPUs did not come to a halt");
                 }
                 self.hold = Some((VmState::IoStalled, reason));
@@ -399,8 +392,8 @@ impl Service {
             }
             return self.tell(control);
         }
-        self.machine.stalls.resume();
-        self.machine.gate.open();
+        self.vm.stalls.resume();
+        self.vm.gate.open();
         // A guest that sleeps sleeps on.
         if !self.is_guest_asleep() {
             "resumed by user".clone_into(&mut self.reason);
@@ -425,14 +418,14 @@ impl Service {
     }
 
     fn is_guest_asleep(&self) -> bool {
-        self.machine.device_state().devices.is_asleep()
+        self.vm.device_state().devices.is_asleep()
     }
 
     /// Changes the devices, and lets out what comes out of them.
     fn change_devices<T>(&self, change: impl FnOnce(&mut Devices) -> T) -> T {
-        let mut device_state = self.machine.device_state();
+        let mut device_state = self.vm.device_state();
         let changed = change(&mut device_state.devices);
-        self.machine.settle(device_state);
+        self.vm.settle(device_state);
         changed
     }
 
@@ -488,13 +481,13 @@ impl Service {
     /// Sends the virtual CPUs' threads away and hands out the last output. False if a thread did
     /// not go.
     pub(super) fn finish(mut self) -> bool {
-        let gone = self.machine.end(HOLD_TIMEOUT);
+        let gone = self.vm.end(HOLD_TIMEOUT);
         // The console's thread hands on what the guest wrote last.
-        let console = self.machine.device_state().devices.pci().take_console();
+        let console = self.vm.device_state().devices.pci().take_console();
         if let Some(mut console) = console {
             console.close();
         }
-        self.machine.device_state().drain();
+        self.vm.device_state().drain();
         self.hand_out_output();
         self.flush_consoles();
         gone

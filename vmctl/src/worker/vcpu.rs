@@ -9,34 +9,34 @@ use log::error;
 use rustix::io::Errno;
 
 use super::clock::Clock;
-use super::devices::Request;
+use super::devices::GuestRequest;
 use super::end::End;
 use super::exit::{self, Bus, Registers};
-use super::machine::{Conclusion, DeviceState, Machine};
 use super::msr::Msrs;
+use super::vm::{Conclusion, DeviceState, Vm};
 use crate::driver::Vcpu;
 
-/// Starts the thread of virtual CPU `index`. It waits at the machine's gate first.
+/// Starts the thread of virtual CPU `index`. It waits at the VM's gate first.
 pub(super) fn spawn(
     index: usize,
     mut vcpu: Vcpu,
     clock: Clock,
-    machine: Arc<Machine>,
+    vm: Arc<Vm>,
 ) -> io::Result<JoinHandle<()>> {
     Builder::new()
         .name(format!("vcpu{index}"))
-        .spawn(move || run(index, &mut vcpu, Msrs::new(clock), &machine))
+        .spawn(move || run(index, &mut vcpu, Msrs::new(clock), &vm))
 }
 
-fn run(index: usize, vcpu: &mut Vcpu, mut msrs: Msrs, machine: &Machine) {
-    while machine.gate.pass() {
+fn run(index: usize, vcpu: &mut Vcpu, mut msrs: Msrs, vm: &Vm) {
+    while vm.gate.pass() {
         match vcpu.run() {
-            Ok(()) => turn(vcpu, &mut msrs, machine),
+            Ok(()) => turn(vcpu, &mut msrs, vm),
             Err(Errno::INTR) => {}
-            Err(Errno::NODEV) => machine.conclude(Conclusion::End(End::failed(
+            Err(Errno::NODEV) => vm.conclude(Conclusion::End(End::failed(
                 "the partition was destroyed under the worker",
             ))),
-            Err(errno) => machine.conclude(Conclusion::End(End::failed(format_args!(
+            Err(errno) => vm.conclude(Conclusion::End(End::failed(format_args!(
                 "run virtual CPU {index}: {}",
                 io::Error::from(errno)
             )))),
@@ -64,30 +64,30 @@ impl Registers for &mut Vcpu {
 }
 
 /// Answers one intercept.
-fn turn(vcpu: &mut Vcpu, msrs: &mut Msrs, machine: &Machine) {
+fn turn(vcpu: &mut Vcpu, msrs: &mut Msrs, vm: &Vm) {
     let intercept = vcpu.intercept();
     if intercept.kind == InterceptKind::Msr.raw() {
-        let reply = msrs.answer(&intercept, machine.ram.mapping());
+        let reply = msrs.answer(&intercept, vm.ram.mapping());
         return vcpu.reply(&reply);
     }
-    let mut device_state = machine.device_state();
+    let mut device_state = vm.device_state();
     device_state.drain();
-    let answer = answer(&intercept, vcpu, machine, &mut device_state);
+    let answer = answer(&intercept, vcpu, vm, &mut device_state);
     let full = device_state.is_full();
-    machine.settle(device_state);
+    vm.settle(device_state);
     match answer {
         Ok(reply) => vcpu.reply(&reply),
-        Err(outcome) => machine.conclude(outcome),
+        Err(outcome) => vm.conclude(outcome),
     }
     if full {
-        machine.hold_back();
+        vm.hold_back();
     }
 }
 
 fn answer(
     intercept: &Intercept,
     vcpu: &mut Vcpu,
-    machine: &Machine,
+    vm: &Vm,
     device_state: &mut DeviceState,
 ) -> Result<Reply, Conclusion> {
     if exit::is_plain_port(intercept) {
@@ -96,13 +96,13 @@ fn answer(
     match InterceptKind::from_raw(intercept.kind) {
         Some(InterceptKind::Port | InterceptKind::Memory) => {
             let mut state = vcpu.state();
-            let mut bus = Bus::new(&mut device_state.devices, machine.ram.mapping(), &mut *vcpu);
+            let mut bus = Bus::new(&mut device_state.devices, vm.ram.mapping(), &mut *vcpu);
             let reply =
                 exit::instruction(intercept, &mut state, &mut bus).map_err(Conclusion::End)?;
             vcpu.set_state(&state);
             Ok(reply)
         }
-        Some(InterceptKind::Reset) => Err(Conclusion::Request(Request::Reset)),
+        Some(InterceptKind::Reset) => Err(Conclusion::Request(GuestRequest::Reset)),
         _ => Err(Conclusion::End(exit::end(intercept))),
     }
 }

@@ -399,7 +399,8 @@ impl Ring {
     /// (§2.7.7).
     fn wants_interrupt(&mut self, memory: &Memory) -> Result<bool, Malformed> {
         let queue = &self.queue;
-        // The driver sees the chains before its wish is read: it looks for chains after it wishes.
+        // The chains are visible to the driver before the worker reads whether the driver wants an interrupt: the driver looks
+        // for chains after it asks for one.
         fence(Ordering::SeqCst);
         let read = |offset: u64| {
             let at = queue.avail_ring().checked_add(offset).ok_or(BAD_RING)?;

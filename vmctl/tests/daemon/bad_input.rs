@@ -3,11 +3,11 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
-use crate::machine::{Machine, eventually, kernel};
+use crate::machine::{Host, eventually, kernel};
 
 #[test]
 fn configurations() {
-    let machine = Machine::on();
+    let machine = Host::on();
     fs::write(machine.path("text"), "not a kernel at all").unwrap();
     fs::write(machine.path("half"), &kernel()[..1000]).unwrap();
     fs::write(machine.path("empty"), "").unwrap();
@@ -55,7 +55,7 @@ fn configurations() {
 
 #[test]
 fn disks_whose_images_no_vm_can_use() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let disk = |arguments: &[&str]| machine.vmctl(&[&["disk"], arguments].concat()).ok();
     let path = |name: &str| machine.path(name).to_str().unwrap().to_owned();
     fs::write(machine.path("odd.raw"), [0; 513]).unwrap();
@@ -97,7 +97,7 @@ fn disks_whose_images_no_vm_can_use() {
 
 #[test]
 fn a_name_is_taken_once() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let config = machine.config("demo", "");
     machine.vmctl(&["create", &config]).ok();
     let error = machine.vmctl(&["create", &config]).fails(5);
@@ -113,7 +113,7 @@ fn a_name_is_taken_once() {
 
 #[test]
 fn more_memory_than_there_is() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let config = machine.config("demo", "");
     let error = machine
         .vmctl(&["run", &config, "--set", "memory=512G"])
@@ -126,7 +126,7 @@ fn more_memory_than_there_is() {
 
 #[test]
 fn without_a_daemon() {
-    let machine = Machine::off();
+    let machine = Host::off();
     let config = machine.config("demo", "");
     let socket = machine.path("run/control.sock").display().to_string();
     for command in [
@@ -145,7 +145,7 @@ fn without_a_daemon() {
 
 #[test]
 fn without_a_driver() {
-    let mut machine = Machine::off();
+    let mut machine = Host::off();
     machine.start_daemon(&["--device", "/dev/no-such-device"]);
     machine.vmctl(&["create", &machine.config("demo", "")]).ok();
     // Which of the two is missing depends on where this test runs.
@@ -182,7 +182,7 @@ fn without_a_driver() {
 
 #[test]
 fn one_daemon_at_a_time() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let state = machine.path("state").display().to_string();
     let other = machine.path("other").display().to_string();
     for (runtime, state) in [(None, &other), (Some(&other), &state)] {
@@ -202,7 +202,7 @@ fn one_daemon_at_a_time() {
 #[test]
 fn a_file_that_has_become_a_fifo_holds_up_nobody() {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
-    let machine = Machine::on();
+    let machine = Host::on();
     let fifo = machine.path("fifo");
     mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
     let image = machine.path("disk.raw");
@@ -234,7 +234,7 @@ fn a_file_that_has_become_a_fifo_holds_up_nobody() {
 #[test]
 fn a_configuration_that_is_written_slowly_holds_up_nobody() {
     use rustix::fs::{CWD, FileType, Mode, mknodat};
-    let machine = Machine::on();
+    let machine = Host::on();
     for name in ["demo", "other"] {
         machine.vmctl(&["create", &machine.config(name, "")]).ok();
     }

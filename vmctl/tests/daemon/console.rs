@@ -7,11 +7,11 @@ use rustix::process::{Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
-use crate::machine::{Machine, eventually};
+use crate::machine::{Host, eventually};
 
 #[test]
 fn run_attaches_and_ends_with_the_guest() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let mut session = machine.spawn(&["run", &machine.config("demo", "")]);
     session.say("off\n");
     let ran = session.end();
@@ -32,7 +32,7 @@ fn run_attaches_and_ends_with_the_guest() {
 
 #[test]
 fn run_fails_with_the_guest() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let mut session = machine.spawn(&["run", &machine.config("demo", "")]);
     session.say("crash\n");
     let error = session.end().fails(10);
@@ -46,7 +46,7 @@ fn run_fails_with_the_guest() {
 
 #[test]
 fn run_keeps_nothing_of_what_never_ran() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let config = machine.config("demo", "cmdline = 'no-kernel'");
     let error = machine.vmctl(&["run", &config]).fails(10);
     assert!(error.contains("kernel: /k: not a kernel"), "{error}");
@@ -56,7 +56,7 @@ fn run_keeps_nothing_of_what_never_ran() {
 
 #[test]
 fn a_reboot_keeps_the_user_attached() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "");
     let first = machine.worker("demo");
     let mut session = machine.spawn(&["console", "demo"]);
@@ -73,7 +73,7 @@ fn a_reboot_keeps_the_user_attached() {
 
 #[test]
 fn the_escape_detaches_a_terminal() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "");
     let (mut ours, theirs) = terminal();
     let session = machine.spawn_on(&["console", "demo"], &theirs);
@@ -87,7 +87,7 @@ fn the_escape_detaches_a_terminal() {
 
 #[test]
 fn what_is_piped_in_reaches_the_guest_to_the_last_byte() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "");
     let mut session = machine.spawn(&["console", "demo"]);
     let bytes: String = (0..128).map(char::from).collect();
@@ -101,7 +101,7 @@ fn what_is_piped_in_reaches_the_guest_to_the_last_byte() {
 
 #[test]
 fn one_user_too_many_is_told_so() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "");
     let mut sessions: Vec<_> = (0..16)
         .map(|_| machine.spawn(&["console", "demo"]))
@@ -124,7 +124,7 @@ fn one_user_too_many_is_told_so() {
 
 #[test]
 fn commands_that_follow_end_with_their_reader() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "");
     for args in [
         &["logs", "demo", "-f"][..],
@@ -139,7 +139,7 @@ fn commands_that_follow_end_with_their_reader() {
 
 #[test]
 fn logs_are_there_without_a_daemon() {
-    let mut machine = Machine::on();
+    let mut machine = Host::on();
     machine.running("demo", "");
     machine.kill_daemon();
     let dir = machine.path("state");
@@ -157,7 +157,7 @@ fn logs_are_there_without_a_daemon() {
 
 #[test]
 fn a_reboot_may_be_the_end() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "on_reboot = 'stop'");
     let mut session = machine.spawn(&["console", "demo"]);
     session.say("reboot\n");
@@ -189,7 +189,7 @@ fn read_until(terminal: &mut File, text: &str) {
 
 #[test]
 fn a_user_at_a_terminal_sees_that_a_command_takes_long() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "cmdline = 'deaf'");
     let (mut ours, theirs) = terminal();
     let stop = ["stop", "demo", "--timeout", "60s", "--force"];
@@ -203,7 +203,7 @@ fn a_user_at_a_terminal_sees_that_a_command_takes_long() {
 
 #[test]
 fn the_guest_learns_the_size_of_the_terminal() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "");
     let (mut ours, theirs) = terminal();
     let resize = |columns, rows| {
@@ -228,7 +228,7 @@ fn the_guest_learns_the_size_of_the_terminal() {
 
 #[test]
 fn a_terminal_is_raw_only_while_it_is_attached() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "");
     let (mut ours, theirs) = terminal();
     // Either side tells the terminal's settings.

@@ -3,11 +3,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use crate::machine::{Machine, eventually};
+use crate::machine::{Host, eventually};
 
 #[test]
 fn several_vms_at_once() {
-    let machine = Machine::on();
+    let machine = Host::on();
     for name in ["a", "b", "c"] {
         machine.vmctl(&["create", &machine.config(name, "")]).ok();
     }
@@ -39,7 +39,7 @@ fn several_vms_at_once() {
 
 #[test]
 fn the_same_run_again_attaches() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let config = machine.config("demo", "");
     let first = machine.spawn(&["run", &config]);
     eventually("it runs", || machine.row("demo")["state"] == "running");
@@ -62,7 +62,7 @@ fn the_same_run_again_attaches() {
 
 #[test]
 fn a_vm_gets_another_name() {
-    let mut machine = Machine::on();
+    let mut machine = Host::on();
     let more = "[[nic]]\nnetwork = 'lan0'";
     machine
         .vmctl(&["create", &machine.config("demo", more)])
@@ -87,7 +87,7 @@ fn a_vm_gets_another_name() {
 }
 
 /// Makes an editor that runs `script` with the file as its last argument.
-fn editor(machine: &Machine, script: &str) -> String {
+fn editor(machine: &Host, script: &str) -> String {
     let path = machine.path("editor");
     fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -96,9 +96,9 @@ fn editor(machine: &Machine, script: &str) -> String {
 
 #[test]
 fn a_configuration_is_edited() {
-    let mut machine = Machine::on();
+    let mut machine = Host::on();
     machine.vmctl(&["create", &machine.config("demo", "")]).ok();
-    let edit = |machine: &Machine, script: &str| {
+    let edit = |machine: &Host, script: &str| {
         let editor = editor(machine, script);
         machine.vmctl_with(&["edit", "demo"], &[("EDITOR", &editor), ("VISUAL", "")])
     };
@@ -128,7 +128,7 @@ fn a_configuration_is_edited() {
 
 #[test]
 fn help_and_versions() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let help = machine.vmctl(&["help"]).ok();
     assert_eq!(machine.vmctl(&["-h"]).ok(), help);
     let nothing = machine.vmctl(&[]);
@@ -147,7 +147,7 @@ fn help_and_versions() {
 
 #[test]
 fn values_that_look_like_numbers_are_text_where_text_is_wanted() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let config = machine.config("demo", "");
     let set = ["create", &config, "--set", "cmdline=123", "--set", "name=7"];
     machine.vmctl(&set).ok();

@@ -1,9 +1,9 @@
 //! Disks that are attached and detached.
 
-use crate::machine::{Machine, eventually, kill};
+use crate::machine::{Host, eventually, kill};
 
 /// Makes an image that the fake worker takes. Returns its path.
-fn image(machine: &Machine, name: &str) -> String {
+fn image(machine: &Host, name: &str) -> String {
     let path = machine.path(name);
     let mut bytes = vec![0; 512];
     bytes[..4].copy_from_slice(b"good");
@@ -12,7 +12,7 @@ fn image(machine: &Machine, name: &str) -> String {
 }
 
 /// What others do with an image.
-fn usage(machine: &Machine, image: &str) -> String {
+fn usage(machine: &Host, image: &str) -> String {
     let info = machine
         .vmctl(&["disk", "info", image, "--format", "json"])
         .ok();
@@ -21,7 +21,7 @@ fn usage(machine: &Machine, image: &str) -> String {
 }
 
 /// Names of the disks in the definition that the next daemon reads.
-fn defined(machine: &Machine, name: &str) -> Vec<String> {
+fn defined(machine: &Host, name: &str) -> Vec<String> {
     let text = std::fs::read_to_string(machine.path(&format!("state/{name}/config.toml"))).unwrap();
     let config: toml::Table = toml::from_str(&text).unwrap();
     let disks = config.get("disk").and_then(|disks| disks.as_array());
@@ -31,7 +31,7 @@ fn defined(machine: &Machine, name: &str) -> Vec<String> {
 
 #[test]
 fn a_vm_that_does_not_run_gets_and_loses_disks() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.vmctl(&["create", &machine.config("demo", "")]).ok();
     let first = image(&machine, "data.raw");
     let attached = machine.vmctl(&["attach", "demo", "disk", &first]).ok();
@@ -55,7 +55,7 @@ fn a_vm_that_does_not_run_gets_and_loses_disks() {
 
 #[test]
 fn a_running_vm_gets_and_loses_disks() {
-    let mut machine = Machine::on();
+    let mut machine = Host::on();
     machine.running("demo", "");
     let data = image(&machine, "data.raw");
     machine.vmctl(&["attach", "demo", "disk", &data]).ok();
@@ -79,7 +79,7 @@ fn a_running_vm_gets_and_loses_disks() {
 
 #[test]
 fn a_disk_that_is_being_opened_when_the_daemon_dies_is_not_forgotten() {
-    let mut machine = Machine::on();
+    let mut machine = Host::on();
     machine.running("demo", "cmdline = 'opens-long'");
     let data = image(&machine, "data.raw");
     let client = machine.spawn(&["attach", "demo", "disk", &data]);
@@ -101,7 +101,7 @@ fn a_disk_that_is_being_opened_when_the_daemon_dies_is_not_forgotten() {
 
 #[test]
 fn what_is_refused_leaves_nothing() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "");
     let bad = machine.path("bad.raw");
     std::fs::write(&bad, [0; 512]).unwrap();
@@ -144,7 +144,7 @@ fn what_is_refused_leaves_nothing() {
 
 #[test]
 fn a_guest_that_keeps_a_disk_has_it_still() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "cmdline = 'keeps'");
     let data = image(&machine, "data.raw");
     machine.vmctl(&["attach", "demo", "disk", &data]).ok();

@@ -1,11 +1,11 @@
 //! What becomes of a VM from its definition to its end.
 
 use crate::fake_worker::PARTITION;
-use crate::machine::{Machine, eventually, kill};
+use crate::machine::{Host, eventually, kill};
 
 #[test]
 fn a_life() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let root = machine.row("root");
     assert_eq!(
         (root["id"].as_u64(), root["state"].as_str()),
@@ -64,7 +64,7 @@ fn a_life() {
 
 #[test]
 fn lists_are_for_people_too() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "");
     let list = machine.vmctl(&["list"]).ok();
     let lines: Vec<&str> = list.lines().collect();
@@ -87,7 +87,7 @@ fn lists_are_for_people_too() {
 
 #[test]
 fn pause_and_resume() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "");
     let paused = machine.vmctl(&["pause", "demo"]).ok();
     assert_eq!(paused, "demo: paused (held by the user)\n");
@@ -106,7 +106,7 @@ fn pause_and_resume() {
 
 #[test]
 fn a_state_that_is_over_at_once_is_waited_for_with_success() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "cmdline = 'still-full'");
     machine.vmctl(&["pause", "demo"]).ok();
     for _ in 0..5 {
@@ -117,7 +117,7 @@ fn a_state_that_is_over_at_once_is_waited_for_with_success() {
 }
 
 /// Defines a disk for a VM.
-fn with_disk(machine: &Machine, more: &str) -> String {
+fn with_disk(machine: &Host, more: &str) -> String {
     let image = machine.path("disk.raw");
     std::fs::write(&image, [0; 512]).unwrap();
     format!("{more}\n[[disk]]\npath = '{}'", image.display())
@@ -125,7 +125,7 @@ fn with_disk(machine: &Machine, more: &str) -> String {
 
 #[test]
 fn info_shows_disks() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", &with_disk(&machine, ""));
     let info = machine.vmctl(&["info", "demo"]).ok();
     let disk = "disk            /top.qcow2 over /base.raw; 1G, read 5 KiB, written 6 KiB, in flight 7, \
@@ -142,7 +142,7 @@ fn info_shows_disks() {
 
 #[test]
 fn a_worker_that_does_not_tell_its_disks_holds_up_nobody() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let more = with_disk(&machine, "cmdline = 'no-disks'");
     machine.running("demo", &more);
     std::thread::scope(|scope| {
@@ -156,7 +156,7 @@ fn a_worker_that_does_not_tell_its_disks_holds_up_nobody() {
 
 #[test]
 fn waiting() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "cmdline = 'deaf'");
     let late = machine
         .vmctl(&["stop", "demo", "--timeout", "100ms"])
@@ -175,7 +175,7 @@ fn waiting() {
 
 #[test]
 fn a_request_to_stop_is_no_state() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "cmdline = 'deaf'");
     let asked = machine.vmctl(&["stop", "demo"]).ok();
     assert_eq!(asked, "demo: running, stop asked 0s ago (guest runs)\n");
@@ -209,7 +209,7 @@ fn a_request_to_stop_is_no_state() {
 
 #[test]
 fn a_press_that_the_guest_has_not_seen_is_repeated() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "cmdline = 'drowsy'");
     let stopped = machine.vmctl(&["stop", "demo", "--wait"]).ok();
     assert_eq!(stopped, "demo: stopped (guest powered off)\n");
@@ -217,7 +217,7 @@ fn a_press_that_the_guest_has_not_seen_is_repeated() {
 
 #[test]
 fn a_guest_that_does_not_stop_in_time_is_killed_if_that_is_wished() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "cmdline = 'deaf'");
     let forced = ["stop", "demo", "--timeout", "100ms", "--force"];
     assert_eq!(machine.vmctl(&forced).ok(), "demo: stopped (killed)\n");
@@ -243,10 +243,10 @@ fn a_guest_that_does_not_stop_in_time_is_killed_if_that_is_wished() {
 
 #[test]
 fn a_guest_that_reboots_at_once_is_braked_and_obeys() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let config = machine.config("demo", "cmdline = 'loops'");
     machine.vmctl(&["create", &config]).ok();
-    let waits = |machine: &Machine| {
+    let waits = |machine: &Host| {
         eventually("it waits to boot again", || {
             machine.state("demo").1.contains("boots again after")
         });
@@ -269,7 +269,7 @@ fn a_guest_that_reboots_at_once_is_braked_and_obeys() {
 
 #[test]
 fn what_is_asked_while_a_guest_waits_to_boot_goes_to_its_next_worker() {
-    let mut machine = Machine::on();
+    let mut machine = Host::on();
     let config = machine.config("demo", "cmdline = 'loops'");
     machine.vmctl(&["create", &config]).ok();
     machine.vmctl(&["start", "demo"]).ok();
@@ -291,7 +291,7 @@ fn what_is_asked_while_a_guest_waits_to_boot_goes_to_its_next_worker() {
 
 #[test]
 fn a_killed_worker_is_a_crash_with_its_reason() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "");
     let waiter = machine.spawn(&["wait", "demo"]);
     kill(machine.worker("demo"));
@@ -307,7 +307,7 @@ fn a_killed_worker_is_a_crash_with_its_reason() {
 
 #[test]
 fn a_vm_that_cannot_be_built_says_why() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let config = machine.config("demo", "cmdline = 'no-kernel'");
     machine.vmctl(&["create", &config]).ok();
     let failed = machine.vmctl(&["start", "demo", "--wait"]).fails(10);
@@ -319,7 +319,7 @@ fn a_vm_that_cannot_be_built_says_why() {
 
 #[test]
 fn workers_that_break_the_protocol_are_ended() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let cases = [
         (
             "babbles",
@@ -349,7 +349,7 @@ fn workers_that_break_the_protocol_are_ended() {
 
 #[test]
 fn events_are_lines_of_json() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let events = machine.spawn(&["events"]);
     // There is no telling when it has subscribed, so something happens until it has seen enough.
     machine.vmctl(&["create", &machine.config("demo", "")]).ok();
@@ -369,7 +369,7 @@ fn events_are_lines_of_json() {
 
 #[test]
 fn fifty_lives_leave_nothing() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let config = machine.config("demo", "");
     let before = machine.daemon_has("fd");
     for round in 0..50 {

@@ -5,14 +5,14 @@ use std::io;
 
 use rustix::fs::{OFlags, fcntl_setfl};
 
-use crate::machine::{Machine, eventually};
+use crate::machine::{Host, eventually};
 
 fn full() -> File {
     File::options().write(true).open("/dev/full").unwrap()
 }
 
 /// Has the daemon log something.
-fn log_something(machine: &Machine) {
+fn log_something(machine: &Host) {
     let socket = machine.path("run/control.sock");
     let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
     io::Write::write_all(&mut stream, &[0xff; 64]).unwrap();
@@ -21,7 +21,7 @@ fn log_something(machine: &Machine) {
 }
 
 #[track_caller]
-fn assert_works(machine: &Machine) {
+fn assert_works(machine: &Host) {
     machine.running("demo", "");
     for _ in 0..3 {
         log_something(machine);
@@ -32,14 +32,14 @@ fn assert_works(machine: &Machine) {
 
 #[test]
 fn a_daemon_whose_log_is_on_a_full_disk_works() {
-    let mut machine = Machine::off();
+    let mut machine = Host::off();
     machine.start_daemon_with_log(&["--without-driver"], full());
     assert_works(&machine);
 }
 
 #[test]
 fn a_daemon_whose_log_nobody_reads_works() {
-    let mut machine = Machine::off();
+    let mut machine = Host::off();
     let (reader, log) = io::pipe().unwrap();
     machine.start_daemon_with_log(&["--without-driver"], log);
     drop(reader);
@@ -48,7 +48,7 @@ fn a_daemon_whose_log_nobody_reads_works() {
 
 #[test]
 fn a_daemon_whose_log_is_a_full_pipe_works_and_counts_what_is_lost() {
-    let mut machine = Machine::off();
+    let mut machine = Host::off();
     let (mut reader, log) = io::pipe().unwrap();
     let mut filler = log.try_clone().unwrap();
     fcntl_setfl(&filler, OFlags::NONBLOCK).unwrap();
@@ -79,7 +79,7 @@ fn a_daemon_whose_log_is_a_full_pipe_works_and_counts_what_is_lost() {
 
 #[test]
 fn journald_gets_priorities() {
-    let mut machine = Machine::off();
+    let mut machine = Host::off();
     machine.start_daemon_under_journald(&["--without-driver", "--log", "info,daemon=debug"]);
     log_something(&machine);
     eventually("lines have priorities", || {
@@ -93,7 +93,7 @@ fn journald_gets_priorities() {
 
 #[test]
 fn less_severe_messages_are_left_out() {
-    let mut machine = Machine::off();
+    let mut machine = Host::off();
     machine.start_daemon(&["--without-driver", "--log", "warn"]);
     log_something(&machine);
     let log = || fs::read_to_string(machine.path("daemon.log")).unwrap();
@@ -106,7 +106,7 @@ fn less_severe_messages_are_left_out() {
 
 #[test]
 fn a_command_keeps_its_exit_status_without_standard_error() {
-    let mut machine = Machine::on();
+    let mut machine = Host::on();
     assert_eq!(machine.status_with_stderr(&["info", "a"], full()), Some(4));
     machine.kill_daemon();
     assert_eq!(machine.status_with_stderr(&["list"], full()), Some(8));
@@ -114,7 +114,7 @@ fn a_command_keeps_its_exit_status_without_standard_error() {
 
 #[test]
 fn a_worker_without_a_log_runs() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.vmctl(&["create", &machine.config("demo", "")]).ok();
     fs::create_dir_all(machine.path("state/demo/worker.log/x")).unwrap();
     fs::create_dir_all(machine.path("state/demo/worker.log.1/x")).unwrap();
@@ -125,7 +125,7 @@ fn a_worker_without_a_log_runs() {
 
 #[test]
 fn a_state_that_can_not_be_saved_is_told_and_saved_later() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", "");
     eventually("the state is saved", || {
         let saved = fs::read_to_string(machine.path("state/demo/state.toml"));

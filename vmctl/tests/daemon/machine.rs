@@ -51,12 +51,12 @@ impl Ran {
     }
 }
 
-pub(crate) struct Machine {
+pub(crate) struct Host {
     dir: TempDir,
     daemon: Option<Child>,
 }
 
-impl Machine {
+impl Host {
     /// A machine whose daemon does not run yet.
     pub(crate) fn off() -> Self {
         let dir = tempfile::tempdir().unwrap();
@@ -264,7 +264,7 @@ impl Machine {
     }
 }
 
-impl Drop for Machine {
+impl Drop for Host {
     fn drop(&mut self) {
         if self.daemon.is_none() {
             return;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::machine::Machine;
+use crate::machine::Host;
 
 /// What is typed, the exit status, and what the line has.
 type Case = (&'static str, i32, &'static [&'static str]);
@@ -306,7 +306,7 @@ const CASES: &[Case] = &[
 
 #[test]
 fn every_mistake_has_one_line_that_names_it() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let dir = machine.path("");
     let dir = dir.to_str().unwrap().trim_end_matches('/');
     fs::write(machine.path("d.raw"), [0; 512]).unwrap();
@@ -341,7 +341,7 @@ fn every_mistake_has_one_line_that_names_it() {
 
 #[test]
 fn every_command_has_its_mistakes_here() {
-    let machine = Machine::off();
+    let machine = Host::off();
     let help = machine.vmctl(&["--help"]).ok();
     let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
     let commands = lines
@@ -359,7 +359,7 @@ fn every_command_has_its_mistakes_here() {
 
 #[test]
 fn what_is_done_is_not_hidden_by_output_that_can_not_be_written() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let config = machine.config("demo", "");
     let full = || fs::File::options().write(true).open("/dev/full").unwrap();
     let ran = machine.vmctl_to(&["create", &config], full());

@@ -1,11 +1,11 @@
 //! Network cards: their cables in the configuration, without a network that they could be plugged into.
 
-use crate::machine::Machine;
+use crate::machine::Host;
 
 const NICS: &str = "[[nic]]\nnetwork = 'lan0'\n[[nic]]\nbridge = 'br0'\nname = 'wan'";
 
 /// The links of a VM's cards in the definition that the next daemon reads.
-fn links(machine: &Machine, name: &str) -> Vec<String> {
+fn links(machine: &Host, name: &str) -> Vec<String> {
     let text = std::fs::read_to_string(machine.path(&format!("state/{name}/config.toml"))).unwrap();
     let config: toml::Table = toml::from_str(&text).unwrap();
     let nics = config["nic"].as_array().unwrap();
@@ -15,7 +15,7 @@ fn links(machine: &Machine, name: &str) -> Vec<String> {
 
 #[test]
 fn cables_are_pulled_and_plugged_in() {
-    let mut machine = Machine::on();
+    let mut machine = Host::on();
     machine
         .vmctl(&["create", &machine.config("off", NICS)])
         .ok();
@@ -42,7 +42,7 @@ fn cables_are_pulled_and_plugged_in() {
 
 #[test]
 fn a_card_without_a_network_is_not_attached() {
-    let machine = Machine::on();
+    let machine = Host::on();
     machine.running("demo", NICS);
     let attach = |code, settings: &[&str], what: &str| {
         let args = [&["attach", "demo", "nic"][..], settings].concat();

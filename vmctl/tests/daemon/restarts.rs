@@ -5,11 +5,11 @@ use std::fs;
 use rustix::process::test_kill_process;
 
 use crate::fake_worker::PARTITION;
-use crate::machine::{Machine, eventually, kill};
+use crate::machine::{Host, eventually, kill};
 
 #[test]
 fn the_next_daemon_finds_living_workers() {
-    let mut machine = Machine::on();
+    let mut machine = Host::on();
     machine.running("demo", "");
     machine.vmctl(&["create", &machine.config("idle", "")]).ok();
     let worker = machine.worker("demo");
@@ -37,7 +37,7 @@ fn the_next_daemon_finds_living_workers() {
 
 #[test]
 fn a_worker_that_died_meanwhile_is_noticed() {
-    let mut machine = Machine::on();
+    let mut machine = Host::on();
     machine.running("demo", "");
     let worker = machine.worker("demo");
     machine.kill_daemon();
@@ -55,7 +55,7 @@ fn a_worker_that_died_meanwhile_is_noticed() {
 
 #[test]
 fn an_adopted_worker_that_dies_is_noticed() {
-    let mut machine = Machine::on();
+    let mut machine = Host::on();
     machine.running("demo", "");
     machine.kill_daemon();
     machine.start_daemon(&["--without-driver"]);
@@ -67,7 +67,7 @@ fn an_adopted_worker_that_dies_is_noticed() {
 
 #[test]
 fn another_boot_has_no_workers() {
-    let mut machine = Machine::on();
+    let mut machine = Host::on();
     machine.running("demo", "");
     let worker = machine.worker("demo");
     machine.kill_daemon();
@@ -91,7 +91,7 @@ fn another_boot_has_no_workers() {
 }
 
 /// Appends to a file of a VM's directory.
-fn append(machine: &Machine, file: &str, text: &str) {
+fn append(machine: &Host, file: &str, text: &str) {
     let path = machine.path(file);
     let old = fs::read_to_string(&path).unwrap();
     fs::write(path, old + text).unwrap();
@@ -99,7 +99,7 @@ fn append(machine: &Machine, file: &str, text: &str) {
 
 #[test]
 fn a_definition_that_can_not_be_read_is_shown_and_can_be_mended() {
-    let mut machine = Machine::on();
+    let mut machine = Host::on();
     let toml = machine.config("demo", "");
     machine.vmctl(&["create", &toml]).ok();
     machine.vmctl(&["create", &machine.config("good", "")]).ok();
@@ -148,7 +148,7 @@ fn a_definition_that_can_not_be_read_is_shown_and_can_be_mended() {
 
 #[test]
 fn a_running_vm_whose_files_can_not_be_read_is_not_lost() {
-    type Spoil = fn(&Machine);
+    type Spoil = fn(&Host);
     let cases: [(&str, Spoil); 6] = [
         ("another version's key", |machine| {
             append(machine, "state/demo/config.toml", "\n[newer]\nkey = 1\n");
@@ -173,7 +173,7 @@ fn a_running_vm_whose_files_can_not_be_read_is_not_lost() {
         }),
     ];
     for (what, spoil) in cases {
-        let mut machine = Machine::on();
+        let mut machine = Host::on();
         machine.running("demo", "");
         let worker = machine.worker("demo");
         eventually("the state is saved", || {
@@ -202,7 +202,7 @@ fn a_running_vm_whose_files_can_not_be_read_is_not_lost() {
 
 #[test]
 fn an_end_that_was_told_is_kept_when_the_daemon_dies_before_it_is_over() {
-    let mut machine = Machine::on();
+    let mut machine = Host::on();
     let config = machine.config("demo", "cmdline = 'lingers'");
     machine.vmctl(&["create", &config]).ok();
     machine.vmctl(&["start", "demo"]).ok();

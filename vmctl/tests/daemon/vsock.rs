@@ -5,11 +5,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
-use super::machine::{Machine, eventually};
+use super::machine::{Host, eventually};
 
 /// A machine with a program that listens at port 52 for the VM `demo`, and the directory of its socket.
-fn listening() -> (Machine, PathBuf, UnixListener) {
-    let machine = Machine::on();
+fn listening() -> (Host, PathBuf, UnixListener) {
+    let machine = Host::on();
     let dir = machine.path("run/vsock");
     std::fs::create_dir_all(&dir).unwrap();
     let listener = UnixListener::bind(dir.join("demo_52")).unwrap();
@@ -76,7 +76,7 @@ fn a_guest_without_the_device_reaches_nobody() {
 
 #[test]
 fn the_directory_of_sockets_is_for_root_alone() {
-    let machine = Machine::on();
+    let machine = Host::on();
     let file = machine.config("demo", "[vsock]");
     machine.vmctl(&["create", &file]).ok();
     // It is made by whoever comes first.
@@ -90,7 +90,7 @@ fn the_directory_of_sockets_is_for_root_alone() {
 
 #[test]
 fn wrong_addresses_are_named() {
-    let machine = Machine::on();
+    let machine = Host::on();
     for (text, what) in [
         (
             "cid = 2",

@@ -69,8 +69,8 @@ impl Sample {
             );
         }
         let mut vms = BTreeMap::new();
-        for id in device.list_vms()? {
-            let Ok(info) = device.vm_info(id) else {
+        for id in device.list_partitions()? {
+            let Ok(info) = device.partition_info(id) else {
                 continue;
             };
             let name: Vec<u8> = info.name.into_iter().take_while(|&b| b != 0).collect();

@@ -48,7 +48,7 @@ fn typed_bytes_are_read_and_interrupt() {
 
 #[test]
 fn what_ends_a_machine() {
-    let wish = |at: u16, value: u64| {
+    let asked = |at: u16, value: u64| {
         let mut devices = Devices::new();
         devices.write_port(at, 1, value);
         devices.take_request()
@@ -58,15 +58,15 @@ fn what_ends_a_machine() {
         devices.write_port(port::PM1_CONTROL, 2, value);
         devices.take_request()
     };
-    assert_eq!(power_off(0x3401), Some(Request::PowerOff));
+    assert_eq!(power_off(0x3401), Some(GuestRequest::PowerOff));
     assert_eq!(power_off(0x1401), None);
     assert_eq!(power_off(0x2001), None, "another sleep type");
-    assert_eq!(wish(port::RESET, 1), Some(Request::Reset));
-    assert_eq!(wish(port::SYSTEM_CONTROL, 3), Some(Request::Reset));
-    assert_eq!(wish(port::SYSTEM_CONTROL, 2), None);
-    assert_eq!(wish(port::I8042, 0xfe), Some(Request::Reset));
-    assert_eq!(wish(port::RESET_CONTROL, 6), Some(Request::Reset));
-    assert_eq!(wish(port::RESET_CONTROL, 2), None);
+    assert_eq!(asked(port::RESET, 1), Some(GuestRequest::Reset));
+    assert_eq!(asked(port::SYSTEM_CONTROL, 3), Some(GuestRequest::Reset));
+    assert_eq!(asked(port::SYSTEM_CONTROL, 2), None);
+    assert_eq!(asked(port::I8042, 0xfe), Some(GuestRequest::Reset));
+    assert_eq!(asked(port::RESET_CONTROL, 6), Some(GuestRequest::Reset));
+    assert_eq!(asked(port::RESET_CONTROL, 2), None);
     let mut devices = Devices::new();
     devices.write_port(window::ADDRESS, 4, 0xffff_ffff);
     assert_eq!(
@@ -74,8 +74,8 @@ fn what_ends_a_machine() {
         None,
         "the search for PCI is no reset"
     );
-    assert_eq!(wish(port::PVPANIC, 1), Some(Request::Panicked));
-    assert_eq!(wish(port::PVPANIC, 2), None);
+    assert_eq!(asked(port::PVPANIC, 1), Some(GuestRequest::Panicked));
+    assert_eq!(asked(port::PVPANIC, 2), None);
 }
 
 #[test]

@@ -45,16 +45,16 @@ impl Service {
         files: Option<Vec<OwnedFd>>,
     ) -> Result<Attached, AttachError> {
         let files = files.ok_or(AttachError::NoFiles)?;
-        let machine = &self.machine;
+        let vm = &self.vm;
         match DeviceConfig::parse(device)? {
             DeviceConfig::Disk(disk) => {
-                let opening = machine.plugs.open(disk, files);
+                let opening = vm.plugs.open(disk, files);
                 opening.map_err(AttachError::Thread)?;
                 Ok(Attached::Later)
             }
             DeviceConfig::Nic(nic) => {
                 let opened = Opened::of_files(&nic, files).map_err(AttachError::Nic)?;
-                build::plug_nic(machine, &nic, opened)?;
+                build::plug_nic(vm, &nic, opened)?;
                 Ok(Attached::Now)
             }
         }
@@ -68,9 +68,9 @@ impl Service {
                 control.send(&WorkerEvent::Detached { name });
             }
             Outcome::Opened(disk, image) => {
-                self.machine.plugs.opened(&disk.name);
+                self.vm.plugs.opened(&disk.name);
                 let attached = image.map_err(AttachError::Image).and_then(|image| {
-                    build::plug_disk(&self.machine, &disk, image)?;
+                    build::plug_disk(&self.vm, &disk, image)?;
                     Ok(Attached::Now)
                 });
                 self.tell_attached(control, disk.name, attached);

@@ -1,7 +1,7 @@
 //! The device thread between a daemon, a console and a guest that are all played by the test.
 
 use super::*;
-use crate::driver::Vm;
+use crate::driver::Partition;
 use crate::driver::page;
 use crate::wire::{Link, LinkError};
 use crate::worker::devices::{SERIAL_TAG, port};
@@ -22,7 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// A VM with one virtual CPU, whose thread counts its turns.
 struct Guest {
     dir: tempfile::TempDir,
-    machine: Arc<Machine>,
+    vm: Arc<Vm>,
     post: Box<dyn FnMut(PostedWrite) -> Push>,
     turns: Arc<AtomicU64>,
     vcpu: JoinHandle<()>,
@@ -34,19 +34,19 @@ impl Guest {
         let dir = tempfile::tempdir().unwrap();
         let listener = |name| UnixListener::bind(dir.path().join(name)).unwrap();
         let (ring, post) = page::tests::ring();
-        let vm = Vm::without_driver(File::open(dir.path()).unwrap().into());
+        let partition = Partition::without_driver(File::open(dir.path()).unwrap().into());
         let ram = Ram::new(2 << 20).unwrap();
-        let machine = Arc::new(Machine::new(
-            vm,
+        let vm = Arc::new(Vm::new(
+            partition,
             ram,
             vec![ring],
             Arc::new(Event::new().unwrap()),
         ));
         let turns = Arc::new(AtomicU64::new(0));
         let vcpu = {
-            let (machine, turns) = (Arc::clone(&machine), Arc::clone(&turns));
+            let (vm, turns) = (Arc::clone(&vm), Arc::clone(&turns));
             std::thread::spawn(move || {
-                while machine.gate.pass() {
+                while vm.gate.pass() {
                     turns.fetch_add(1, Ordering::Relaxed);
                     std::thread::yield_now();
                 }
@@ -54,7 +54,7 @@ impl Guest {
         };
         let hub = Hub::new(listener("console"), None).unwrap();
         let mut control = Control::new(listener("control")).unwrap();
-        let mut service = Service::new(Arc::clone(&machine), 7, hub);
+        let mut service = Service::new(Arc::clone(&vm), 7, hub);
         let service = std::thread::spawn(move || {
             let end = service.run(&mut control);
             assert!(service.finish());
@@ -62,7 +62,7 @@ impl Guest {
         });
         Self {
             dir,
-            machine,
+            vm,
             post: Box::new(post),
             turns,
             vcpu,
@@ -94,7 +94,7 @@ impl Guest {
                 match (self.post)(entry) {
                     Push::Posted => break,
                     Push::PostedWake => {
-                        rustix::io::write(self.machine.wake_fd(), &1u64.to_ne_bytes()).unwrap();
+                        rustix::io::write(self.vm.wake_fd(), &1u64.to_ne_bytes()).unwrap();
                         break;
                     }
                     Push::Full => std::thread::yield_now(),
@@ -105,10 +105,10 @@ impl Guest {
 
     /// The guest writes to a port and waits for it, as an intercept does.
     fn write_port(&self, port: u16, value: u64) {
-        let mut device_state = self.machine.device_state();
+        let mut device_state = self.vm.device_state();
         device_state.drain();
         device_state.devices.write_port(port, 1, value);
-        self.machine.settle(device_state);
+        self.vm.settle(device_state);
     }
 
     /// Whether the power button was pressed.
@@ -137,9 +137,9 @@ impl Guest {
     }
 
     fn read_port(&self, port: u16) -> u64 {
-        let mut device_state = self.machine.device_state();
+        let mut device_state = self.vm.device_state();
         let value = device_state.devices.read_port(port, 1);
-        self.machine.settle(device_state);
+        self.vm.settle(device_state);
         value
     }
 
@@ -159,8 +159,8 @@ impl Daemon {
     }
 
     /// Connects as one that has not started the worker, and hears how the VM is.
-    fn introduced(vm: &Guest) -> Self {
-        let mut daemon = Self::connect(&vm.path("control"));
+    fn introduced(guest: &Guest) -> Self {
+        let mut daemon = Self::connect(&guest.path("control"));
         let ready = WorkerEvent::Ready {
             partition: 7,
             devices: Vec::new(),
@@ -199,17 +199,17 @@ fn until(mut condition: impl FnMut() -> bool) {
 
 #[test]
 fn all_that_is_posted_comes_out_and_the_guest_powers_off() {
-    let mut vm = Guest::start();
-    let mut console = vm.console();
+    let mut guest = Guest::start();
+    let mut console = guest.console();
     let text = "0123456789abcdef\n".repeat(1000);
-    vm.print(&text);
+    guest.print(&text);
     let mut seen = vec![0; text.len()];
     console.read_exact(&mut seen).unwrap();
     assert_eq!(seen, text.as_bytes());
     // What is in the ring when the guest powers off comes out too.
-    vm.print("bye");
-    vm.power_off();
-    let end = vm.end();
+    guest.print("bye");
+    guest.power_off();
+    let end = guest.end();
     assert_eq!(end, End::new(EndCause::PoweredOff, "guest powered off"));
     let mut rest = String::new();
     console.read_to_string(&mut rest).unwrap();
@@ -218,27 +218,27 @@ fn all_that_is_posted_comes_out_and_the_guest_powers_off() {
 
 #[test]
 fn typing_waits_for_room_and_nothing_is_lost() {
-    let vm = Guest::start();
+    let guest = Guest::start();
     let text = "a line that was typed\n".repeat(40);
-    let mut console = vm.console();
+    let mut console = guest.console();
     console.write_all(text.as_bytes()).unwrap();
     let mut read = String::new();
     until(|| {
-        if vm.read_port(port::SERIAL + 5) & 1 != 0 {
-            read.push(char::from(vm.read_port(port::SERIAL) as u8));
+        if guest.read_port(port::SERIAL + 5) & 1 != 0 {
+            read.push(char::from(guest.read_port(port::SERIAL) as u8));
         }
         read.len() == text.len()
     });
     assert_eq!(read, text);
-    vm.write_port(port::RESET, 1);
-    assert_eq!(vm.end(), End::new(EndCause::Rebooted, "guest rebooted"));
+    guest.write_port(port::RESET, 1);
+    assert_eq!(guest.end(), End::new(EndCause::Rebooted, "guest rebooted"));
 }
 
 #[test]
 fn a_paused_vm_stands_still_and_goes_on() {
-    let vm = Guest::start();
-    let mut daemon = Daemon::connect(&vm.path("control"));
-    let turns = || vm.turns.load(Ordering::Relaxed);
+    let guest = Guest::start();
+    let mut daemon = Daemon::connect(&guest.path("control"));
+    let turns = || guest.turns.load(Ordering::Relaxed);
     until(|| turns() > 0);
     let paused = state(VmState::Paused, "paused by user");
     assert_eq!(daemon.ask(&WorkerCommand::Pause), paused);
@@ -254,16 +254,16 @@ fn a_paused_vm_stands_still_and_goes_on() {
         state(VmState::Running, "resumed by user")
     );
     until(|| turns() > held);
-    vm.power_off();
-    vm.end();
+    guest.power_off();
+    guest.end();
 }
 
 #[test]
 fn a_late_request_is_shown_and_the_vm_runs_on() {
-    let vm = Guest::start();
-    let mut daemon = Daemon::introduced(&vm);
-    let turns = || vm.turns.load(Ordering::Relaxed);
-    let stalls = &vm.machine.stalls;
+    let guest = Guest::start();
+    let mut daemon = Daemon::introduced(&guest);
+    let turns = || guest.turns.load(Ordering::Relaxed);
+    let stalls = &guest.vm.stalls;
     let late = state(VmState::IoStalled, "disk0: late");
     stalls.late("disk0: late".to_owned(), true);
     assert_eq!(daemon.hear().unwrap(), late);
@@ -291,84 +291,84 @@ fn a_late_request_is_shown_and_the_vm_runs_on() {
     let before = turns();
     assert_eq!(daemon.ask(&WorkerCommand::Resume), resumed);
     until(|| turns() > before);
-    vm.machine.stalls.kill("disk0: late".to_owned());
-    assert_eq!(vm.end(), End::crashed("disk0: late"));
+    guest.vm.stalls.kill("disk0: late".to_owned());
+    assert_eq!(guest.end(), End::crashed("disk0: late"));
 }
 
 #[test]
 fn the_power_button_is_pressed_and_changes_no_state() {
-    let vm = Guest::start();
-    let mut daemon = Daemon::connect(&vm.path("control"));
+    let guest = Guest::start();
+    let mut daemon = Daemon::connect(&guest.path("control"));
     daemon.0.send(&WorkerCommand::PowerButton).unwrap();
-    until(|| vm.is_pressed());
+    until(|| guest.is_pressed());
     drop(daemon);
-    let _daemon = Daemon::introduced(&vm);
-    vm.power_off();
-    assert_eq!(vm.end().cause, EndCause::PoweredOff);
+    let _daemon = Daemon::introduced(&guest);
+    guest.power_off();
+    assert_eq!(guest.end().cause, EndCause::PoweredOff);
 }
 
 #[test]
 fn a_guest_that_sleeps_is_shown_and_woken() {
-    let vm = Guest::start();
-    let mut daemon = Daemon::introduced(&vm);
+    let guest = Guest::start();
+    let mut daemon = Daemon::introduced(&guest);
     let [asleep, woken, awake] = ["guest asleep", "guest is being woken", "guest woke up"]
         .map(|reason| state(VmState::Running, reason));
     let running = state(VmState::Running, "started");
     // A guest that is awake does not see a button when it is resumed.
     assert_eq!(daemon.ask(&WorkerCommand::Resume), running);
-    assert!(!vm.is_pressed());
-    vm.write_port(port::SLEEP, 1);
+    assert!(!guest.is_pressed());
+    guest.write_port(port::SLEEP, 1);
     assert_eq!(daemon.hear().unwrap(), asleep);
     assert_eq!(daemon.ask(&WorkerCommand::Resume), woken);
-    assert!(vm.is_woken() && !vm.is_pressed());
-    vm.write_port(port::SLEEP, 0);
+    assert!(guest.is_woken() && !guest.is_pressed());
+    guest.write_port(port::SLEEP, 0);
     assert_eq!(daemon.hear().unwrap(), awake);
     std::thread::sleep(Duration::from_millis(100));
-    assert!(!vm.is_pressed(), "it was only woken");
+    assert!(!guest.is_pressed(), "it was only woken");
     // A guest that is to power off sees the button when it is awake.
-    vm.write_port(port::SLEEP, 1);
+    guest.write_port(port::SLEEP, 1);
     assert_eq!(daemon.hear().unwrap(), asleep);
     let paused = state(VmState::Paused, "paused by user");
     assert_eq!(daemon.ask(&WorkerCommand::Pause), paused);
     assert_eq!(daemon.ask(&WorkerCommand::Resume), asleep);
-    assert!(!vm.is_woken(), "it sleeps on");
+    assert!(!guest.is_woken(), "it sleeps on");
     assert_eq!(daemon.ask(&WorkerCommand::PowerButton), woken);
-    assert!(vm.is_woken() && !vm.is_pressed());
-    vm.write_port(port::SLEEP, 0);
+    assert!(guest.is_woken() && !guest.is_pressed());
+    guest.write_port(port::SLEEP, 0);
     assert_eq!(daemon.hear().unwrap(), awake);
-    until(|| vm.is_pressed());
-    vm.power_off();
-    assert_eq!(vm.end().cause, EndCause::PoweredOff);
+    until(|| guest.is_pressed());
+    guest.power_off();
+    assert_eq!(guest.end().cause, EndCause::PoweredOff);
 }
 
 #[test]
 fn a_panic_has_its_text_from_the_console() {
-    let mut vm = Guest::start();
-    vm.print("[ 1.0] Kernel panic - not syncing: VFS: no root\r\n");
-    vm.write_port(port::PVPANIC, 1);
-    assert_eq!(vm.end(), End::crashed("kernel panic: VFS: no root"));
+    let mut guest = Guest::start();
+    guest.print("[ 1.0] Kernel panic - not syncing: VFS: no root\r\n");
+    guest.write_port(port::PVPANIC, 1);
+    assert_eq!(guest.end(), End::crashed("kernel panic: VFS: no root"));
 
     // Without pvpanic: silence after the last line.
-    let mut vm = Guest::start();
-    vm.print("Kernel panic - not syncing: A\r\n---[ end Kernel panic - not syncing: A ]---\r\n");
-    assert_eq!(vm.end(), End::crashed("kernel panic: A"));
+    let mut guest = Guest::start();
+    guest.print("Kernel panic - not syncing: A\r\n---[ end Kernel panic - not syncing: A ]---\r\n");
+    assert_eq!(guest.end(), End::crashed("kernel panic: A"));
 
-    let mut vm = Guest::start();
-    vm.print("Kernel panic - not syncing: B\r\nRebooting in 1 seconds..\r\n");
-    vm.write_port(port::RESET, 1);
-    let end = vm.end();
+    let mut guest = Guest::start();
+    guest.print("Kernel panic - not syncing: B\r\nRebooting in 1 seconds..\r\n");
+    guest.write_port(port::RESET, 1);
+    let end = guest.end();
     assert_eq!(end.cause, EndCause::Rebooted);
     assert_eq!(end.reason, "guest rebooted after a kernel panic: B");
 }
 
 #[test]
-fn the_first_verdict_counts() {
+fn the_first_conclusion_counts() {
     let dir = tempfile::tempdir().unwrap();
-    let vm = Vm::without_driver(File::open(dir.path()).unwrap().into());
+    let partition = Partition::without_driver(File::open(dir.path()).unwrap().into());
     let ram = Ram::new(2 << 20).unwrap();
-    let machine = Machine::new(vm, ram, Vec::new(), Arc::new(Event::new().unwrap()));
+    let vm = Vm::new(partition, ram, Vec::new(), Arc::new(Event::new().unwrap()));
     let first = Conclusion::End(End::crashed("triple fault at rip 0x1"));
-    machine.conclude(first.clone());
-    machine.conclude(Conclusion::Request(Request::PowerOff));
-    assert_eq!(machine.take_conclusion(), Some(first));
+    vm.conclude(first.clone());
+    vm.conclude(Conclusion::Request(GuestRequest::PowerOff));
+    assert_eq!(vm.take_conclusion(), Some(first));
 }

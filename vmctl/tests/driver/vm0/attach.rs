@@ -91,7 +91,7 @@ fn helper_leaves_its_fd_to_a_child() {
     if !is_helper() {
         return;
     }
-    let vm = device().create_vm("inherited", 0).unwrap();
+    let vm = device().create_partition("inherited", 0).unwrap();
     let (id, token) = (vm.id(), vm.token());
     fcntl_setfd(&vm, FdFlags::empty()).unwrap();
     #[expect(clippy::zombie_processes, reason = "it is to outlive this process")]
@@ -108,62 +108,65 @@ fn helper_leaves_its_fd_to_a_child() {
 #[test]
 fn helper_leaves_a_partition() {
     if std::env::var_os("DRIVER_TEST_LEAVES").is_some() {
-        device().create_vm("left", 0).unwrap();
+        device().create_partition("left", 0).unwrap();
     }
 }
 
 #[test]
 fn helper_destroys_all() {
     let device = device();
-    for id in device.list_vms().unwrap() {
-        device.destroy_vm(id).unwrap();
+    for id in device.list_partitions().unwrap() {
+        device.destroy_partition(id).unwrap();
     }
 }
 
 #[test]
 fn a_partition_lives_by_its_id() {
     let device = device();
-    let vm = device.create_vm("by-id", 0).unwrap();
+    let vm = device.create_partition("by-id", 0).unwrap();
     let (id, token) = (vm.id(), vm.token());
-    let info = device.vm_info(id).unwrap();
+    let info = device.partition_info(id).unwrap();
     assert!(info.name.starts_with(b"by-id\0"));
     assert_eq!(info.worker, std::process::id());
     drop(vm);
-    assert_eq!(device.list_vms().unwrap(), [id]);
-    assert_eq!(device.vm_info(id).unwrap().worker, 0);
+    assert_eq!(device.list_partitions().unwrap(), [id]);
+    assert_eq!(device.partition_info(id).unwrap().worker, 0);
     for wrong in [0, token ^ 1, !token] {
-        assert_eq!(errno(device.attach_vm(id, wrong)), Errno::PERM);
+        assert_eq!(errno(device.attach_partition(id, wrong)), Errno::PERM);
     }
-    assert_eq!(device.vm_info(id).unwrap().worker, 0);
-    let again = device.attach_vm(id, token).unwrap();
+    assert_eq!(device.partition_info(id).unwrap().worker, 0);
+    let again = device.attach_partition(id, token).unwrap();
     // Once more is no other process.
-    drop(device.attach_vm(id, token).unwrap());
-    assert_eq!(device.vm_info(id).unwrap().worker, std::process::id());
-    device.destroy_vm(id).unwrap();
-    assert_eq!(errno(device.destroy_vm(id)), Errno::NOENT);
-    assert_eq!(errno(device.attach_vm(id, token)), Errno::NOENT);
+    drop(device.attach_partition(id, token).unwrap());
+    assert_eq!(
+        device.partition_info(id).unwrap().worker,
+        std::process::id()
+    );
+    device.destroy_partition(id).unwrap();
+    assert_eq!(errno(device.destroy_partition(id)), Errno::NOENT);
+    assert_eq!(errno(device.attach_partition(id, token)), Errno::NOENT);
     assert_eq!(errno(again.kick_all()), Errno::NODEV);
     assert_eq!(errno(again.vcpu(0)), Errno::NODEV);
-    assert!(device.list_vms().unwrap().is_empty());
+    assert!(device.list_partitions().unwrap().is_empty());
 }
 
 #[test]
 fn a_partition_is_ended_by_its_own_descriptor() {
     let device = device();
-    let vm = device.create_vm("own", 0).unwrap();
-    let other = device.create_vm("other", 0).unwrap();
+    let vm = device.create_partition("own", 0).unwrap();
+    let other = device.create_partition("other", 0).unwrap();
     assert_ne!(vm.token(), other.token());
     vm.destroy().unwrap();
-    assert_eq!(device.list_vms().unwrap(), [other.id()]);
+    assert_eq!(device.list_partitions().unwrap(), [other.id()]);
     // The id is free again, and another partition gets it.
-    let next = device.create_vm("next", 0).unwrap();
+    let next = device.create_partition("next", 0).unwrap();
     assert_eq!(next.id(), vm.id());
     assert_eq!(errno(vm.destroy()), Errno::NODEV);
-    assert_eq!(device.list_vms().unwrap().len(), 2);
+    assert_eq!(device.list_partitions().unwrap().len(), 2);
     for vm in [other, next] {
         vm.destroy().unwrap();
     }
-    assert!(device.list_vms().unwrap().is_empty());
+    assert!(device.list_partitions().unwrap().is_empty());
 }
 
 #[test]
@@ -171,7 +174,7 @@ fn ids_run_out_and_come_back() {
     let device = device();
     let mut vms = Vec::new();
     let errno = loop {
-        match device.create_vm("many", 0) {
+        match device.create_partition("many", 0) {
             Ok(vm) => vms.push(vm),
             Err(error) => break error.errno,
         }
@@ -179,9 +182,9 @@ fn ids_run_out_and_come_back() {
     assert_eq!(errno, Errno::NOSPC);
     assert_eq!(vms.len(), 255);
     for vm in &vms {
-        device.destroy_vm(vm.id()).unwrap();
+        device.destroy_partition(vm.id()).unwrap();
     }
-    assert!(device.list_vms().unwrap().is_empty());
+    assert!(device.list_partitions().unwrap().is_empty());
 }
 
 #[test]
@@ -192,22 +195,25 @@ fn a_living_worker_keeps_others_out_and_a_dead_one_leaves_all_but_itself() {
     eventually_running(&device, id);
     // Its first turn ends where it has no memory yet.
     eventually("it has memory", || {
-        device.vm_info(id).unwrap().ram_pages > 0
+        device.partition_info(id).unwrap().ram_pages > 0
     });
-    assert_eq!(errno(device.attach_vm(id, token)), Errno::BUSY);
-    assert_eq!(errno(device.destroy_vm(id)), Errno::BUSY);
-    assert_eq!(device.vm_info(id).unwrap().worker, worker.process.id());
+    assert_eq!(errno(device.attach_partition(id, token)), Errno::BUSY);
+    assert_eq!(errno(device.destroy_partition(id)), Errno::BUSY);
+    assert_eq!(
+        device.partition_info(id).unwrap().worker,
+        worker.process.id()
+    );
 
     // In the middle of VCPU_RUN.
     worker.kill();
     eventually("nobody is attached", || {
-        device.vm_info(id).unwrap().worker == 0
+        device.partition_info(id).unwrap().worker == 0
     });
-    let info = device.vm_info(id).unwrap();
+    let info = device.partition_info(id).unwrap();
     assert_eq!((info.vcpus, info.memory), (1, 4 << 20));
     assert!(info.ram_pages > 0);
 
-    let vm = device.attach_vm(id, token).unwrap();
+    let vm = device.attach_partition(id, token).unwrap();
     let (slot, memfd) = vm.memory(0).unwrap().unwrap();
     assert_eq!((slot.gpa, slot.size, slot.offset), (0, 4 << 20, 0));
     assert!(vm.memory(1).unwrap().is_none());
@@ -219,7 +225,7 @@ fn a_living_worker_keeps_others_out_and_a_dead_one_leaves_all_but_itself() {
     write(&memfd, 0x3000, &[0xe6, 0x33]);
     start_at(&mut vcpu, 0x3000);
     assert_eq!(run(&mut vcpu).address, 0x33);
-    device.destroy_vm(id).unwrap();
+    device.destroy_partition(id).unwrap();
 }
 
 #[test]
@@ -228,7 +234,7 @@ fn fds_in_a_child_neither_work_nor_keep_others_out() {
     let mut worker = Helper::start("vm0::attach::helper_leaves_its_fd_to_a_child");
     let [id, token, child] = [0, 1, 2].map(|n| worker.number(n));
     worker.kill();
-    let vm = device.attach_vm(id, token);
+    let vm = device.attach_partition(id, token);
     Command::new("/bin/busybox")
         .args(["kill", &child.to_string()])
         .status()
@@ -236,13 +242,13 @@ fn fds_in_a_child_neither_work_nor_keep_others_out() {
     let vm = vm.unwrap();
     let memfd = memfd(4 << 20);
     vm.set_memory(0, memfd.as_fd(), 0, 4 << 20, 0, 0).unwrap();
-    device.destroy_vm(id).unwrap();
+    device.destroy_partition(id).unwrap();
 }
 
 #[test]
 fn an_inherited_fd_answers_not_permitted() {
     let device = device();
-    let vm = device.create_vm("inherited", 0).unwrap();
+    let vm = device.create_partition("inherited", 0).unwrap();
     fcntl_setfd(&vm, FdFlags::empty()).unwrap();
     let status = Command::new(std::env::current_exe().unwrap())
         .args([
@@ -256,5 +262,5 @@ fn an_inherited_fd_answers_not_permitted() {
     assert!(status.success());
     // Nor has the child's end changed anything here.
     vm.kick_all().unwrap();
-    device.destroy_vm(vm.id()).unwrap();
+    device.destroy_partition(vm.id()).unwrap();
 }

@@ -6,7 +6,7 @@ use guest_proto::vcpu_page::{Intercept, InterceptKind, Reply, ReplyFlags, RunSta
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::{Errno, pread, pwrite};
 use vmctl::driver::page::Ring;
-use vmctl::driver::{Device, Vcpu, Vm};
+use vmctl::driver::{Device, Partition, Vcpu};
 
 use super::{device, eventually};
 
@@ -27,7 +27,7 @@ pub(crate) fn memfd(size: u64) -> OwnedFd {
 /// A partition with 4 MiB of RAM and one virtual CPU. Ends with this.
 pub(crate) struct Guest {
     pub(crate) device: Device,
-    pub(crate) vm: Vm,
+    pub(crate) vm: Partition,
     pub(crate) vcpu: Vcpu,
     pub(crate) ring: Ring,
     pub(crate) memfd: OwnedFd,
@@ -35,16 +35,16 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// Another descriptor of the partition.
-    pub(crate) fn attach(&self) -> Vm {
+    pub(crate) fn attach(&self) -> Partition {
         self.device
-            .attach_vm(self.vm.id(), self.vm.token())
+            .attach_partition(self.vm.id(), self.vm.token())
             .unwrap()
     }
 
     /// Its first virtual CPU is to run `code`.
     pub(crate) fn new(code: &[u8]) -> Self {
         let device = device();
-        let vm = device.create_vm("tiny", 0).unwrap();
+        let vm = device.create_partition("tiny", 0).unwrap();
         let memfd = memfd(MEMORY);
         write(&memfd, CODE, code);
         vm.set_memory(0, memfd.as_fd(), 0, MEMORY, 0, 0).unwrap();
@@ -96,7 +96,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        let destroyed = self.device.destroy_vm(self.vm.id());
+        let destroyed = self.device.destroy_partition(self.vm.id());
         if !std::thread::panicking() {
             destroyed.unwrap();
         }

@@ -15,7 +15,7 @@ const PAGE: u64 = 4096;
 #[test]
 fn memory_that_cannot_be_is_refused() {
     let device = device();
-    let vm = device.create_vm("memory", 0).unwrap();
+    let vm = device.create_partition("memory", 0).unwrap();
     let good = memfd(MEMORY);
     let set = |slot, gpa, size, offset, flags| {
         errno(vm.set_memory(slot, good.as_fd(), gpa, size, offset, flags))
@@ -59,17 +59,17 @@ fn memory_that_cannot_be_is_refused() {
         errno(vm.set_memory(0, eventfd.as_fd(), 0, PAGE, 0, 0)),
         Errno::INVAL
     );
-    device.destroy_vm(vm.id()).unwrap();
+    device.destroy_partition(vm.id()).unwrap();
 }
 
 #[test]
 fn memory_is_held_when_it_is_populated_and_let_go_with_the_partition() {
     let device = device();
     let (before, machine_before) = device.info().unwrap();
-    let vm = device.create_vm("populate", 0).unwrap();
+    let vm = device.create_partition("populate", 0).unwrap();
     let memory = memfd(32 << 20);
     vm.set_memory(0, memory.as_fd(), 0, 16 << 20, 0, 0).unwrap();
-    assert_eq!(device.vm_info(vm.id()).unwrap().ram_pages, 0);
+    assert_eq!(device.partition_info(vm.id()).unwrap().ram_pages, 0);
     // Neither end at a chunk's.
     let (gpa, size) = ((32 << 20) + 5 * PAGE, (7 << 20) + PAGE);
     vm.set_memory(
@@ -81,7 +81,7 @@ fn memory_is_held_when_it_is_populated_and_let_go_with_the_partition() {
         MemoryFlags::POPULATE.bits(),
     )
     .unwrap();
-    let info = device.vm_info(vm.id()).unwrap();
+    let info = device.partition_info(vm.id()).unwrap();
     assert_eq!(info.ram_pages, size / PAGE);
     assert_eq!(info.memory, (16 << 20) + size);
     assert!(info.metadata_pages >= 3);
@@ -91,7 +91,7 @@ fn memory_is_held_when_it_is_populated_and_let_go_with_the_partition() {
         machine.guest_frames,
         machine_before.guest_frames + info.ram_pages
     );
-    device.destroy_vm(vm.id()).unwrap();
+    device.destroy_partition(vm.id()).unwrap();
     let (after, machine_after) = device.info().unwrap();
     assert_eq!(after.ram_pages, before.ram_pages);
     assert_eq!(after.metadata_pages, before.metadata_pages);
@@ -108,7 +108,7 @@ fn a_guest_gets_the_chunks_that_it_touches() {
     let mut guest = Guest::new(&[0xc6, 0x06, 0x00, 0x50, 0x77, 0xe6, 0x10]);
     assert_eq!(guest.run_to_out().0, 0x10);
     assert_eq!(byte(&guest.memfd, 0x5000), 0x77);
-    let info = guest.device.vm_info(guest.vm.id()).unwrap();
+    let info = guest.device.partition_info(guest.vm.id()).unwrap();
     assert_eq!(info.ram_pages, 512);
 }
 
@@ -116,7 +116,7 @@ fn a_guest_gets_the_chunks_that_it_touches() {
 fn writes_to_read_only_memory_and_to_none_reach_the_worker() {
     // mov ax, 0x1000; mov ds, ax; mov byte [0], 0x77: to 0x10000
     let mut guest = Guest::new(&[0xb8, 0x00, 0x10, 0x8e, 0xd8, 0xc6, 0x06, 0x00, 0x00, 0x77]);
-    let vm = guest.device.create_vm("read-only", 0).unwrap();
+    let vm = guest.device.create_partition("read-only", 0).unwrap();
     vm.set_memory(0, guest.memfd.as_fd(), 0, 0x10000, 0, 0)
         .unwrap();
     vm.set_memory(
@@ -136,7 +136,7 @@ fn writes_to_read_only_memory_and_to_none_reach_the_worker() {
     assert_eq!(intercept.address, 0x10000);
     assert_eq!(byte(&guest.memfd, 0x10000), 0x55);
     drop(vcpu);
-    guest.device.destroy_vm(vm.id()).unwrap();
+    guest.device.destroy_partition(vm.id()).unwrap();
 
     // Behind the end of RAM.
     let mut state = guest.vcpu.fetch_state().unwrap();

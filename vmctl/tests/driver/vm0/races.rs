@@ -8,7 +8,7 @@ use std::time::Duration;
 use guest_proto::driver::{MemoryFlags, Msi};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{Errno, write};
-use vmctl::driver::{DriverError, Vm};
+use vmctl::driver::{DriverError, Partition};
 
 use super::guest::{memfd, start_at};
 use super::{device, guest};
@@ -28,7 +28,7 @@ fn until_gone<T>(mut call: impl FnMut() -> Result<T, DriverError>) {
     while !matches!(call(), Err(error) if error.errno == Errno::NODEV) {}
 }
 
-fn bind_and_unbind(vm: &Vm) {
+fn bind_and_unbind(vm: &Partition) {
     until_gone(|| {
         let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         vm.doorbell(0x20, 1, 1, bell.as_fd())?;
@@ -43,7 +43,7 @@ fn a_partition_ends_whatever_is_under_way() {
     for round in 0..6 {
         let device = device();
         let before = device.info().unwrap().0;
-        let vm = device.create_vm("races", 0).unwrap();
+        let vm = device.create_partition("races", 0).unwrap();
         let ram = memfd(64 << 20);
         // out 0x20, al; hlt or jmp to itself
         let code: [&[u8]; 2] = [&[0xe6, 0x20, 0xeb, 0xfc], &[0xfb, 0xf4, 0xeb, 0xfd]];
@@ -81,11 +81,11 @@ fn a_partition_ends_whatever_is_under_way() {
                 }
             });
             thread::sleep(Duration::from_millis(20 * round as u64));
-            device.destroy_vm(vm.id()).unwrap();
+            device.destroy_partition(vm.id()).unwrap();
             // Its number is free, and nothing that comes late may reach who has it next.
-            let next = device.create_vm("next", 0).unwrap();
+            let next = device.create_partition("next", 0).unwrap();
             thread::sleep(Duration::from_millis(20));
-            device.destroy_vm(next.id()).unwrap();
+            device.destroy_partition(next.id()).unwrap();
             over.store(true, Ordering::Relaxed);
         });
         drop(vm);
@@ -111,14 +111,14 @@ fn pages_come_back() {
     // Linux does not count as free what its CPUs keep at hand, which is megabytes, more or less.
     let free = || numbers("/proc/meminfo", "MemFree:") + 4 * numbers("/proc/zoneinfo", "count:");
     let cycle = || {
-        let vm = device.create_vm("cycle", 0).unwrap();
+        let vm = device.create_partition("cycle", 0).unwrap();
         let ram = memfd(16 << 20);
         vm.set_memory(0, ram.as_fd(), 0, 16 << 20, 0, MemoryFlags::POPULATE.bits())
             .unwrap();
         for index in 0..4 {
             vm.vcpu(index).unwrap();
         }
-        device.destroy_vm(vm.id()).unwrap();
+        device.destroy_partition(vm.id()).unwrap();
     };
     // What the first ones leave is caches, which do not grow.
     (0..5).for_each(|_| cycle());

@@ -25,7 +25,7 @@ fn a_port_is_read_and_written() {
     assert_eq!((read.address, read.size, read.is_write), (0x10, 1, 0));
     guest.answer(0x5a);
     assert_eq!(guest.run_to_out(), (0x11, 0x5a));
-    let info = guest.device.vm_info(guest.vm.id()).unwrap();
+    let info = guest.device.partition_info(guest.vm.id()).unwrap();
     assert_eq!(info.vcpus, 1);
     let counters = guest.device.counters(guest.vm.id(), 0).unwrap();
     assert!(counters.runs >= 2);
@@ -51,7 +51,7 @@ fn indices_end_at_63() {
     guest.vm.vcpu(63).unwrap();
     assert_eq!(errno(guest.vm.vcpu(64)), Errno::RANGE);
     assert_eq!(errno(guest.vm.vcpu(u32::MAX)), Errno::RANGE);
-    let info = guest.device.vm_info(guest.vm.id()).unwrap();
+    let info = guest.device.partition_info(guest.vm.id()).unwrap();
     assert_eq!(info.vcpus, 2);
 }
 
@@ -156,7 +156,7 @@ fn destroying_stops_what_runs_and_what_halts() {
         eventually("the guest was entered", || {
             device.counters(id, 0).unwrap().runs > 0
         });
-        device.destroy_vm(id).unwrap();
+        device.destroy_partition(id).unwrap();
         assert_eq!(runner.join().unwrap(), Err(Errno::NODEV));
     }
 }

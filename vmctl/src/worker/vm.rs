@@ -3,7 +3,7 @@
 //!
 //! All posted writes are applied before an access that a virtual CPU waits for, so that a device sees
 //! the accesses of one CPU in program order, and those of another CPU that came before. Interrupts
-//! and requests that come out of the devices leave after the lock is released: [`Machine::settle`].
+//! and requests that come out of the devices leave after the lock is released: [`Vm::settle`].
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,7 +14,7 @@ use std::time::Duration;
 use guest_proto::limits::RING_ENTRIES;
 use log::error;
 
-use super::devices::{Devices, Request};
+use super::devices::{Devices, GuestRequest};
 use super::end::End;
 use super::event::Event;
 use super::gate::Gate;
@@ -26,7 +26,7 @@ use super::stall::Stalls;
 use super::virtio::console::Port;
 use super::virtio::vsock::Mux;
 use crate::driver::page::Ring;
-use crate::driver::{DriverError, Vm};
+use crate::driver::{DriverError, Partition};
 
 /// Console output that may wait for the device thread before a virtual CPU has to.
 const MAX_OUTPUT: usize = 256 << 10;
@@ -115,15 +115,15 @@ fn drain(ring: &mut Ring, devices: &mut Devices) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Conclusion {
     /// The guest asked a device to end or reset the VM.
-    Request(Request),
+    Request(GuestRequest),
     /// Any other end.
     End(End),
 }
 
 /// One VM, as all its threads see it.
 #[derive(Debug)]
-pub(super) struct Machine {
-    vm: Vm,
+pub(super) struct Vm {
+    partition: Partition,
     /// Guest memory.
     pub(super) ram: Ram,
     /// The gate at which virtual CPUs wait.
@@ -144,24 +144,24 @@ pub(super) struct Machine {
 }
 
 /// Ends a partition, whose virtual CPUs' threads are gone.
-pub(super) fn destroy(vm: &Vm) {
-    if let Err(e) = vm.destroy() {
+pub(super) fn destroy(partition: &Partition) {
+    if let Err(e) = partition.destroy() {
         // The daemon tries again when this process is gone.
         error!("{e}");
     }
 }
 
-impl Machine {
+impl Vm {
     /// Gives the partition and everything in it back. The virtual CPUs' threads are gone.
     pub(super) fn destroy(&self) {
-        destroy(&self.vm);
+        destroy(&self.partition);
     }
 
-    /// A machine whose virtual CPUs have these rings. `wake` wakes the device thread; the driver
+    /// Makes a VM whose virtual CPUs have these rings. `wake` wakes the device thread; the driver
     /// signals it too.
-    pub(super) fn new(vm: Vm, ram: Ram, rings: Vec<Ring>, wake: Arc<Event>) -> Self {
+    pub(super) fn new(partition: Partition, ram: Ram, rings: Vec<Ring>, wake: Arc<Event>) -> Self {
         Self {
-            vm,
+            partition,
             ram,
             gate: Gate::default(),
             vcpus: rings.len(),
@@ -229,7 +229,7 @@ impl Machine {
             || is_wanted && std::mem::take(&mut device_state.asleep);
         drop(device_state);
         for msi in msis {
-            if let Err(e) = self.vm.send_msi(msi) {
+            if let Err(e) = self.partition.send_msi(msi) {
                 error!("{e}: address {:#x}, data {:#x}", msi.address, msi.data);
             }
         }
@@ -308,22 +308,24 @@ impl Machine {
     }
 
     fn kick(&self) {
-        if let Err(e) = self.vm.kick_all() {
+        if let Err(e) = self.partition.kick_all() {
             error!("{e}");
         }
     }
 
     fn apply(&self, effect: &Effect) -> Result<(), DriverError> {
         match effect {
-            Effect::BindInterrupt(event, msi) => self.vm.irqfd(event.as_fd(), *msi),
-            Effect::UnbindInterrupt(event) => self.vm.remove_irqfd(event.as_fd()),
+            Effect::BindInterrupt(event, msi) => self.partition.irqfd(event.as_fd(), *msi),
+            Effect::UnbindInterrupt(event) => self.partition.remove_irqfd(event.as_fd()),
             Effect::AddDoorbell {
                 port,
                 length,
                 tag,
                 event,
-            } => self.vm.signal_doorbell(*port, *length, *tag, event.as_fd()),
-            Effect::RemoveDoorbell(tag) => self.vm.remove_doorbell(*tag),
+            } => self
+                .partition
+                .signal_doorbell(*port, *length, *tag, event.as_fd()),
+            Effect::RemoveDoorbell(tag) => self.partition.remove_doorbell(*tag),
         }
     }
 
