@@ -25,50 +25,50 @@ const fn ioc(direction: u32, number: u32, size: usize) -> u64 {
 }
 
 abi_consts! {
-    /// Ioctl numbers, whole. The name's first word says on which fd: DEV, VM or VCPU.
+    /// Ioctl numbers, whole. The name's first word says on which fd: DEV, PARTITION or VCPU.
     pub mod ioctl: u64 {
         /// DEV, `DeviceInfo`.
         DEV_INFO = super::ioc(super::BOTH, 0x00, size_of::<super::DeviceInfo>()),
-        /// DEV, `CreateVm` → partition fd.
-        DEV_CREATE_VM = super::ioc(super::BOTH, 0x01, size_of::<super::CreateVm>()),
-        /// DEV, `AttachVm` → partition fd. EPERM where the token is not the partition's, EBUSY while another
+        /// DEV, `CreatePartition` → partition fd.
+        DEV_CREATE_PARTITION = super::ioc(super::BOTH, 0x01, size_of::<super::CreatePartition>()),
+        /// DEV, `AttachPartition` → partition fd. EPERM where the token is not the partition's, EBUSY while another
         /// process is attached.
-        DEV_ATTACH_VM = super::ioc(super::WRITE, 0x02, size_of::<super::AttachVm>()),
+        DEV_ATTACH_PARTITION = super::ioc(super::WRITE, 0x02, size_of::<super::AttachPartition>()),
         /// DEV, argument is a partition id. Stops its virtual CPUs, gives everything back.
         /// EBUSY while a process other than the caller is attached and alive.
-        DEV_DESTROY_VM = super::ioc(super::NONE, 0x03, 0),
-        /// DEV, `VmList`.
-        DEV_LIST_VMS = super::ioc(super::BOTH, 0x04, size_of::<super::VmList>()),
+        DEV_DESTROY_PARTITION = super::ioc(super::NONE, 0x03, 0),
+        /// DEV, `PartitionList`.
+        DEV_LIST_PARTITIONS = super::ioc(super::BOTH, 0x04, size_of::<super::PartitionList>()),
         /// DEV, `ReadLog`.
         DEV_READ_LOG = super::ioc(super::BOTH, 0x05, size_of::<super::ReadLog>()),
         /// DEV, `ReadCounters`.
         DEV_READ_COUNTERS = super::ioc(super::BOTH, 0x06, size_of::<super::ReadCounters>()),
-        /// DEV, `VmInfo` with `id` set: fills in the rest.
-        DEV_VM_INFO = super::ioc(super::BOTH, 0x07, size_of::<super::VmInfo>()),
+        /// DEV, `PartitionInfo` with `id` set: fills in the rest.
+        DEV_PARTITION_INFO = super::ioc(super::BOTH, 0x07, size_of::<super::PartitionInfo>()),
         /// DEV, `Verify`: one step of the check of all nested maps; go on until the position is 0.
         DEV_VERIFY = super::ioc(super::BOTH, 0x08, size_of::<super::Verify>()),
-        /// VM, `MemorySlot`: guest RAM from a memfd (sealed against shrinking).
-        VM_SET_MEMORY = super::ioc(super::WRITE, 0x10, size_of::<super::MemorySlot>()),
-        /// VM, `MemorySlot` with `slot` set: fills in the rest and a new fd of the memfd; ENOENT
+        /// PARTITION, `MemorySlot`: guest RAM from a memfd (sealed against shrinking).
+        PARTITION_SET_MEMORY = super::ioc(super::WRITE, 0x10, size_of::<super::MemorySlot>()),
+        /// PARTITION, `MemorySlot` with `slot` set: fills in the rest and a new fd of the memfd; ENOENT
         /// where there is none. For a successor worker.
-        VM_GET_MEMORY = super::ioc(super::BOTH, 0x11, size_of::<super::MemorySlot>()),
-        /// VM, argument is the index → virtual CPU fd; makes the virtual CPU if it is new.
-        VM_VCPU = super::ioc(super::NONE, 0x12, 0),
-        /// VM, `Doorbell`.
-        VM_DOORBELL = super::ioc(super::WRITE, 0x13, size_of::<super::Doorbell>()),
-        /// VM, `IrqFd`.
-        VM_IRQFD = super::ioc(super::WRITE, 0x14, size_of::<super::IrqFd>()),
-        /// VM, `Msi`: deliver one now.
-        VM_MSI = super::ioc(super::WRITE, 0x15, size_of::<super::Msi>()),
-        /// VM, `SetProperty`.
-        VM_SET_PROPERTY = super::ioc(super::WRITE, 0x16, size_of::<super::SetProperty>()),
-        /// VM, no argument: makes every VCPU_RUN return EINTR once, or at its next call.
-        VM_KICK_ALL = super::ioc(super::NONE, 0x17, 0),
-        /// VM, no argument: as DEV_DESTROY_VM. The fds answer ENODEV afterwards.
-        VM_DESTROY = super::ioc(super::NONE, 0x18, 0),
-        /// VM, argument is an eventfd: signals it when the end of a level-triggered interrupt finds its consumer
+        PARTITION_GET_MEMORY = super::ioc(super::BOTH, 0x11, size_of::<super::MemorySlot>()),
+        /// PARTITION, argument is the index → virtual CPU fd; makes the virtual CPU if it is new.
+        PARTITION_VCPU = super::ioc(super::NONE, 0x12, 0),
+        /// PARTITION, `Doorbell`.
+        PARTITION_DOORBELL = super::ioc(super::WRITE, 0x13, size_of::<super::Doorbell>()),
+        /// PARTITION, `IrqFd`.
+        PARTITION_IRQFD = super::ioc(super::WRITE, 0x14, size_of::<super::IrqFd>()),
+        /// PARTITION, `Msi`: deliver one now.
+        PARTITION_MSI = super::ioc(super::WRITE, 0x15, size_of::<super::Msi>()),
+        /// PARTITION, `SetProperty`.
+        PARTITION_SET_PROPERTY = super::ioc(super::WRITE, 0x16, size_of::<super::SetProperty>()),
+        /// PARTITION, no argument: makes every VCPU_RUN return EINTR once, or at its next call.
+        PARTITION_KICK_ALL = super::ioc(super::NONE, 0x17, 0),
+        /// PARTITION, no argument: as DEV_DESTROY_PARTITION. The fds answer ENODEV afterwards.
+        PARTITION_DESTROY = super::ioc(super::NONE, 0x18, 0),
+        /// PARTITION, argument is an eventfd: signals it when the end of a level-triggered interrupt finds its consumer
         /// asleep. -1 unbinds the eventfd. EADDRINUSE where one is bound, ENOENT where none is.
-        VM_EOI_EVENTFD = super::ioc(super::NONE, 0x19, 0),
+        PARTITION_EOI_EVENTFD = super::ioc(super::NONE, 0x19, 0),
         /// VCPU, no argument: runs until the guest needs the worker. 0: see `intercept`;
         /// EINTR: a signal, a kick, or the kernel wants the thread to pass through user space;
         /// ENODEV: the partition is gone. EBUSY, as from each of those that follow but KICK: a
@@ -111,7 +111,7 @@ abi_struct! {
 
 abi_struct! {
     /// Makes a partition.
-    pub struct CreateVm: 72 {
+    pub struct CreatePartition: 72 {
         /// `PartitionFlags`.
         pub flags: u64,
         /// Out: partition id.
@@ -125,17 +125,17 @@ abi_struct! {
 
 abi_struct! {
     /// Attaches to a partition.
-    pub struct AttachVm: 16 {
+    pub struct AttachPartition: 16 {
         /// Partition id.
         pub id: u64,
-        /// The token that `CreateVm` gave out.
+        /// The token that `CreatePartition` gave out.
         pub token: u64,
     }
 }
 
 abi_struct! {
     /// One partition.
-    pub struct VmInfo: 128 {
+    pub struct PartitionInfo: 128 {
         /// In: partition id.
         pub id: u64,
         /// Name, NUL-padded.
@@ -157,7 +157,7 @@ abi_struct! {
 
 abi_struct! {
     /// Ids of all partitions.
-    pub struct VmList: 2056 {
+    pub struct PartitionList: 2056 {
         /// Out: entries filled.
         pub count: u64,
         /// Out: partition ids.

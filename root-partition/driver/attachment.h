@@ -12,27 +12,27 @@
 #include <linux/types.h>
 
 struct file;
-struct mv_vm;
+struct mv_partition;
 
 struct mv_attachment {
 	/* Its fds. */
 	struct kref references;
-	struct mv_vm *vm;
+	struct mv_partition *partition;
 	/* The process, as its thread group. */
 	struct pid *worker;
 };
 
 /*
  * Attaches the calling process: an fd, and its file for the caller to install. EBUSY while
- * another living process is attached. Under mv_vms_lock.
+ * another living process is attached. Under mv_partitions_lock.
  */
-long mv_attach(struct mv_vm *vm, struct file **file);
+long mv_attach(struct mv_partition *partition, struct file **file);
 
-/* Whether a living process other than the caller is attached. Under mv_vms_lock. */
-bool mv_attached_elsewhere(struct mv_vm *vm);
+/* Whether a living process other than the caller is attached. Under mv_partitions_lock. */
+bool mv_attached_elsewhere(struct mv_partition *partition);
 
-/* The attached process, as the caller numbers it; 0 for none. Under mv_vms_lock. */
-u32 mv_attached_worker(struct mv_vm *vm);
+/* The attached process, as the caller numbers it; 0 for none. Under mv_partitions_lock. */
+u32 mv_attached_worker(struct mv_partition *partition);
 
 /* 0, ENODEV where the partition has ended, or EPERM where the caller is not who is attached. */
 int mv_attachment_check(struct mv_attachment *attachment);

@@ -7,17 +7,17 @@
 
 #include "microvisor_abi.h"
 
-struct mv_vm;
+struct mv_partition;
 
-long mv_doorbell(struct mv_vm *vm, struct mv_doorbell __user *user);
+long mv_doorbell(struct mv_partition *partition, struct mv_doorbell __user *user);
 
 /* The argument of the ioctl is an eventfd, or -1. */
-long mv_eoi_eventfd(struct mv_vm *vm, unsigned long argument);
+long mv_eoi_eventfd(struct mv_partition *partition, unsigned long argument);
 
 /* Signals the eventfd of a tag, if it has one. */
-void mv_doorbell_ring(struct mv_vm *vm, u16 tag);
+void mv_doorbell_ring(struct mv_partition *partition, u16 tag);
 
-/* Removes all. Under vm->lock. */
-void mv_doorbells_remove(struct mv_vm *vm);
+/* Removes all. Under partition->lock. */
+void mv_doorbells_remove(struct mv_partition *partition);
 
 #endif

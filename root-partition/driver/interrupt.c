@@ -12,8 +12,8 @@
 
 #include "hypercall.h"
 #include "interrupt.h"
+#include "partition.h"
 #include "vcpu.h"
-#include "vm.h"
 
 /* Fields of a message's address and data (APM vol. 2, 16.11). */
 #define ADDRESS_BASE 0xfee00000ULL
@@ -52,27 +52,28 @@ static bool is_fixed_physical(u64 address, u64 data)
 	       ADDRESS_DESTINATION(address) < MV_MAX_VCPUS && DATA_VECTOR(data) >= LEAST_VECTOR;
 }
 
-int mv_msi_deliver(struct mv_vm *vm, u64 address, u64 data)
+int mv_msi_deliver(struct mv_partition *partition, u64 address, u64 data)
 {
 	u64 set;
 	int error;
 
 	if (is_fixed_physical(address, data)) {
 		/* Pairs with its making in vcpu.c. */
-		struct mv_vcpu *vcpu = smp_load_acquire(&vm->vcpus[ADDRESS_DESTINATION(address)]);
+		unsigned int index = ADDRESS_DESTINATION(address);
+		struct mv_vcpu *vcpu = smp_load_acquire(&partition->vcpus[index]);
 
 		/* As on a bus: a message to nobody is lost. */
 		if (vcpu)
 			post(vcpu, DATA_VECTOR(data), data & DATA_LEVEL);
 		return 0;
 	}
-	error = mv_call3(MV_CALL_INTERRUPT_SEND, vm->id, address, data, &set);
+	error = mv_call3(MV_CALL_INTERRUPT_SEND, partition->id, address, data, &set);
 	if (!error)
-		mv_vcpus_wake(vm, set);
+		mv_vcpus_wake(partition, set);
 	return error;
 }
 
-long mv_msi(struct mv_vm *vm, struct mv_msi __user *user)
+long mv_msi(struct mv_partition *partition, struct mv_msi __user *user)
 {
 	struct mv_msi msi;
 	long error;
@@ -82,7 +83,8 @@ long mv_msi(struct mv_vm *vm, struct mv_msi __user *user)
 	if (!mv_msi_is_valid(msi.address, msi.data))
 		return -EINVAL;
 	rcu_read_lock();
-	error = mv_vm_ended(vm) ? -ENODEV : mv_msi_deliver(vm, msi.address, msi.data);
+	error = mv_partition_ended(partition) ? -ENODEV :
+						mv_msi_deliver(partition, msi.address, msi.data);
 	rcu_read_unlock();
 	return error;
 }

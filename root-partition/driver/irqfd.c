@@ -15,14 +15,14 @@
 
 #include "interrupt.h"
 #include "irqfd.h"
-#include "vm.h"
+#include "partition.h"
 
 /* More than any guest has vectors for. */
 #define MOST_IRQFDS 4096
 
 struct irqfd {
 	struct list_head link;
-	struct mv_vm *vm;
+	struct mv_partition *partition;
 	struct eventfd_ctx *eventfd;
 	wait_queue_entry_t wait;
 	poll_table table;
@@ -44,7 +44,7 @@ static void deliver(struct irqfd *irqfd)
 	data = irqfd->data;
 	spin_unlock_irqrestore(&irqfd->lock, flags);
 	/* Whether the guest takes it is not the signaller's business. */
-	mv_msi_deliver(irqfd->vm, address, data);
+	mv_msi_deliver(irqfd->partition, address, data);
 }
 
 /* The eventfd was signalled: with its queue's lock held, interrupts disabled. */
@@ -72,22 +72,22 @@ static void enqueue(struct file *file, wait_queue_head_t *queue, poll_table *tab
 	add_wait_queue_priority(queue, &irqfd->wait);
 }
 
-static void unbind(struct mv_vm *vm, struct irqfd *irqfd)
+static void unbind(struct mv_partition *partition, struct irqfd *irqfd)
 {
 	u64 count;
 
 	eventfd_ctx_remove_wait_queue(irqfd->eventfd, &irqfd->wait, &count);
 	list_del(&irqfd->link);
-	vm->irqfd_count--;
+	partition->irqfd_count--;
 	eventfd_ctx_put(irqfd->eventfd);
 	kfree(irqfd);
 }
 
-static struct irqfd *find(struct mv_vm *vm, struct eventfd_ctx *eventfd)
+static struct irqfd *find(struct mv_partition *partition, struct eventfd_ctx *eventfd)
 {
 	struct irqfd *irqfd;
 
-	list_for_each_entry(irqfd, &vm->irqfds, link) {
+	list_for_each_entry(irqfd, &partition->irqfds, link) {
 		if (irqfd->eventfd == eventfd)
 			return irqfd;
 	}
@@ -95,36 +95,36 @@ static struct irqfd *find(struct mv_vm *vm, struct eventfd_ctx *eventfd)
 }
 
 /* Those that cannot be signalled any more, and that nobody can name to unbind. */
-static void sweep(struct mv_vm *vm)
+static void sweep(struct mv_partition *partition)
 {
 	struct irqfd *irqfd, *next;
 
-	list_for_each_entry_safe(irqfd, next, &vm->irqfds, link) {
+	list_for_each_entry_safe(irqfd, next, &partition->irqfds, link) {
 		if (READ_ONCE(irqfd->closed))
-			unbind(vm, irqfd);
+			unbind(partition, irqfd);
 	}
 }
 
 /* Binds an eventfd that is not bound. Takes over the reference to it. */
-static int bind(struct mv_vm *vm, struct file *file, struct eventfd_ctx *eventfd,
+static int bind(struct mv_partition *partition, struct file *file, struct eventfd_ctx *eventfd,
 		const struct mv_irq_fd *wanted)
 {
 	struct irqfd *irqfd;
 
-	if (vm->irqfd_count == MOST_IRQFDS)
+	if (partition->irqfd_count == MOST_IRQFDS)
 		return -ENOSPC;
 	irqfd = kzalloc(sizeof(*irqfd), GFP_KERNEL_ACCOUNT);
 	if (!irqfd)
 		return -ENOMEM;
-	irqfd->vm = vm;
+	irqfd->partition = partition;
 	irqfd->eventfd = eventfd;
 	irqfd->address = wanted->address;
 	irqfd->data = wanted->data;
 	spin_lock_init(&irqfd->lock);
 	init_waitqueue_func_entry(&irqfd->wait, signalled);
 	init_poll_funcptr(&irqfd->table, enqueue);
-	list_add(&irqfd->link, &vm->irqfds);
-	vm->irqfd_count++;
+	list_add(&irqfd->link, &partition->irqfds);
+	partition->irqfd_count++;
 	/* Polling is what puts it on the queue; what was signalled before then is delivered now. */
 	if (vfs_poll(file, &irqfd->table) & EPOLLIN)
 		deliver(irqfd);
@@ -142,28 +142,28 @@ static void rebind(struct irqfd *irqfd, const struct mv_irq_fd *wanted)
 }
 
 /* Takes over the reference to the eventfd if it answers 0 and the eventfd was not bound. */
-static int change(struct mv_vm *vm, struct file *file, struct eventfd_ctx *eventfd,
+static int change(struct mv_partition *partition, struct file *file, struct eventfd_ctx *eventfd,
 		  const struct mv_irq_fd *wanted, bool *taken)
 {
-	struct irqfd *irqfd = find(vm, eventfd);
+	struct irqfd *irqfd = find(partition, eventfd);
 	int error;
 
 	if (wanted->remove) {
 		if (!irqfd)
 			return -ENOENT;
-		unbind(vm, irqfd);
+		unbind(partition, irqfd);
 		return 0;
 	}
 	if (irqfd) {
 		rebind(irqfd, wanted);
 		return 0;
 	}
-	error = bind(vm, file, eventfd, wanted);
+	error = bind(partition, file, eventfd, wanted);
 	*taken = !error;
 	return error;
 }
 
-long mv_irqfd(struct mv_vm *vm, struct mv_irq_fd __user *user)
+long mv_irqfd(struct mv_partition *partition, struct mv_irq_fd __user *user)
 {
 	struct eventfd_ctx *eventfd;
 	struct mv_irq_fd wanted;
@@ -180,11 +180,11 @@ long mv_irqfd(struct mv_vm *vm, struct mv_irq_fd __user *user)
 	if (IS_ERR(file))
 		return PTR_ERR(file);
 	eventfd = eventfd_ctx_fileget(file);
-	error = mv_vm_lock(vm);
+	error = mv_partition_lock(partition);
 	if (!error) {
-		sweep(vm);
-		error = change(vm, file, eventfd, &wanted, &taken);
-		mv_vm_unlock(vm);
+		sweep(partition);
+		error = change(partition, file, eventfd, &wanted, &taken);
+		mv_partition_unlock(partition);
 	}
 	if (!taken)
 		eventfd_ctx_put(eventfd);
@@ -192,11 +192,11 @@ long mv_irqfd(struct mv_vm *vm, struct mv_irq_fd __user *user)
 	return error;
 }
 
-void mv_irqfds_remove(struct mv_vm *vm)
+void mv_irqfds_remove(struct mv_partition *partition)
 {
 	struct irqfd *irqfd, *next;
 
-	lockdep_assert_held(&vm->lock);
-	list_for_each_entry_safe(irqfd, next, &vm->irqfds, link)
-		unbind(vm, irqfd);
+	lockdep_assert_held(&partition->lock);
+	list_for_each_entry_safe(irqfd, next, &partition->irqfds, link)
+		unbind(partition, irqfd);
 }

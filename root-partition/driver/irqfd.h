@@ -7,11 +7,11 @@
 
 #include "microvisor_abi.h"
 
-struct mv_vm;
+struct mv_partition;
 
-long mv_irqfd(struct mv_vm *vm, struct mv_irq_fd __user *user);
+long mv_irqfd(struct mv_partition *partition, struct mv_irq_fd __user *user);
 
-/* Unbinds all. Under vm->lock. */
-void mv_irqfds_remove(struct mv_vm *vm);
+/* Unbinds all. Under partition->lock. */
+void mv_irqfds_remove(struct mv_partition *partition);
 
 #endif

@@ -10,7 +10,7 @@
 
 #include "hypercall.h"
 #include "machine.h"
-#include "vm.h"
+#include "partition.h"
 
 /* What log_read puts into a page. */
 struct log_page {
@@ -26,7 +26,7 @@ long mv_machine_info(struct mv_device_info __user *user)
 	struct mv_device_info info = {
 		.driver_abi = MV_ABI_VERSION,
 		.tsc_khz = tsc_khz,
-		.partitions = mv_vm_count(),
+		.partitions = mv_partition_count(),
 		.ram_pages = atomic64_read(&mv_ram_pages),
 		.metadata_pages = atomic64_read(&mv_metadata_pages),
 	};

@@ -12,7 +12,7 @@
 
 #include "hypercall.h"
 #include "machine.h"
-#include "vm.h"
+#include "partition.h"
 
 /* ABI versions have their major number in the high half. */
 #define MAJOR_OF(version) ((version) >> 16)
@@ -25,16 +25,16 @@ static long device_ioctl(struct file *file, unsigned int command, unsigned long 
 	switch (command) {
 	case MV_IOCTL_DEV_INFO:
 		return mv_machine_info(user);
-	case MV_IOCTL_DEV_CREATE_VM:
-		return mv_vm_create(user);
-	case MV_IOCTL_DEV_ATTACH_VM:
-		return mv_vm_attach(user);
-	case MV_IOCTL_DEV_DESTROY_VM:
-		return mv_vm_destroy(argument);
-	case MV_IOCTL_DEV_LIST_VMS:
-		return mv_vm_list(user);
-	case MV_IOCTL_DEV_VM_INFO:
-		return mv_vm_info(user);
+	case MV_IOCTL_DEV_CREATE_PARTITION:
+		return mv_partition_create(user);
+	case MV_IOCTL_DEV_ATTACH_PARTITION:
+		return mv_partition_attach(user);
+	case MV_IOCTL_DEV_DESTROY_PARTITION:
+		return mv_partition_destroy(argument);
+	case MV_IOCTL_DEV_LIST_PARTITIONS:
+		return mv_partition_list(user);
+	case MV_IOCTL_DEV_PARTITION_INFO:
+		return mv_partition_info(user);
 	case MV_IOCTL_DEV_READ_LOG:
 		return mv_read_log(user);
 	case MV_IOCTL_DEV_READ_COUNTERS:

@@ -18,8 +18,8 @@
 #include "hypercall.h"
 #include "machine.h"
 #include "memory.h"
+#include "partition.h"
 #include "pool.h"
-#include "vm.h"
 
 #define CHUNK_SHIFT 21
 #define CHUNK_PAGES (1UL << (CHUNK_SHIFT - PAGE_SHIFT))
@@ -40,7 +40,7 @@ struct mv_slot {
 	unsigned long chunk_count;
 	/*
 	 * Held pages, by their place in the chunk: an array once the chunk was touched. They are
-	 * filled in from the first to the last. Each under vm->lock.
+	 * filled in from the first to the last. Each under partition->lock.
 	 */
 	struct page **chunks[];
 };
@@ -69,34 +69,35 @@ static u64 guest_page(const struct mv_slot *slot, unsigned long chunk, unsigned 
 	return ((slot->address >> CHUNK_SHIFT) + chunk) * CHUNK_PAGES + n;
 }
 
-static void account(struct mv_vm *vm, s64 pages)
+static void account(struct mv_partition *partition, s64 pages)
 {
-	atomic64_add(pages, &vm->ram_pages);
+	atomic64_add(pages, &partition->ram_pages);
 	atomic64_add(pages, &mv_ram_pages);
 }
 
 /*
- * Donates the pages that the first `count` entries of vm->ranges list. `done`: how many of them
- * the partition has afterwards, whatever the answer is.
+ * Donates the pages that the first `count` entries of partition->ranges list. `done`: how many of
+ * them the partition has afterwards, whatever the answer is.
  */
-static int donate(struct mv_vm *vm, unsigned int count, u64 *done)
+static int donate(struct mv_partition *partition, unsigned int count, u64 *done)
 {
-	int patience = MV_PATIENCE;
+	int attempts = MV_ATTEMPTS;
 
 	*done = 0;
 	for (;;) {
 		u64 value;
-		int error = mv_call4(MV_CALL_MEMORY_MAP, vm->id, mv_pfn(vm->ranges), *done, count,
+		int error = mv_call4(MV_CALL_MEMORY_MAP, partition->id,
+				     mv_pfn(partition->ranges), *done, count,
 				     &value);
 
 		if (error == -EAGAIN && value > *done) {
 			*done = value;
-			patience = MV_PATIENCE;
+			attempts = MV_ATTEMPTS;
 			cond_resched();
 			continue;
 		}
 		if (error == -ENOMEM || error == -EAGAIN) {
-			error = mv_supply(vm, error, value, &patience);
+			error = mv_supply(partition, error, value, &attempts);
 			if (error)
 				return error;
 			continue;
@@ -107,10 +108,11 @@ static int donate(struct mv_vm *vm, unsigned int count, u64 *done)
 }
 
 /*
- * Lists pages of a chunk from `n` to `end`, as many as vm->ranges has room for; the entries used.
+ * Lists pages of a chunk from `n` to `end`, as many as partition->ranges has room for; the
+ * entries used.
  */
-static unsigned int list_ranges(struct mv_vm *vm, const struct mv_slot *slot, unsigned long chunk,
-				unsigned int n, unsigned int end)
+static unsigned int list_ranges(struct mv_partition *partition, const struct mv_slot *slot,
+				unsigned long chunk, unsigned int n, unsigned int end)
 {
 	struct page **pages = slot->chunks[chunk];
 	struct mv_map_range *range = NULL;
@@ -125,7 +127,7 @@ static unsigned int list_ranges(struct mv_vm *vm, const struct mv_slot *slot, un
 		}
 		if (count == MV_MAX_MAP_RANGES)
 			break;
-		range = &vm->ranges[count++];
+		range = &partition->ranges[count++];
 		*range = (struct mv_map_range) {
 			.gpa_pfn = guest_page(slot, chunk, n),
 			.pfn = frame,
@@ -162,14 +164,14 @@ static int take(const struct mv_slot *slot, unsigned long chunk, unsigned int n,
 }
 
 /* Donates the pages of a chunk that the partition does not have yet. */
-static int populate(struct mv_vm *vm, struct mv_slot *slot, unsigned long chunk)
+static int populate(struct mv_partition *partition, struct mv_slot *slot, unsigned long chunk)
 {
 	struct span span = span_of(slot, chunk);
 	struct page **pages = slot->chunks[chunk];
 	unsigned int n = span.first, had, taken;
 	int error, refused = 0;
 
-	lockdep_assert_held(&vm->lock);
+	lockdep_assert_held(&partition->lock);
 	if (!pages) {
 		pages = kcalloc(CHUNK_PAGES, sizeof(*pages), GFP_KERNEL_ACCOUNT);
 		if (!pages)
@@ -183,13 +185,13 @@ static int populate(struct mv_vm *vm, struct mv_slot *slot, unsigned long chunk)
 	had = n;
 	error = take(slot, chunk, n, span.end, &taken);
 	while (n < taken && !refused) {
-		unsigned int count = list_ranges(vm, slot, chunk, n, taken);
+		unsigned int count = list_ranges(partition, slot, chunk, n, taken);
 		u64 done;
 
-		refused = donate(vm, count, &done);
+		refused = donate(partition, count, &done);
 		n += done;
 	}
-	account(vm, n - had);
+	account(partition, n - had);
 	while (taken > n) {
 		put_page(pages[--taken]);
 		pages[taken] = NULL;
@@ -197,12 +199,12 @@ static int populate(struct mv_vm *vm, struct mv_slot *slot, unsigned long chunk)
 	return refused ? refused : error;
 }
 
-static struct mv_slot *find_slot(struct mv_vm *vm, u64 address)
+static struct mv_slot *find_slot(struct mv_partition *partition, u64 address)
 {
 	unsigned int n;
 
 	for (n = 0; n < MV_SLOTS; n++) {
-		struct mv_slot *slot = smp_load_acquire(&vm->slots[n]);
+		struct mv_slot *slot = smp_load_acquire(&partition->slots[n]);
 
 		if (slot && address - slot->address < slot->size)
 			return slot;
@@ -210,37 +212,38 @@ static struct mv_slot *find_slot(struct mv_vm *vm, u64 address)
 	return NULL;
 }
 
-int mv_memory_fault(struct mv_vm *vm, u64 address, u64 error_code)
+int mv_memory_fault(struct mv_partition *partition, u64 address, u64 error_code)
 {
 	struct mv_slot *slot;
 	int error;
 
 	if (error_code & FAULT_PRESENT)
 		return 0;
-	slot = find_slot(vm, address);
+	slot = find_slot(partition, address);
 	if (!slot)
 		return 0;
-	error = mv_vm_lock(vm);
+	error = mv_partition_lock(partition);
 	if (error)
 		return error;
 	/* If another virtual CPU was faster, there is nothing to do. */
-	error = populate(vm, slot, (address >> CHUNK_SHIFT) - (slot->address >> CHUNK_SHIFT));
-	mv_vm_unlock(vm);
+	error = populate(partition, slot,
+			 (address >> CHUNK_SHIFT) - (slot->address >> CHUNK_SHIFT));
+	mv_partition_unlock(partition);
 	return error ? error : 1;
 }
 
 /* The slot is there only as long as the lock is held, or the partition has not ended. */
-static int populate_all(struct mv_vm *vm, struct mv_slot *slot, unsigned long chunks)
+static int populate_all(struct mv_partition *partition, struct mv_slot *slot, unsigned long chunks)
 {
 	unsigned long chunk;
 
 	for (chunk = 0; chunk < chunks; chunk++) {
-		int error = mv_vm_lock(vm);
+		int error = mv_partition_lock(partition);
 
 		if (error)
 			return error;
-		error = populate(vm, slot, chunk);
-		mv_vm_unlock(vm);
+		error = populate(partition, slot, chunk);
+		mv_partition_unlock(partition);
 		if (error)
 			return error;
 		if (fatal_signal_pending(current))
@@ -317,29 +320,29 @@ static void slot_free(struct mv_slot *slot)
 	kvfree(slot);
 }
 
-static int add_slot(struct mv_vm *vm, unsigned int number, struct mv_slot *slot)
+static int add_slot(struct mv_partition *partition, unsigned int number, struct mv_slot *slot)
 {
 	unsigned int n;
-	int error = mv_vm_lock(vm);
+	int error = mv_partition_lock(partition);
 
 	if (error)
 		return error;
-	if (vm->slots[number])
+	if (partition->slots[number])
 		error = -EEXIST;
 	for (n = 0; n < MV_SLOTS && !error; n++) {
-		const struct mv_slot *other = vm->slots[n];
+		const struct mv_slot *other = partition->slots[n];
 
 		if (other && overlaps(slot->address, slot->size, other->address, other->size))
 			error = -EADDRINUSE;
 	}
 	/* Pairs with find_slot. */
 	if (!error)
-		smp_store_release(&vm->slots[number], slot);
-	mv_vm_unlock(vm);
+		smp_store_release(&partition->slots[number], slot);
+	mv_partition_unlock(partition);
 	return error;
 }
 
-long mv_memory_set(struct mv_vm *vm, struct mv_memory_slot __user *user)
+long mv_memory_set(struct mv_partition *partition, struct mv_memory_slot __user *user)
 {
 	struct mv_memory_slot wanted;
 	unsigned long chunks;
@@ -365,25 +368,26 @@ long mv_memory_set(struct mv_vm *vm, struct mv_memory_slot __user *user)
 	if (error)
 		return error;
 	chunks = slot->chunk_count;
-	error = add_slot(vm, wanted.slot, slot);
+	error = add_slot(partition, wanted.slot, slot);
 	if (error) {
 		slot_free(slot);
 		return error;
 	}
 	/* A slot that could not be populated in full is there nevertheless. */
-	return wanted.flags & MV_MEMORY_POPULATE ? populate_all(vm, slot, chunks) : 0;
+	return wanted.flags & MV_MEMORY_POPULATE ? populate_all(partition, slot, chunks) : 0;
 }
 
 /* Describes a slot; its file, with a reference. */
-static struct file *describe(struct mv_vm *vm, unsigned int number, struct mv_memory_slot *answer)
+static struct file *describe(struct mv_partition *partition, unsigned int number,
+			     struct mv_memory_slot *answer)
 {
 	const struct mv_slot *slot;
 	struct file *file;
-	int error = mv_vm_lock(vm);
+	int error = mv_partition_lock(partition);
 
 	if (error)
 		return ERR_PTR(error);
-	slot = number < MV_SLOTS ? vm->slots[number] : NULL;
+	slot = number < MV_SLOTS ? partition->slots[number] : NULL;
 	if (slot) {
 		file = get_file(slot->file);
 		answer->slot = number;
@@ -394,11 +398,11 @@ static struct file *describe(struct mv_vm *vm, unsigned int number, struct mv_me
 	} else {
 		file = ERR_PTR(-ENOENT);
 	}
-	mv_vm_unlock(vm);
+	mv_partition_unlock(partition);
 	return file;
 }
 
-long mv_memory_get(struct mv_vm *vm, struct mv_memory_slot __user *user)
+long mv_memory_get(struct mv_partition *partition, struct mv_memory_slot __user *user)
 {
 	struct mv_memory_slot answer = {};
 	struct file *file;
@@ -407,7 +411,7 @@ long mv_memory_get(struct mv_vm *vm, struct mv_memory_slot __user *user)
 
 	if (get_user(number, &user->slot))
 		return -EFAULT;
-	file = describe(vm, number, &answer);
+	file = describe(partition, number, &answer);
 	if (IS_ERR(file))
 		return PTR_ERR(file);
 	fd = get_unused_fd_flags(O_CLOEXEC);
@@ -425,13 +429,13 @@ long mv_memory_get(struct mv_vm *vm, struct mv_memory_slot __user *user)
 	return 0;
 }
 
-u64 mv_memory_size(struct mv_vm *vm)
+u64 mv_memory_size(struct mv_partition *partition)
 {
 	u64 bytes = 0;
 	unsigned int n;
 
 	for (n = 0; n < MV_SLOTS; n++) {
-		const struct mv_slot *slot = smp_load_acquire(&vm->slots[n]);
+		const struct mv_slot *slot = smp_load_acquire(&partition->slots[n]);
 
 		if (slot)
 			bytes += slot->size;
@@ -439,7 +443,7 @@ u64 mv_memory_size(struct mv_vm *vm)
 	return bytes;
 }
 
-static void let_go(struct mv_vm *vm, struct mv_slot *slot, unsigned long chunk)
+static void let_go(struct mv_partition *partition, struct mv_slot *slot, unsigned long chunk)
 {
 	struct page **pages = slot->chunks[chunk];
 	unsigned int n, held = 0;
@@ -453,23 +457,23 @@ static void let_go(struct mv_vm *vm, struct mv_slot *slot, unsigned long chunk)
 		}
 	}
 	kfree(pages);
-	account(vm, -(s64)held);
+	account(partition, -(s64)held);
 	cond_resched();
 }
 
-void mv_memory_free(struct mv_vm *vm)
+void mv_memory_free(struct mv_partition *partition)
 {
 	unsigned int n;
 
 	for (n = 0; n < MV_SLOTS; n++) {
-		struct mv_slot *slot = vm->slots[n];
+		struct mv_slot *slot = partition->slots[n];
 		unsigned long chunk;
 
 		if (!slot)
 			continue;
 		for (chunk = 0; chunk < slot->chunk_count; chunk++)
-			let_go(vm, slot, chunk);
-		vm->slots[n] = NULL;
+			let_go(partition, slot, chunk);
+		partition->slots[n] = NULL;
 		slot_free(slot);
 	}
 }

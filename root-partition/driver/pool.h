@@ -10,23 +10,23 @@
 
 #include <linux/types.h>
 
-struct mv_vm;
+struct mv_partition;
 
 /*
  * Gives a call that failed for want of pages (ENOMEM, `value` of them) or of an epoch (EAGAIN)
- * what it lacks: 0 if it is to be made again, its error if that is another one. `patience` counts
- * down from MV_PATIENCE. Under vm->lock.
+ * what it lacks: 0 if it is to be made again, its error if that is another one. `attempts` counts
+ * down from MV_ATTEMPTS. Under partition->lock.
  */
-int mv_supply(struct mv_vm *vm, int error, u64 value, int *patience);
-#define MV_PATIENCE 64
+int mv_supply(struct mv_partition *partition, int error, u64 value, int *attempts);
+#define MV_ATTEMPTS 64
 
 /*
- * Gives pages to the partition's pool, at least so many. ENOSPC where it has more already than a partition of
- * its size needs. Under vm->lock.
+ * Gives pages to the partition's pool, at least so many. ENOSPC where it has more already than a
+ * partition of its size needs. Under partition->lock.
  */
-int mv_deposit(struct mv_vm *vm, u64 pages);
+int mv_deposit(struct mv_partition *partition, u64 pages);
 
 /* Takes the pages of an ended partition back, and frees what was kept for later deposits. */
-void mv_deposits_free(struct mv_vm *vm);
+void mv_deposits_free(struct mv_partition *partition);
 
 #endif

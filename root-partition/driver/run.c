@@ -15,9 +15,9 @@
 #include "doorbell.h"
 #include "hypercall.h"
 #include "memory.h"
+#include "partition.h"
 #include "pool.h"
 #include "vcpu.h"
-#include "vm.h"
 
 /* What vcpu_run answers. */
 #define RUN_EXIT(answer) ((u8)(answer))
@@ -83,7 +83,7 @@ static int enter(struct mv_vcpu *vcpu, u64 *answer)
 
 	kernel_fpu_begin();
 	vtime_account_guest_enter();
-	error = mv_call2(MV_CALL_VCPU_RUN, vcpu->vm->id, vcpu->index, answer);
+	error = mv_call2(MV_CALL_VCPU_RUN, vcpu->partition->id, vcpu->index, answer);
 	kernel_fpu_end();
 	/* The interrupt that ended the turn is taken here; a tick so counts as the guest's. */
 	WRITE_ONCE(vcpu->place, MV_OUTSIDE);
@@ -104,7 +104,7 @@ static int take_turn(struct mv_vcpu *vcpu, u64 *answer)
 	/* Pairs with mv_vcpu_wake. */
 	smp_store_mb(vcpu->place, MV_INSIDE);
 	if (signal_pending(current) || need_resched() || READ_ONCE(vcpu->kick) ||
-	    mv_vm_ended(vcpu->vm))
+	    mv_partition_ended(vcpu->partition))
 		*answer = MV_RUN_INTERRUPT;
 	else
 		error = enter(vcpu, answer);
@@ -120,7 +120,7 @@ static void wait_halted(struct mv_vcpu *vcpu, u64 deadline)
 		arm(vcpu, deadline);
 	/* A signal ends it too, which the way back to the guest looks for. */
 	wait_event_interruptible(vcpu->halted, READ_ONCE(vcpu->wake) || READ_ONCE(vcpu->kick) ||
-				 mv_vm_ended(vcpu->vm));
+				 mv_partition_ended(vcpu->partition));
 }
 
 /*
@@ -133,7 +133,8 @@ static int intercept(struct mv_vcpu *vcpu)
 
 	if (READ_ONCE(what->kind) != MV_INTERCEPT_MEMORY)
 		return 0;
-	return mv_memory_fault(vcpu->vm, READ_ONCE(what->address), READ_ONCE(what->error_code));
+	return mv_memory_fault(vcpu->partition, READ_ONCE(what->address),
+			       READ_ONCE(what->error_code));
 }
 
 /* Follows what the guest's turn ended with. 1: it can go on; 0: it is the worker's turn. */
@@ -148,7 +149,7 @@ static int follow(struct mv_vcpu *vcpu, u64 answer)
 	case MV_RUN_INTERCEPT:
 		return intercept(vcpu);
 	case MV_RUN_NOTIFY:
-		mv_doorbell_ring(vcpu->vm, RUN_TAG(answer));
+		mv_doorbell_ring(vcpu->partition, RUN_TAG(answer));
 		return 1;
 	case MV_RUN_HALTED:
 		wait_halted(vcpu, READ_ONCE(told->deadline));
@@ -157,7 +158,7 @@ static int follow(struct mv_vcpu *vcpu, u64 answer)
 		wait_halted(vcpu, 0);
 		return 1;
 	case MV_RUN_KICK:
-		mv_vcpus_wake(vcpu->vm, READ_ONCE(told->kick_set));
+		mv_vcpus_wake(vcpu->partition, READ_ONCE(told->kick_set));
 		return 1;
 	default:
 		return -EIO;
@@ -183,7 +184,7 @@ long mv_vcpu_run(struct mv_vcpu *vcpu)
 		u64 answer;
 		int result;
 
-		if (mv_vm_ended(vcpu->vm))
+		if (mv_partition_ended(vcpu->partition))
 			return -ENODEV;
 		if (xchg(&vcpu->kick, 0) || signal_pending(current) || is_overdue(vcpu))
 			return -EINTR;

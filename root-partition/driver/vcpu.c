@@ -14,9 +14,9 @@
 #include "compat.h"
 #include "hypercall.h"
 #include "machine.h"
+#include "partition.h"
 #include "pool.h"
 #include "vcpu.h"
-#include "vm.h"
 
 /* What an fd of a virtual CPU is. */
 struct vcpu_file {
@@ -37,12 +37,12 @@ static long apic(struct mv_vcpu *vcpu, struct mv_apic_access __user *user)
 		return -EFAULT;
 	if (access.reserved)
 		return -EINVAL;
-	error = mv_call4(MV_CALL_VCPU_APIC, vcpu->vm->id, vcpu->index, access.register_,
+	error = mv_call4(MV_CALL_VCPU_APIC, vcpu->partition->id, vcpu->index, access.register_,
 			 access.value, &value);
 	if (error)
 		return error;
 	if (access.register_ & APIC_WRITE) {
-		mv_vcpus_wake(vcpu->vm, value);
+		mv_vcpus_wake(vcpu->partition, value);
 		return 0;
 	}
 	return put_user(value, &user->value);
@@ -67,8 +67,8 @@ static long set_cpuid(struct mv_vcpu *vcpu, struct mv_set_cpuid __user *user)
 			   list.count * sizeof(struct mv_cpuid_entry)))
 		error = -EFAULT;
 	else
-		error = mv_call4(MV_CALL_VCPU_SET_CPUID, vcpu->vm->id, vcpu->index, mv_pfn(page),
-				 list.count, NULL);
+		error = mv_call4(MV_CALL_VCPU_SET_CPUID, vcpu->partition->id, vcpu->index,
+				 mv_pfn(page), list.count, NULL);
 	free_page((unsigned long)page);
 	return error;
 }
@@ -76,18 +76,18 @@ static long set_cpuid(struct mv_vcpu *vcpu, struct mv_set_cpuid __user *user)
 /* The ioctls that need the virtual CPU for themselves. */
 static long locked_ioctl(struct mv_vcpu *vcpu, unsigned int command, unsigned long argument)
 {
-	struct mv_vm *vm = vcpu->vm;
+	struct mv_partition *partition = vcpu->partition;
 
 	/* Looked at again under the lock, which ending a partition waits for. */
-	if (mv_vm_ended(vm))
+	if (mv_partition_ended(partition))
 		return -ENODEV;
 	switch (command) {
 	case MV_IOCTL_VCPU_RUN:
 		return mv_vcpu_run(vcpu);
 	case MV_IOCTL_VCPU_GET_STATE:
-		return mv_call2(MV_CALL_VCPU_GET_STATE, vm->id, vcpu->index, NULL);
+		return mv_call2(MV_CALL_VCPU_GET_STATE, partition->id, vcpu->index, NULL);
 	case MV_IOCTL_VCPU_SET_STATE:
-		return mv_call2(MV_CALL_VCPU_SET_STATE, vm->id, vcpu->index, NULL);
+		return mv_call2(MV_CALL_VCPU_SET_STATE, partition->id, vcpu->index, NULL);
 	case MV_IOCTL_VCPU_APIC:
 		return apic(vcpu, (void __user *)argument);
 	case MV_IOCTL_VCPU_SET_CPUID:
@@ -161,7 +161,7 @@ static void vcpu_free(struct mv_vcpu *vcpu)
 	kfree(vcpu);
 }
 
-static struct mv_vcpu *vcpu_alloc(struct mv_vm *vm, u32 index)
+static struct mv_vcpu *vcpu_alloc(struct mv_partition *partition, u32 index)
 {
 	struct mv_vcpu *vcpu = kzalloc(sizeof(*vcpu), GFP_KERNEL_ACCOUNT);
 
@@ -173,7 +173,7 @@ static struct mv_vcpu *vcpu_alloc(struct mv_vm *vm, u32 index)
 		return NULL;
 	}
 	vcpu->shared = page_address(vcpu->page);
-	vcpu->vm = vm;
+	vcpu->partition = partition;
 	vcpu->index = index;
 	mutex_init(&vcpu->lock);
 	init_waitqueue_head(&vcpu->halted);
@@ -181,17 +181,17 @@ static struct mv_vcpu *vcpu_alloc(struct mv_vm *vm, u32 index)
 	return vcpu;
 }
 
-static int create(struct mv_vm *vm, struct mv_vcpu *vcpu)
+static int create(struct mv_partition *partition, struct mv_vcpu *vcpu)
 {
-	int patience = MV_PATIENCE;
+	int attempts = MV_ATTEMPTS;
 
 	for (;;) {
 		u64 needed;
-		int error = mv_call3(MV_CALL_VCPU_CREATE, vm->id, vcpu->index,
+		int error = mv_call3(MV_CALL_VCPU_CREATE, partition->id, vcpu->index,
 				     page_to_pfn(vcpu->page), &needed);
 
 		if (error)
-			error = mv_supply(vm, error, needed, &patience);
+			error = mv_supply(partition, error, needed, &attempts);
 		else
 			return 0;
 		if (error)
@@ -200,33 +200,33 @@ static int create(struct mv_vm *vm, struct mv_vcpu *vcpu)
 }
 
 /* The virtual CPU of that index, made if it is new. */
-static struct mv_vcpu *find_or_make(struct mv_vm *vm, u32 index)
+static struct mv_vcpu *find_or_make(struct mv_partition *partition, u32 index)
 {
 	struct mv_vcpu *vcpu;
-	int error = mv_vm_lock(vm);
+	int error = mv_partition_lock(partition);
 
 	if (error)
 		return ERR_PTR(error);
-	vcpu = vm->vcpus[index];
+	vcpu = partition->vcpus[index];
 	if (vcpu)
 		goto unlock;
-	vcpu = vcpu_alloc(vm, index);
+	vcpu = vcpu_alloc(partition, index);
 	if (!vcpu) {
 		vcpu = ERR_PTR(-ENOMEM);
 		goto unlock;
 	}
-	error = create(vm, vcpu);
+	error = create(partition, vcpu);
 	if (error) {
 		vcpu_free(vcpu);
 		vcpu = ERR_PTR(error);
 		goto unlock;
 	}
-	atomic64_inc(&vm->metadata_pages);
+	atomic64_inc(&partition->metadata_pages);
 	atomic64_inc(&mv_metadata_pages);
 	/* Read without the lock by who posts an interrupt. */
-	smp_store_release(&vm->vcpus[index], vcpu);
+	smp_store_release(&partition->vcpus[index], vcpu);
 unlock:
-	mv_vm_unlock(vm);
+	mv_partition_unlock(partition);
 	return vcpu;
 }
 
@@ -238,7 +238,7 @@ long mv_vcpu_open(struct mv_attachment *attachment, u64 index)
 
 	if (index >= MV_MAX_VCPUS)
 		return -ERANGE;
-	vcpu = find_or_make(attachment->vm, index);
+	vcpu = find_or_make(attachment->partition, index);
 	if (IS_ERR(vcpu))
 		return PTR_ERR(vcpu);
 	opened = kzalloc(sizeof(*opened), GFP_KERNEL_ACCOUNT);
@@ -257,43 +257,43 @@ long mv_vcpu_open(struct mv_attachment *attachment, u64 index)
 }
 
 /* The virtual CPU of that index, if there is one. */
-static struct mv_vcpu *vcpu_at(struct mv_vm *vm, unsigned int index)
+static struct mv_vcpu *vcpu_at(struct mv_partition *partition, unsigned int index)
 {
 	/* Pairs with find_or_make. */
-	return smp_load_acquire(&vm->vcpus[index]);
+	return smp_load_acquire(&partition->vcpus[index]);
 }
 
-void mv_vcpus_wake(struct mv_vm *vm, u64 set)
+void mv_vcpus_wake(struct mv_partition *partition, u64 set)
 {
 	unsigned int index;
 
 	for (index = 0; index < MV_MAX_VCPUS; index++) {
-		struct mv_vcpu *vcpu = set & BIT_ULL(index) ? vcpu_at(vm, index) : NULL;
+		struct mv_vcpu *vcpu = set & BIT_ULL(index) ? vcpu_at(partition, index) : NULL;
 
 		if (vcpu)
 			mv_vcpu_wake(vcpu);
 	}
 }
 
-void mv_vcpus_kick(struct mv_vm *vm)
+void mv_vcpus_kick(struct mv_partition *partition)
 {
 	unsigned int index;
 
 	for (index = 0; index < MV_MAX_VCPUS; index++) {
-		struct mv_vcpu *vcpu = vcpu_at(vm, index);
+		struct mv_vcpu *vcpu = vcpu_at(partition, index);
 
 		if (vcpu)
 			kick(vcpu);
 	}
 }
 
-void mv_vcpus_stop(struct mv_vm *vm)
+void mv_vcpus_stop(struct mv_partition *partition)
 {
 	unsigned int index;
 
-	mv_vcpus_kick(vm);
+	mv_vcpus_kick(partition);
 	for (index = 0; index < MV_MAX_VCPUS; index++) {
-		struct mv_vcpu *vcpu = vcpu_at(vm, index);
+		struct mv_vcpu *vcpu = vcpu_at(partition, index);
 
 		if (vcpu) {
 			mutex_lock(&vcpu->lock);
@@ -302,23 +302,23 @@ void mv_vcpus_stop(struct mv_vm *vm)
 	}
 }
 
-unsigned int mv_vcpus_count(struct mv_vm *vm)
+unsigned int mv_vcpus_count(struct mv_partition *partition)
 {
 	unsigned int index, count = 0;
 
 	for (index = 0; index < MV_MAX_VCPUS; index++)
-		count += vcpu_at(vm, index) != NULL;
+		count += vcpu_at(partition, index) != NULL;
 	return count;
 }
 
-void mv_vcpus_free(struct mv_vm *vm)
+void mv_vcpus_free(struct mv_partition *partition)
 {
 	unsigned int index;
 
 	for (index = 0; index < MV_MAX_VCPUS; index++) {
-		if (!vm->vcpus[index])
+		if (!partition->vcpus[index])
 			continue;
-		vcpu_free(vm->vcpus[index]);
+		vcpu_free(partition->vcpus[index]);
 		atomic64_dec(&mv_metadata_pages);
 	}
 }

@@ -16,7 +16,7 @@
 #include "microvisor_abi.h"
 
 struct mv_attachment;
-struct mv_vm;
+struct mv_partition;
 
 /* Where the thread that runs a virtual CPU is. */
 enum mv_place {
@@ -28,7 +28,7 @@ enum mv_place {
 };
 
 struct mv_vcpu {
-	struct mv_vm *vm;
+	struct mv_partition *partition;
 	u32 index;
 	struct page *page;
 	struct mv_vcpu_page *shared;
@@ -62,16 +62,16 @@ long mv_vcpu_run(struct mv_vcpu *vcpu);
 void mv_vcpu_wake(struct mv_vcpu *vcpu);
 
 /* The same for each in the set. */
-void mv_vcpus_wake(struct mv_vm *vm, u64 set);
+void mv_vcpus_wake(struct mv_partition *partition, u64 set);
 
 /* Makes each VCPU_RUN return. */
-void mv_vcpus_kick(struct mv_vm *vm);
+void mv_vcpus_kick(struct mv_partition *partition);
 
 /* Waits until no virtual CPU of an ended partition runs; none does again. */
-void mv_vcpus_stop(struct mv_vm *vm);
+void mv_vcpus_stop(struct mv_partition *partition);
 
-unsigned int mv_vcpus_count(struct mv_vm *vm);
-void mv_vcpus_free(struct mv_vm *vm);
+unsigned int mv_vcpus_count(struct mv_partition *partition);
+void mv_vcpus_free(struct mv_partition *partition);
 
 /* What the virtual CPU's timer does. */
 enum hrtimer_restart mv_vcpu_timer(struct hrtimer *timer);

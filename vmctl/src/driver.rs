@@ -18,8 +18,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use guest_proto::driver::{
-    AttachVm, CreateVm, DeviceInfo, Doorbell, IrqFd, MemorySlot, Msi, ReadCounters, ReadLog,
-    SetProperty, Verify, VmInfo, VmList, ioctl as number,
+    AttachPartition, CreatePartition, DeviceInfo, Doorbell, IrqFd, MemorySlot, Msi, PartitionInfo,
+    PartitionList, ReadCounters, ReadLog, SetProperty, Verify, ioctl as number,
 };
 use guest_proto::hypercall::{Counters, DoorbellFlags, MachineInfo, Property, VerifyReport};
 use rustix::io::Errno;
@@ -154,15 +154,15 @@ impl Device {
     ///
     /// The driver's errno: ENOSPC when all ids are taken.
     pub fn create_partition(&self, name: &str, flags: u64) -> Result<Partition, DriverError> {
-        let mut arg = CreateVm {
+        let mut arg = CreatePartition {
             flags,
-            ..CreateVm::default()
+            ..CreatePartition::default()
         };
         let room = arg.name.len() - 1;
         for (to, from) in arg.name[..room].iter_mut().zip(name.bytes()) {
             *to = from;
         }
-        // SAFETY: DEV_CREATE_VM reads and writes a `CreateVm` and returns a new descriptor.
+        // SAFETY: DEV_CREATE_PARTITION reads and writes a `CreatePartition` and returns a new descriptor.
         let fd = unsafe { ioctl(&self.0, NewFd::<CREATE_VM, _>(&mut arg)) }
             .map_err(failed("create partition"))?;
         let (id, token) = (arg.id, arg.token);
@@ -175,8 +175,8 @@ impl Device {
     ///
     /// ENOENT: no such partition; EPERM: another token; EBUSY: another process is attached.
     pub fn attach_partition(&self, id: u64, token: u64) -> Result<Partition, DriverError> {
-        let mut arg = AttachVm { id, token };
-        // SAFETY: DEV_ATTACH_VM reads an `AttachVm` and returns a new descriptor.
+        let mut arg = AttachPartition { id, token };
+        // SAFETY: DEV_ATTACH_PARTITION reads an `AttachPartition` and returns a new descriptor.
         let fd = unsafe { ioctl(&self.0, NewFd::<ATTACH_VM, _>(&mut arg)) }
             .map_err(failed("attach to partition"))?;
         Ok(Partition { fd, id, token })
@@ -188,7 +188,7 @@ impl Device {
     ///
     /// ENOENT: no such partition; EBUSY: another living process is attached.
     pub fn destroy_partition(&self, id: u64) -> Result<(), DriverError> {
-        by_value::<{ opcode(number::DEV_DESTROY_VM) }>(&self.0, id)
+        by_value::<{ opcode(number::DEV_DESTROY_PARTITION) }>(&self.0, id)
             .map(drop)
             .map_err(failed("destroy partition"))
     }
@@ -199,8 +199,8 @@ impl Device {
     ///
     /// The driver's errno.
     pub fn list_partitions(&self) -> Result<Vec<u64>, DriverError> {
-        let mut list = Box::<VmList>::default();
-        update::<{ opcode(number::DEV_LIST_VMS) }, _>(&self.0, &mut *list)
+        let mut list = Box::<PartitionList>::default();
+        update::<{ opcode(number::DEV_LIST_PARTITIONS) }, _>(&self.0, &mut *list)
             .map_err(failed("list partitions"))?;
         let count = list.ids.len().min(list.count as usize);
         Ok(list.ids[..count].to_vec())
@@ -211,12 +211,12 @@ impl Device {
     /// # Errors
     ///
     /// ENOENT: no such partition.
-    pub fn partition_info(&self, id: u64) -> Result<VmInfo, DriverError> {
-        let mut info = VmInfo {
+    pub fn partition_info(&self, id: u64) -> Result<PartitionInfo, DriverError> {
+        let mut info = PartitionInfo {
             id,
-            ..VmInfo::default()
+            ..PartitionInfo::default()
         };
-        update::<{ opcode(number::DEV_VM_INFO) }, _>(&self.0, &mut info)
+        update::<{ opcode(number::DEV_PARTITION_INFO) }, _>(&self.0, &mut info)
             .map_err(failed("partition information"))?;
         Ok(info)
     }
@@ -273,8 +273,8 @@ impl Device {
     }
 }
 
-const CREATE_VM: Opcode = opcode(number::DEV_CREATE_VM);
-const ATTACH_VM: Opcode = opcode(number::DEV_ATTACH_VM);
+const CREATE_VM: Opcode = opcode(number::DEV_CREATE_PARTITION);
+const ATTACH_VM: Opcode = opcode(number::DEV_ATTACH_PARTITION);
 
 /// An ioctl with a structure, and a descriptor as the result.
 struct NewFd<'a, const OPCODE: Opcode, T>(&'a mut T);
@@ -343,7 +343,8 @@ impl Partition {
     ///
     /// ENODEV: it has ended already.
     pub fn destroy(&self) -> Result<(), DriverError> {
-        plain::<{ opcode(number::VM_DESTROY) }>(&self.fd).map_err(failed("destroy partition"))
+        plain::<{ opcode(number::PARTITION_DESTROY) }>(&self.fd)
+            .map_err(failed("destroy partition"))
     }
 
     /// Sets a property.
@@ -356,7 +357,7 @@ impl Partition {
             property: property.raw(),
             value,
         };
-        update::<{ opcode(number::VM_SET_PROPERTY) }, _>(&self.fd, &mut arg)
+        update::<{ opcode(number::PARTITION_SET_PROPERTY) }, _>(&self.fd, &mut arg)
             .map_err(failed("set a property of the partition"))
     }
 
@@ -383,7 +384,7 @@ impl Partition {
             flags,
             reserved: 0,
         };
-        update::<{ opcode(number::VM_SET_MEMORY) }, _>(&self.fd, &mut arg)
+        update::<{ opcode(number::PARTITION_SET_MEMORY) }, _>(&self.fd, &mut arg)
             .map_err(failed("give memory to the partition"))
     }
 
@@ -397,7 +398,7 @@ impl Partition {
             slot,
             ..MemorySlot::default()
         };
-        match update::<{ opcode(number::VM_GET_MEMORY) }, _>(&self.fd, &mut arg) {
+        match update::<{ opcode(number::PARTITION_GET_MEMORY) }, _>(&self.fd, &mut arg) {
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(failed("find the partition's memory")(errno)),
             Ok(()) => {
@@ -414,7 +415,7 @@ impl Partition {
     ///
     /// The driver's errno.
     pub fn vcpu(&self, index: u32) -> Result<(Vcpu, Ring), DriverError> {
-        let fd = new_fd::<{ opcode(number::VM_VCPU) }>(&self.fd, u64::from(index))
+        let fd = new_fd::<{ opcode(number::PARTITION_VCPU) }>(&self.fd, u64::from(index))
             .map_err(failed("make a virtual CPU"))?;
         let page = Mapping::new(&fd).map_err(failed("map a virtual CPU's page"))?;
         let page = Arc::new(page);
@@ -469,7 +470,7 @@ impl Partition {
             tag: tag.into(),
             eventfd: eventfd.as_raw_fd(),
         };
-        update::<{ opcode(number::VM_DOORBELL) }, _>(&self.fd, &mut arg)
+        update::<{ opcode(number::PARTITION_DOORBELL) }, _>(&self.fd, &mut arg)
             .map_err(failed("register a doorbell"))
     }
 
@@ -492,7 +493,7 @@ impl Partition {
     }
 
     fn bind_eoi(&self, eventfd: i32) -> Result<(), DriverError> {
-        by_value::<{ opcode(number::VM_EOI_EVENTFD) }>(&self.fd, i64::from(eventfd) as u64)
+        by_value::<{ opcode(number::PARTITION_EOI_EVENTFD) }>(&self.fd, i64::from(eventfd) as u64)
             .map(|_| ())
             .map_err(failed("bind the eventfd for ends of interrupts"))
     }
@@ -508,7 +509,7 @@ impl Partition {
             eventfd: -1,
             ..Doorbell::default()
         };
-        update::<{ opcode(number::VM_DOORBELL) }, _>(&self.fd, &mut arg)
+        update::<{ opcode(number::PARTITION_DOORBELL) }, _>(&self.fd, &mut arg)
             .map_err(failed("remove a doorbell"))
     }
 
@@ -524,7 +525,7 @@ impl Partition {
             data: msi.data,
             ..IrqFd::default()
         };
-        update::<{ opcode(number::VM_IRQFD) }, _>(&self.fd, &mut arg)
+        update::<{ opcode(number::PARTITION_IRQFD) }, _>(&self.fd, &mut arg)
             .map_err(failed("bind an interrupt"))
     }
 
@@ -539,7 +540,7 @@ impl Partition {
             remove: 1,
             ..IrqFd::default()
         };
-        update::<{ opcode(number::VM_IRQFD) }, _>(&self.fd, &mut arg)
+        update::<{ opcode(number::PARTITION_IRQFD) }, _>(&self.fd, &mut arg)
             .map_err(failed("unbind an interrupt"))
     }
 
@@ -549,7 +550,7 @@ impl Partition {
     ///
     /// The driver's errno.
     pub fn send_msi(&self, mut msi: Msi) -> Result<(), DriverError> {
-        update::<{ opcode(number::VM_MSI) }, _>(&self.fd, &mut msi)
+        update::<{ opcode(number::PARTITION_MSI) }, _>(&self.fd, &mut msi)
             .map_err(failed("deliver an interrupt"))
     }
 
@@ -559,6 +560,7 @@ impl Partition {
     ///
     /// The driver's errno.
     pub fn kick_all(&self) -> Result<(), DriverError> {
-        plain::<{ opcode(number::VM_KICK_ALL) }>(&self.fd).map_err(failed("kick virtual CPUs"))
+        plain::<{ opcode(number::PARTITION_KICK_ALL) }>(&self.fd)
+            .map_err(failed("kick virtual CPUs"))
     }
 }

@@ -74,11 +74,11 @@ const NOT_EXECUTABLE: &[(i64, u8)] = &[(libc::SYS_mmap, 2), (libc::SYS_mprotect,
 /// `include/uapi/linux/fs.h`); and
 /// for the queues, offloads, filters and link of a tap device, but not to become another tap.
 const IOCTLS: &[u64] = &[
-    driver::VM_DOORBELL,
-    driver::VM_IRQFD,
-    driver::VM_MSI,
-    driver::VM_KICK_ALL,
-    driver::VM_DESTROY,
+    driver::PARTITION_DOORBELL,
+    driver::PARTITION_IRQFD,
+    driver::PARTITION_MSI,
+    driver::PARTITION_KICK_ALL,
+    driver::PARTITION_DESTROY,
     driver::VCPU_RUN,
     driver::VCPU_GET_STATE,
     driver::VCPU_SET_STATE,

@@ -5,7 +5,7 @@
 use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use guest_proto::driver::{AttachVm, Doorbell, IrqFd, MemorySlot, ioctl as number};
+use guest_proto::driver::{AttachPartition, Doorbell, IrqFd, MemorySlot, ioctl as number};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
 
@@ -53,11 +53,11 @@ fn helper_uses_an_fd_that_is_not_its_own() {
     };
     // SAFETY: inherited from the test, open as long as this process is.
     let fd = unsafe { BorrowedFd::borrow_raw(fd.parse().unwrap()) };
-    for (opcode, argument) in [(number::VM_KICK_ALL, 0), (number::VM_VCPU, 0)] {
+    for (opcode, argument) in [(number::PARTITION_KICK_ALL, 0), (number::PARTITION_VCPU, 0)] {
         assert_eq!(call(fd, opcode, argument), Err(Errno::PERM));
     }
     assert_eq!(
-        with(fd, number::VM_GET_MEMORY, MemorySlot::default()),
+        with(fd, number::PARTITION_GET_MEMORY, MemorySlot::default()),
         Err(Errno::PERM)
     );
 }
@@ -71,7 +71,10 @@ fn no_argument_is_believed() {
         reserved: 1,
         ..MemorySlot::default()
     };
-    assert_eq!(with(vm, number::VM_SET_MEMORY, reserved), Err(Errno::INVAL));
+    assert_eq!(
+        with(vm, number::PARTITION_SET_MEMORY, reserved),
+        Err(Errno::INVAL)
+    );
     let closed = MemorySlot {
         slot: 1,
         fd: u32::MAX,
@@ -79,18 +82,24 @@ fn no_argument_is_believed() {
         size: 4096,
         ..MemorySlot::default()
     };
-    assert_eq!(with(vm, number::VM_SET_MEMORY, closed), Err(Errno::BADF));
+    assert_eq!(
+        with(vm, number::PARTITION_SET_MEMORY, closed),
+        Err(Errno::BADF)
+    );
     let none = Doorbell {
         eventfd: -2,
         ..Doorbell::default()
     };
-    assert_eq!(with(vm, number::VM_DOORBELL, none), Err(Errno::INVAL));
+    assert_eq!(
+        with(vm, number::PARTITION_DOORBELL, none),
+        Err(Errno::INVAL)
+    );
     let far = Doorbell {
         tag: 0x1_0001,
         eventfd: -1,
         ..Doorbell::default()
     };
-    assert_eq!(with(vm, number::VM_DOORBELL, far), Err(Errno::RANGE));
+    assert_eq!(with(vm, number::PARTITION_DOORBELL, far), Err(Errno::RANGE));
     for reserved in [
         IrqFd {
             reserved: 1,
@@ -101,19 +110,25 @@ fn no_argument_is_believed() {
             ..IrqFd::default()
         },
     ] {
-        assert_eq!(with(vm, number::VM_IRQFD, reserved), Err(Errno::INVAL));
+        assert_eq!(
+            with(vm, number::PARTITION_IRQFD, reserved),
+            Err(Errno::INVAL)
+        );
     }
     let device = guest.device.as_fd();
     for id in [0, 256, usize::MAX] {
-        let attach = AttachVm {
+        let attach = AttachPartition {
             id: id as u64,
             token: 0,
         };
         assert_eq!(
-            with(device, number::DEV_ATTACH_VM, attach),
+            with(device, number::DEV_ATTACH_PARTITION, attach),
             Err(Errno::NOENT)
         );
-        assert_eq!(call(device, number::DEV_DESTROY_VM, id), Err(Errno::NOENT));
+        assert_eq!(
+            call(device, number::DEV_DESTROY_PARTITION, id),
+            Err(Errno::NOENT)
+        );
     }
 }
 
@@ -123,18 +138,18 @@ fn no_address_is_believed() {
     let guest = Guest::new(&[0xeb, 0xfe]);
     let all = [
         number::DEV_INFO,
-        number::DEV_CREATE_VM,
-        number::DEV_ATTACH_VM,
-        number::DEV_LIST_VMS,
+        number::DEV_CREATE_PARTITION,
+        number::DEV_ATTACH_PARTITION,
+        number::DEV_LIST_PARTITIONS,
         number::DEV_READ_LOG,
         number::DEV_READ_COUNTERS,
-        number::DEV_VM_INFO,
-        number::VM_SET_MEMORY,
-        number::VM_GET_MEMORY,
-        number::VM_DOORBELL,
-        number::VM_IRQFD,
-        number::VM_MSI,
-        number::VM_SET_PROPERTY,
+        number::DEV_PARTITION_INFO,
+        number::PARTITION_SET_MEMORY,
+        number::PARTITION_GET_MEMORY,
+        number::PARTITION_DOORBELL,
+        number::PARTITION_IRQFD,
+        number::PARTITION_MSI,
+        number::PARTITION_SET_PROPERTY,
         number::VCPU_APIC,
     ];
     let before = guest.device.list_partitions().unwrap();
@@ -150,11 +165,11 @@ fn no_address_is_believed() {
         }
         for opcode in (0..0x100).map(|n| 0x5600 | n) {
             let known = [
-                number::DEV_DESTROY_VM,
-                number::VM_VCPU,
-                number::VM_KICK_ALL,
-                number::VM_DESTROY,
-                number::VM_EOI_EVENTFD,
+                number::DEV_DESTROY_PARTITION,
+                number::PARTITION_VCPU,
+                number::PARTITION_KICK_ALL,
+                number::PARTITION_DESTROY,
+                number::PARTITION_EOI_EVENTFD,
                 number::VCPU_RUN,
                 number::VCPU_GET_STATE,
                 number::VCPU_SET_STATE,
