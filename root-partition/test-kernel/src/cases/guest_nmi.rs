@@ -1,6 +1,7 @@
 //! NMIs into a guest.
 
 use guest_proto::vcpu_page::{InterceptKind, Reply, ReplyFlags};
+use x86_64::registers::rflags::RFlags;
 
 use crate::guest::code::code;
 use crate::guest::{Guest, layout, map};
@@ -20,7 +21,7 @@ cases![
 
 const NMI: u64 = 2;
 const PROTECTION: u64 = 13;
-const TRAP_FLAG: u64 = 1 << 8;
+const TRAP_FLAG: u64 = RFlags::TRAP_FLAG.bits();
 
 /// What the CPU pushed before a handler that has halted.
 struct Interrupted {

@@ -2,6 +2,7 @@
 
 use guest_proto::Status;
 use guest_proto::hypercall::CALLS;
+use x86_64::registers::control::EferFlags;
 
 use super::root_registers::value;
 use super::{IMAGE, MICROVISOR};
@@ -61,7 +62,7 @@ fn svms_instructions_are_undefined() -> Outcome {
 
 fn svms_registers_are_absent() -> Outcome {
     const EFER: u32 = 0xc000_0080;
-    const SVME: u64 = 1 << 12;
+    const SVME: u64 = EferFlags::SECURE_VIRTUAL_MACHINE_ENABLE.bits();
     const VM_CR: u32 = 0xc001_0114;
     const VM_HSAVE_PA: u32 = 0xc001_0117;
     for msr in [VM_CR, VM_HSAVE_PA] {
@@ -78,8 +79,8 @@ fn svms_registers_are_absent() -> Outcome {
 /// As on hardware: what no CPU can have would make VMRUN refuse root for good.
 fn efer_follows_the_manual_for_root() -> Outcome {
     const EFER: u32 = 0xc000_0080;
-    const LME: u64 = 1 << 8;
-    const LMA: u64 = 1 << 10;
+    const LME: u64 = EferFlags::LONG_MODE_ENABLE.bits();
+    const LMA: u64 = EferFlags::LONG_MODE_ACTIVE.bits();
     let efer = value(EFER)?;
     let without_lme = probe::wrmsr(EFER, efer & !LME);
     equal("LME off under paging", without_lme, Err(GENERAL_PROTECTION))?;

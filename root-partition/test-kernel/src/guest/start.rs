@@ -1,6 +1,7 @@
 //! The states that guests begin in.
 
 use guest_proto::vcpu_page::{Segment, VcpuState};
+use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
 
 use super::layout;
 
@@ -15,12 +16,15 @@ pub enum Mode {
     Long,
 }
 
-const PE: u64 = 1;
-const MP_ET_NE: u64 = 0x32;
-const PG: u64 = 1 << 31;
-const PAE_OSFXSR_OSXMMEXCPT: u64 = 0x620;
-const LME_LMA: u64 = 0x500;
-/// What PAT holds after reset.
+const PROTECTED: Cr0Flags = Cr0Flags::PROTECTED_MODE_ENABLE
+    .union(Cr0Flags::MONITOR_COPROCESSOR)
+    .union(Cr0Flags::EXTENSION_TYPE)
+    .union(Cr0Flags::NUMERIC_ERROR);
+const LONG_CR4: Cr4Flags = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION
+    .union(Cr4Flags::OSFXSR)
+    .union(Cr4Flags::OSXMMEXCPT_ENABLE);
+const LONG_EFER: EferFlags = EferFlags::LONG_MODE_ENABLE.union(EferFlags::LONG_MODE_ACTIVE);
+/// PAT after reset.
 const PAT: u64 = 0x0007_0406_0007_0406;
 
 /// The state of a virtual CPU that is about to execute [`layout::CODE`] in `mode`.
@@ -61,7 +65,7 @@ pub fn state(mode: Mode) -> VcpuState {
         },
         gdtr: table(layout::GDT, 0xff),
         idtr: table(layout::IDT, 0xfff),
-        cr0: MP_ET_NE & 0x10,
+        cr0: Cr0Flags::EXTENSION_TYPE.bits(),
         xcr0: 1,
         dr6: 0xffff_0ff0,
         dr7: 0x400,
@@ -75,12 +79,12 @@ pub fn state(mode: Mode) -> VcpuState {
             state.gdtr = table(0, 0xffff);
             state.idtr = table(0, 0x3ff);
         }
-        Mode::Protected => state.cr0 = PE | MP_ET_NE,
+        Mode::Protected => state.cr0 = PROTECTED.bits(),
         Mode::Long => {
-            state.cr0 = PE | MP_ET_NE | PG;
+            state.cr0 = (PROTECTED | Cr0Flags::PAGING).bits();
             state.cr3 = layout::PML4;
-            state.cr4 = PAE_OSFXSR_OSXMMEXCPT;
-            state.efer = LME_LMA;
+            state.cr4 = LONG_CR4.bits();
+            state.efer = LONG_EFER.bits();
         }
     }
     state

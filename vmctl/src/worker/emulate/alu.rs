@@ -1,15 +1,16 @@
 //! Arithmetic with flags (APM vol. 3, "Instruction effects on RFLAGS").
 
 use iced_x86::{ConditionCode, Mnemonic};
+use x86_64::registers::rflags::RFlags;
 
 use super::registers::{mask, sign_extend};
 
-pub(super) const CF: u64 = 1 << 0;
-const PF: u64 = 1 << 2;
-const AF: u64 = 1 << 4;
-pub(super) const ZF: u64 = 1 << 6;
-const SF: u64 = 1 << 7;
-const OF: u64 = 1 << 11;
+pub(super) const CF: u64 = RFlags::CARRY_FLAG.bits();
+const PF: u64 = RFlags::PARITY_FLAG.bits();
+const AF: u64 = RFlags::AUXILIARY_CARRY_FLAG.bits();
+pub(super) const ZF: u64 = RFlags::ZERO_FLAG.bits();
+const SF: u64 = RFlags::SIGN_FLAG.bits();
+const OF: u64 = RFlags::OVERFLOW_FLAG.bits();
 const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;
 
 fn flag(bits: u64, is_set: bool) -> u64 {

@@ -5,34 +5,43 @@
 //! not reached: presence, write and user rights, no-execute, SMEP, SMAP and protection keys (APM vol. 2 §5.6).
 //! Accessed and dirty bits are left alone.
 
+use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
+use x86_64::registers::rflags::RFlags;
+use x86_64::structures::idt::PageFaultErrorCode;
+use x86_64::structures::paging::PageTableFlags;
+
 use super::registers::Registers;
 use super::{Fault, Space};
 
-const CR0_WP: u64 = 1 << 16;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PSE: u64 = 1 << 4;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_LA57: u64 = 1 << 12;
-const CR4_SMEP: u64 = 1 << 20;
-const CR4_SMAP: u64 = 1 << 21;
-const CR4_PKE: u64 = 1 << 22;
-const RFLAGS_AC: u64 = 1 << 18;
-const EFER_LMA: u64 = 1 << 10;
-const EFER_NXE: u64 = 1 << 11;
+const CR0_WP: u64 = Cr0Flags::WRITE_PROTECT.bits();
+const CR0_PG: u64 = Cr0Flags::PAGING.bits();
+const CR4_PSE: u64 = Cr4Flags::PAGE_SIZE_EXTENSION.bits();
+const CR4_PAE: u64 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION.bits();
+const CR4_LA57: u64 = Cr4Flags::L5_PAGING.bits();
+const CR4_SMEP: u64 = Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION.bits();
+const CR4_SMAP: u64 = Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION.bits();
+const CR4_PKE: u64 = Cr4Flags::PROTECTION_KEY_USER.bits();
+const RFLAGS_AC: u64 = RFlags::ALIGNMENT_CHECK.bits();
+const EFER_LMA: u64 = EferFlags::LONG_MODE_ACTIVE.bits();
+const EFER_NXE: u64 = EferFlags::NO_EXECUTE_ENABLE.bits();
 
-const PRESENT: u64 = 1 << 0;
-const WRITE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
-const LARGE: u64 = 1 << 7;
-const NO_EXECUTE: u64 = 1 << 63;
+const PRESENT: u64 = PageTableFlags::PRESENT.bits();
+const WRITE: u64 = PageTableFlags::WRITABLE.bits();
+const USER: u64 = PageTableFlags::USER_ACCESSIBLE.bits();
+const LARGE: u64 = PageTableFlags::HUGE_PAGE.bits();
+const NO_EXECUTE: u64 = PageTableFlags::NO_EXECUTE.bits();
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// Bits of a page fault's error code.
-const CODE_PRESENT: u32 = 1 << 0;
-const CODE_WRITE: u32 = 1 << 1;
-const CODE_USER: u32 = 1 << 2;
-const CODE_FETCH: u32 = 1 << 4;
-const CODE_KEY: u32 = 1 << 5;
+const CODE_PRESENT: u32 = code(PageFaultErrorCode::PROTECTION_VIOLATION);
+const CODE_WRITE: u32 = code(PageFaultErrorCode::CAUSED_BY_WRITE);
+const CODE_USER: u32 = code(PageFaultErrorCode::USER_MODE);
+const CODE_FETCH: u32 = code(PageFaultErrorCode::INSTRUCTION_FETCH);
+const CODE_KEY: u32 = code(PageFaultErrorCode::PROTECTION_KEY);
+
+const fn code(code: PageFaultErrorCode) -> u32 {
+    code.bits() as u32
+}
 
 /// The purpose of the access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,10 +2,12 @@
 
 use guest_proto::vcpu_page::VcpuState;
 use iced_x86::Register;
+use x86_64::registers::control::{Cr0Flags, EferFlags};
+use x86_64::registers::rflags::RFlags;
 
-const CR0_PE: u64 = 1 << 0;
-const EFER_LMA: u64 = 1 << 10;
-const RFLAGS_VM: u64 = 1 << 17;
+const CR0_PE: u64 = Cr0Flags::PROTECTED_MODE_ENABLE.bits();
+const EFER_LMA: u64 = EferFlags::LONG_MODE_ACTIVE.bits();
+const RFLAGS_VM: u64 = RFlags::VIRTUAL_8086_MODE.bits();
 /// Bits of `Segment::attributes`.
 const SEGMENT_LONG: u16 = 1 << 9;
 const SEGMENT_BIG: u16 = 1 << 10;

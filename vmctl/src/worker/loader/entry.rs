@@ -2,6 +2,7 @@
 
 use guest_proto::vcpu_page::{RunState, Segment, VcpuState};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use x86_64::registers::control::{Cr0Flags, Cr4Flags, EferFlags};
 
 use super::super::memory::{Ram, layout};
 
@@ -19,12 +20,12 @@ mod attributes {
     pub(super) const LDT: u16 = 0x082;
 }
 
-const CR0_PE: u64 = 1 << 0;
-const CR0_ET: u64 = 1 << 4;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
+const CR0_PE: u64 = Cr0Flags::PROTECTED_MODE_ENABLE.bits();
+const CR0_ET: u64 = Cr0Flags::EXTENSION_TYPE.bits();
+const CR0_PG: u64 = Cr0Flags::PAGING.bits();
+const CR4_PAE: u64 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION.bits();
+const EFER_LME: u64 = EferFlags::LONG_MODE_ENABLE.bits();
+const EFER_LMA: u64 = EferFlags::LONG_MODE_ACTIVE.bits();
 
 /// The state of the CPU at a kernel's entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
