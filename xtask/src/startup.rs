@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use elf::ElfBytes;
-use elf::abi::{R_X86_64_PC32, R_X86_64_PLT32, SHF_ALLOC, SHT_RELA, STT_FUNC};
+use elf::abi::{R_X86_64_32, R_X86_64_32S, R_X86_64_64, SHF_ALLOC, SHT_RELA, STT_FUNC};
 use elf::endian::LittleEndian;
 use elf::parse::ParsingTable;
 use elf::string_table::StringTable;
@@ -31,35 +31,41 @@ type Symbols<'a> = (ParsingTable<'a, LittleEndian, Symbol>, StringTable<'a>);
 /// Fails with a line that names the places that refer to start-up code.
 pub(crate) fn check(image: &Path) -> Result<()> {
     let bytes = fs::read(image).map_err(context(image))?;
-    let places =
-        references(&bytes, &STARTUP).map_err(|error| format!("{}: {error}", image.display()))?;
-    if places.is_empty() {
-        return Ok(());
+    let in_image = |why: String| format!("{}: {why}", image.display());
+    match references(&bytes) {
+        Err(error) => Err(in_image(error.to_string())),
+        Ok(None) => Err(in_image(
+            "it has no start-up code, or keeps no relocations".into(),
+        )),
+        Ok(Some(places)) if places.is_empty() => Ok(()),
+        Ok(Some(places)) => Err(in_image(format!(
+            "resident code refers to start-up code (modules named `boot`), which is gone once VM 0 runs: {}",
+            places.join(", ")
+        ))),
     }
-    Err(format!(
-        "{}: resident code refers to start-up code (modules named `boot`), which is gone once VM 0 runs: {}",
-        image.display(),
-        places.join(", ")
-    ))
 }
 
-/// The places outside of the sections `of` that refer to them, each once.
-fn references(bytes: &[u8], of: &[&str]) -> std::result::Result<Vec<String>, elf::ParseError> {
+/// The places outside of the start-up code that refer to it, each once. `None` if the image has nothing to tell them by.
+fn references(bytes: &[u8]) -> std::result::Result<Option<Vec<String>>, elf::ParseError> {
     let image = Image::minimal_parse(bytes)?;
     let (Some(sections), Some(names)) = image.section_headers_with_strtab()? else {
-        return Ok(Vec::new());
+        return Ok(None);
     };
     let Some(symbols) = image.symbol_table()? else {
-        return Ok(Vec::new());
+        return Ok(None);
     };
     let mut ranges: Vec<Range<u64>> = Vec::new();
     for section in sections.iter() {
-        if of.contains(&names.get(section.sh_name as usize)?) {
+        if STARTUP.contains(&names.get(section.sh_name as usize)?) {
             ranges.push(section.sh_addr..section.sh_addr + section.sh_size);
         }
     }
+    if ranges.len() < STARTUP.len() {
+        return Ok(None);
+    }
     let is_inside = |address: u64| ranges.iter().any(|range| range.contains(&address));
     let mut places = Vec::new();
+    let mut has_relocations = false;
     for section in sections
         .iter()
         .filter(|section| section.sh_type == SHT_RELA)
@@ -69,11 +75,12 @@ fn references(bytes: &[u8], of: &[&str]) -> std::result::Result<Vec<String>, elf
             continue;
         }
         for relocation in image.section_data_as_relas(&section)? {
+            has_relocations = true;
             let symbol = symbols.0.get(relocation.r_sym as usize)?;
             // A relative address counts from the end of its field.
             let end = match relocation.r_type {
-                R_X86_64_PC32 | R_X86_64_PLT32 => 4,
-                _ => 0,
+                R_X86_64_64 | R_X86_64_32 | R_X86_64_32S => 0,
+                _ => 4,
             };
             let target = symbol
                 .st_value
@@ -87,7 +94,7 @@ fn references(bytes: &[u8], of: &[&str]) -> std::result::Result<Vec<String>, elf
     }
     places.sort();
     places.dedup();
-    Ok(places)
+    Ok(has_relocations.then_some(places))
 }
 
 /// The function at an address, or the address.
@@ -102,5 +109,17 @@ fn name(
     match symbols.iter().find(covers) {
         Some(symbol) => Ok(names.get(symbol.st_name as usize)?.into()),
         None => Ok(format!("{address:#x}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_without_anything_to_check_does_not_pass() {
+        let image = std::env::current_exe().unwrap();
+        let why = check(&image).unwrap_err();
+        assert!(why.contains("no start-up code"), "{why}");
     }
 }
