@@ -45,6 +45,7 @@ use rustix::io::Errno;
 use rustix::process::umask;
 
 use crate::console::log as console_log;
+use crate::file::{FileError, at};
 use crate::logging::Levels;
 use crate::net;
 use crate::wire::{Link, LinkError, timespec};
@@ -116,13 +117,8 @@ pub fn socket_path(runtime_dir: &Path) -> PathBuf {
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// A directory or a socket of the daemon's can't be used.
-    #[error("{}: {error}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        error: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Another daemon has the directory.
     #[error("{}: another daemon runs there", .0.display())]
     Taken(PathBuf),
@@ -135,15 +131,6 @@ pub enum DaemonError {
     /// The daemon can't wait for its descriptors.
     #[error("poll: {0}")]
     Poll(Errno),
-}
-
-/// Returns a function that names the place of an error.
-fn at(path: &Path) -> impl Fn(io::Error) -> DaemonError {
-    let path = path.to_owned();
-    move |error| DaemonError::File {
-        path: path.clone(),
-        error,
-    }
 }
 
 /// Runs the daemon until it is killed.

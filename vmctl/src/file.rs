@@ -3,9 +3,25 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
+
+/// Error: a file or a directory can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {error}", path.display())]
+pub struct FileError {
+    path: PathBuf,
+    error: io::Error,
+}
+
+/// Returns a function that names the file of an error.
+pub(crate) fn at(path: &Path) -> impl Fn(io::Error) -> FileError {
+    move |error| FileError {
+        path: path.to_owned(),
+        error,
+    }
+}
 
 /// Checks that there is a regular file, or a block device where `allows_device` says so. Opens nothing.
 ///

@@ -13,6 +13,7 @@ use guest_proto::cpuid::Features;
 use guest_proto::{ABI_VERSION, cpuid};
 
 use crate::driver::{Device, DriverError};
+use crate::file::{FileError, at};
 
 /// Path of the driver's device.
 pub const DEVICE: &str = "/dev/microvisor";
@@ -76,19 +77,14 @@ pub enum PlatformError {
     #[error("{}: permission denied: run as root", .0.display())]
     NotPermitted(PathBuf),
     /// The device can't be opened.
-    #[error("{}: {error}", path.display())]
-    Device {
-        /// The driver's device.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
+    #[error(transparent)]
+    Device(#[from] FileError),
     /// The device is another one.
     #[error("{}: not Microvisor's driver: {error}", path.display())]
     NotTheDriver {
         /// The device.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         error: DriverError,
     },
 }
@@ -214,14 +210,13 @@ pub fn open_driver(path: &Path) -> Result<Device, PlatformError> {
 }
 
 fn no_device(path: &Path, error: io::Error) -> PlatformError {
-    let path = path.to_owned();
     match error.kind() {
         io::ErrorKind::NotFound => match Hypervisor::detect().check() {
-            Ok(()) => PlatformError::NotLoaded(path),
+            Ok(()) => PlatformError::NotLoaded(path.to_owned()),
             Err(error) => error,
         },
-        io::ErrorKind::PermissionDenied => PlatformError::NotPermitted(path),
-        _ => PlatformError::Device { path, error },
+        io::ErrorKind::PermissionDenied => PlatformError::NotPermitted(path.to_owned()),
+        _ => at(path)(error).into(),
     }
 }
 

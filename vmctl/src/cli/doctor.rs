@@ -1,5 +1,6 @@
 //! `vmctl doctor`: what is here, what is missing, and what to do about it.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -177,7 +178,7 @@ fn feature_checks(features: Features) -> Vec<Check> {
             let present = features.contains(bit);
             let mut check = Check::new(
                 &format!("feature {name}"),
-                Ok::<_, NoDriver>(gain.to_owned()),
+                Ok::<_, Infallible>(gain.to_owned()),
                 ExitStatus::Platform,
             );
             if !present && bit == Features::NESTED_PAGING {

@@ -119,7 +119,7 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
         None => Overlay::new(vni, &args.peer),
     });
     let overlay = overlay.transpose();
-    let overlay = overlay.map_err(|e| Failed::new(ExitStatus::Usage, e.to_string()))?;
+    let overlay = overlay.map_err(|e| Failed::new(ExitStatus::Usage, e))?;
     let mode = if args.nat { Mode::Nat } else { Mode::Isolated };
     let spec = Spec {
         name,
@@ -141,7 +141,7 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
 /// Reads the value of an option, if there is one.
 fn parsed<T: FromStr<Err = AddressError>>(text: Option<String>) -> Result<Option<T>, Failed> {
     let value = text.map(|text| text.parse()).transpose();
-    value.map_err(|e: AddressError| Failed::new(ExitStatus::Usage, e.to_string()))
+    value.map_err(|e: AddressError| Failed::new(ExitStatus::Usage, e))
 }
 
 fn mtu(text: &str) -> Result<u16, String> {

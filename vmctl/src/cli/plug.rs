@@ -91,7 +91,7 @@ pub(super) struct SetArgs {
 }
 
 pub(super) fn attach(args: &AttachArgs, mut client: Client) -> Result<(), Failed> {
-    let wrong = |e: ConfigError| Failed::new(ExitStatus::Config, e.to_string());
+    let wrong = |e: ConfigError| Failed::new(ExitStatus::Config, e);
     let (device, what, timeout) = match &args.device {
         Device::Disk(disk) => (
             DeviceConfig::Disk(disk.config().map_err(wrong)?),

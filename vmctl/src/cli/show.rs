@@ -163,7 +163,7 @@ pub(super) fn info(args: &InfoArgs, mut client: Client) -> Result<(), Failed> {
     let info = client.info(&args.name)?;
     let parse = |text: &String| VmConfig::parse(&args.name, text);
     let config = info.config.as_ref().map(parse).transpose();
-    let config = config.map_err(|e| Failed::new(ExitStatus::Config, e.to_string()))?;
+    let config = config.map_err(|e| Failed::new(ExitStatus::Config, e))?;
     // Without the driver there is no partition that has exits.
     let device = args.device.open().ok();
     let exits = device

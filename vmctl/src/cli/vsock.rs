@@ -47,7 +47,7 @@ pub(super) fn run(args: &VsockArgs, runtime_dir: &Path) -> Result<(), Failed> {
                 return Err(Failed::new(ExitStatus::Config, status));
             };
             let config = VmConfig::parse(&args.target, config);
-            let config = config.map_err(|e| Failed::new(ExitStatus::Config, e.to_string()))?;
+            let config = config.map_err(|e| Failed::new(ExitStatus::Config, e))?;
             match config.vsock.filter(|vsock| !vsock.has_unix_socket()) {
                 Some(vsock) => by_address(vsock.cid(), args)?,
                 None => by_socket(&info, args)?,

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::WorkerExit;
 use crate::config::check_name;
-use crate::file::make_private_dir;
+use crate::file::{FileError, at, make_private_dir};
 use crate::logging::Levels;
 use crate::proc;
 
@@ -200,8 +200,8 @@ pub(super) struct Launch<'a> {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LaunchError {
     /// A file or a directory is not as it must be, or the program does not start.
-    #[error("{}: {error}", path.display())]
-    File { path: PathBuf, error: io::Error },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The process of this number can't be watched.
     #[error("worker {0}: {1}")]
     Lost(u32, io::Error),
@@ -214,15 +214,6 @@ pub(super) enum LaunchError {
     /// The VM is gone.
     #[error("no such VM")]
     NoSuchVm,
-}
-
-/// Returns a function that names the place of an error.
-fn at(path: &Path) -> impl Fn(io::Error) -> LaunchError {
-    let path = path.to_owned();
-    move |error| LaunchError::File {
-        path: path.clone(),
-        error,
-    }
 }
 
 impl Launch<'_> {

@@ -50,7 +50,7 @@ pub(super) struct Saved {
     /// State.
     #[serde(deserialize_with = "if_known")]
     pub(super) state: Option<VmState>,
-    /// Why.
+    /// The reason for the state.
     #[serde(deserialize_with = "if_known")]
     pub(super) reason: String,
     /// Boot of the root partition in which this was written; a partition and a time mean nothing in another.

@@ -24,8 +24,9 @@ use super::start::Start;
 use super::store::{Saved, Store, VERSION};
 use super::supervise::Worker;
 use super::usage::Usage;
-use super::{DaemonArgs, DaemonError, at};
+use super::{DaemonArgs, DaemonError};
 use crate::config::{DeviceConfig, VmConfig, check_name};
+use crate::file::at;
 use crate::logging::Levels;
 use crate::proc;
 

@@ -99,10 +99,10 @@ impl Tables {
 
     /// Maps the ranges of `ram`, rounded out to 2 MiB, less `own`.
     fn map_ram(&self, ram: impl Iterator<Item = Range<Hpa>> + Clone, own: Range<Hpa>) {
-        let bytes = |range: Range<Hpa>| range.start.as_u64()..range.end.as_u64();
-        let (ram, own) = (ram.map(bytes), &bytes(own));
         const PAGE_LEAF: u64 = PRESENT | WRITE | USED | NO_EXECUTE;
         const LEAF: u64 = PAGE_LEAF | LARGE_ENTRY;
+        let bytes = |range: Range<Hpa>| range.start.as_u64()..range.end.as_u64();
+        let (ram, own) = (ram.map(bytes), &bytes(own));
         let overlap = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
         let is_ram = |place: &Range<u64>| ram.clone().any(|range| overlap(&range, place));
         self.top
