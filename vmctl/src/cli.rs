@@ -261,7 +261,7 @@ fn command() -> clap::Command {
         .iter()
         .map(|(exit, meaning)| format!("  {:>2}  {meaning}\n", *exit as u8))
         .collect();
-    Cli::command().after_help(format!("ExitStatus codes:\n{}", codes.trim_end()))
+    Cli::command().after_help(format!("Exit codes:\n{}", codes.trim_end()))
 }
 
 impl Cli {
@@ -417,9 +417,12 @@ mod tests {
             let row = [format!("`{name}`"), format!("`{name} ")];
             assert!(row.iter().any(|row| manual.contains(row)), "{name}");
         }
+        let help = command().render_help().to_string();
+        assert!(help.contains("\nExit codes:\n"), "{help}");
         for (exit, meaning) in ExitStatus::ALL {
             let row = format!("| {} | {meaning} |\n", exit as u8);
             assert!(manual.contains(&row), "{row}");
+            assert!(help.contains(meaning), "{meaning}");
         }
         for state in guest_proto::control::VmState::ALL {
             assert!(manual.contains(&format!("| `{state}` |")), "{state}");
