@@ -184,7 +184,7 @@ pub enum Problem {
 /// One line that names the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskError {
-    /// The file that the error is about.
+    /// The kind of the error.
     pub problem: Problem,
     message: String,
 }

@@ -163,7 +163,7 @@ impl Device {
             *to = from;
         }
         // SAFETY: DEV_CREATE_PARTITION reads and writes a `CreatePartition` and returns a new descriptor.
-        let fd = unsafe { ioctl(&self.0, NewFd::<CREATE_VM, _>(&mut arg)) }
+        let fd = unsafe { ioctl(&self.0, NewFd::<CREATE_PARTITION, _>(&mut arg)) }
             .map_err(failed("create partition"))?;
         let (id, token) = (arg.id, arg.token);
         Ok(Partition { fd, id, token })
@@ -177,7 +177,7 @@ impl Device {
     pub fn attach_partition(&self, id: u64, token: u64) -> Result<Partition, DriverError> {
         let mut arg = AttachPartition { id, token };
         // SAFETY: DEV_ATTACH_PARTITION reads an `AttachPartition` and returns a new descriptor.
-        let fd = unsafe { ioctl(&self.0, NewFd::<ATTACH_VM, _>(&mut arg)) }
+        let fd = unsafe { ioctl(&self.0, NewFd::<ATTACH_PARTITION, _>(&mut arg)) }
             .map_err(failed("attach to partition"))?;
         Ok(Partition { fd, id, token })
     }
@@ -273,8 +273,8 @@ impl Device {
     }
 }
 
-const CREATE_VM: Opcode = opcode(number::DEV_CREATE_PARTITION);
-const ATTACH_VM: Opcode = opcode(number::DEV_ATTACH_PARTITION);
+const CREATE_PARTITION: Opcode = opcode(number::DEV_CREATE_PARTITION);
+const ATTACH_PARTITION: Opcode = opcode(number::DEV_ATTACH_PARTITION);
 
 /// An ioctl with a structure, and a descriptor as the result.
 struct NewFd<'a, const OPCODE: Opcode, T>(&'a mut T);

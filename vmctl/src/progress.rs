@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 /// A command that takes no longer shows nothing.
-const TIMEOUT: Duration = Duration::from_secs(1);
+const DELAY: Duration = Duration::from_secs(1);
 /// Time between two pictures.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(150);
 
@@ -32,7 +32,7 @@ impl Progress {
     /// Shows the next picture, if it is time.
     pub(crate) fn show(&mut self) {
         let elapsed = self.begun.elapsed();
-        if elapsed < TIMEOUT {
+        if elapsed < DELAY {
             return;
         }
         let picture = PICTURES[self.pictures % PICTURES.len()];

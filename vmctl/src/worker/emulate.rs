@@ -51,7 +51,7 @@ pub trait Space {
 pub enum Cause {
     /// An element of a string instruction on a port.
     Port {
-        /// Number of the register.
+        /// Number of the port.
         port: u16,
         /// Bytes.
         size: u8,

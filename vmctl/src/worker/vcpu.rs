@@ -77,7 +77,7 @@ fn turn(vcpu: &mut Vcpu, msrs: &mut Msrs, vm: &Vm) {
     vm.settle(device_state);
     match answer {
         Ok(reply) => vcpu.reply(&reply),
-        Err(outcome) => vm.conclude(outcome),
+        Err(conclusion) => vm.conclude(conclusion),
     }
     if full {
         vm.hold_back();
