@@ -52,12 +52,6 @@ impl Worker {
     pub(super) fn kill(&self) {
         self.process.kill();
     }
-
-    /// Gives the worker, whose VM is over, a while to exit by itself.
-    fn set_kill_deadline(&mut self) {
-        self.kill_deadline
-            .get_or_insert(Instant::now() + EXIT_GRACE);
-    }
 }
 
 impl Vms {
@@ -403,13 +397,16 @@ fn hear(record: &mut Record, worker: &mut Worker) -> Result<Heard, LinkError> {
             }
             WorkerEvent::Ended { cause, reason } => {
                 record.ended(cause, &reason);
-                worker
-                    .kill_deadline
-                    .get_or_insert(Instant::now() + EXIT_GRACE);
+                let_exit(&mut worker.kill_deadline);
             }
         }
     }
     Ok(heard)
+}
+
+/// Gives a worker, whose VM is over, a while to exit by itself.
+fn let_exit(kill_deadline: &mut Option<Instant>) {
+    kill_deadline.get_or_insert(Instant::now() + EXIT_GRACE);
 }
 
 /// A worker's link broke.
@@ -417,7 +414,7 @@ fn lost(record: &mut Record, worker: &mut Worker, error: &LinkError) {
     worker.link = None;
     match error {
         // The worker usually exits at this moment, and its exit status says more. If it does not exit, it is killed.
-        LinkError::Closed => worker.set_kill_deadline(),
+        LinkError::Closed => let_exit(&mut worker.kill_deadline),
         LinkError::Wire(WireError::Version { .. }) => unreachable_worker(record, error),
         _ => {
             record.ended(EndCause::Failed, &format!("worker failed: {error}"));
