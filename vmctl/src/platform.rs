@@ -54,21 +54,13 @@ pub enum PlatformError {
     /// The CPU has no nested paging.
     #[error("this CPU has no nested paging: Microvisor can't run here")]
     NoNestedPaging,
-    /// The other side has an ABI that this build does not speak.
-    #[error("ABI version {found}, but this vmctl needs {ours}")]
-    Abi {
-        /// Version of the other side.
-        found: Abi,
-        /// Version of this build.
-        ours: Abi,
-    },
     /// The driver has an ABI that this build does not speak.
     #[error("{}: the driver has {error}", path.display())]
     DriverAbi {
         /// The driver's device.
         path: PathBuf,
         /// Both versions.
-        error: Box<PlatformError>,
+        error: BadAbi,
     },
     /// The device is not there.
     #[error("{}: the driver is not loaded: \"modprobe microvisor\", or insmod its file", .0.display())]
@@ -165,6 +157,14 @@ pub fn check_cpu() -> Result<(), PlatformError> {
     Ok(())
 }
 
+/// Error: the other side has an ABI that this build does not speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("ABI version {found}, but this vmctl needs {ours}")]
+pub struct BadAbi {
+    found: Abi,
+    ours: Abi,
+}
+
 /// An ABI version as people read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abi(pub u32);
@@ -174,11 +174,11 @@ impl Abi {
     ///
     /// # Errors
     ///
-    /// Fails with `Abi`, which has both versions.
-    pub fn check(self) -> Result<(), PlatformError> {
+    /// Fails with [`BadAbi`], which has both versions.
+    pub fn check(self) -> Result<(), BadAbi> {
         let ours = Abi(ABI_VERSION);
         if self.0 >> 16 != ours.0 >> 16 || self.0 < ours.0 {
-            return Err(PlatformError::Abi { found: self, ours });
+            return Err(BadAbi { found: self, ours });
         }
         Ok(())
     }
@@ -204,7 +204,7 @@ pub fn open_driver(path: &Path) -> Result<Device, PlatformError> {
     let version = Abi(info.driver_abi).check();
     version.map_err(|error| PlatformError::DriverAbi {
         path: path.to_owned(),
-        error: Box::new(error),
+        error,
     })?;
     Ok(device)
 }

@@ -27,22 +27,24 @@ const KEY: &str = "/var/lib/microvisor/wireguard.key";
 /// Bytes of the largest packet in a tunnel: what WireGuard's headers leave of 1500, over IPv6, too.
 pub(super) const MTU: u16 = 1420;
 
-/// Error: a text is no key, or no other machine.
+/// Error: a text is no key.
+#[derive(Debug, thiserror::Error)]
+#[error("\"{0}\" is not a key, which \"vmctl net key\" prints")]
+pub struct BadKey(String);
+
+/// Error: a text is no other machine.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
-    /// The text is no key.
-    #[error("\"{0}\" is not a key, which \"vmctl net key\" prints")]
-    Key(String),
     /// The text has no key.
     #[error("peer {0}: expected KEY@HOST")]
     NoKey(String),
     /// The key of a peer is none.
     #[error("peer {peer}: {error}")]
-    PeersKey {
+    Key {
         /// The peer, as the user wrote it.
         peer: String,
         /// The reason.
-        error: Box<PeerError>,
+        error: BadKey,
     },
     /// The host has no address.
     #[error("peer {peer}: {error}")]
@@ -70,13 +72,13 @@ impl Key {
 }
 
 impl FromStr for Key {
-    type Err = PeerError;
+    type Err = BadKey;
 
-    fn from_str(text: &str) -> Result<Self, PeerError> {
+    fn from_str(text: &str) -> Result<Self, BadKey> {
         let bytes = STANDARD.decode(text).ok();
         let key = bytes.and_then(|bytes| bytes.try_into().ok());
         key.map(Self)
-            .ok_or_else(|| PeerError::Key(text.escape_default().to_string()))
+            .ok_or_else(|| BadKey(text.escape_default().to_string()))
     }
 }
 
@@ -101,12 +103,10 @@ impl FromStr for Peer {
         let peer = || text.escape_default().to_string();
         let parts = text.split_once('@');
         let (key, host) = parts.ok_or_else(|| PeerError::NoKey(peer()))?;
-        let key = key
-            .parse()
-            .map_err(|error: PeerError| PeerError::PeersKey {
-                peer: peer(),
-                error: Box::new(error),
-            })?;
+        let key = key.parse().map_err(|error| PeerError::Key {
+            peer: peer(),
+            error,
+        })?;
         let endpoint = endpoint(host).map_err(|error| PeerError::Host {
             peer: peer(),
             error,
