@@ -151,6 +151,7 @@ fn no_address_is_believed() {
         number::PARTITION_MSI,
         number::PARTITION_SET_PROPERTY,
         number::VCPU_APIC,
+        number::VCPU_SET_CPUID,
     ];
     let before = guest.device.list_partitions().unwrap();
     for fd in [guest.device.as_fd(), guest.vm.as_fd(), guest.vcpu.as_fd()] {
