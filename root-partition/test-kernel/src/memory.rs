@@ -7,11 +7,20 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use guest_proto::limits::PAGE_SIZE;
 use guest_proto::shared::SharedPage;
 use spin::Once;
+use x86_64::structures::paging::PageTableFlags;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Past the image, whose header names its size.
 const FIRST_FREE: u64 = 32 << 20;
 const USABLE: u32 = 1;
+
+/// Rights of an entry of a page table: every access, by user code too.
+pub const PRESENT_WRITE_USER: u64 = PageTableFlags::PRESENT
+    .union(PageTableFlags::WRITABLE)
+    .union(PageTableFlags::USER_ACCESSIBLE)
+    .bits();
+/// Bit of an entry that maps a large page.
+pub const LARGE: u64 = PageTableFlags::HUGE_PAGE.bits();
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 static END: AtomicU64 = AtomicU64::new(0);

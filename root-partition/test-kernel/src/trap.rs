@@ -10,8 +10,7 @@ use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use x86_64::structures::paging::PageTableFlags;
-
+use crate::memory::{LARGE, PRESENT_WRITE_USER};
 use crate::{apic, probe, ring3};
 
 /// Selector of ring 0's code.
@@ -216,11 +215,6 @@ fn pointer(base: u64, limit: u16) -> [u16; 5] {
 }
 
 fn fill_shared() {
-    const PRESENT_WRITE_USER: u64 = PageTableFlags::PRESENT
-        .union(PageTableFlags::WRITABLE)
-        .union(PageTableFlags::USER_ACCESSIBLE)
-        .bits();
-    const LARGE: u64 = PageTableFlags::HUGE_PAGE.bits();
     let stubs = &raw const test_trap_stubs as u64;
     // SAFETY: before the tables are loaded, on the only CPU that runs.
     let (idt, pml4, pdpt) = unsafe { (&mut *IDT.0.get(), &mut *PML4.0.get(), &mut *PDPT.0.get()) };

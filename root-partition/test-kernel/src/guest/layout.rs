@@ -3,11 +3,9 @@
 
 use core::fmt;
 
-use x86_64::structures::paging::PageTableFlags;
-
 use super::Guest;
 use super::code::code;
-use crate::memory::Pages;
+use crate::memory::{LARGE, PRESENT_WRITE_USER, Pages};
 
 /// Pages of RAM.
 pub const PAGES: u64 = 32;
@@ -44,11 +42,6 @@ pub const DATA_SELECTOR: u16 = 0x18;
 /// Fills a guest's RAM.
 pub fn fill(ram: Pages, code: &[u8]) {
     assert!(code.len() <= 4096, "the case's code is too long");
-    const PRESENT_WRITE_USER: u64 = PageTableFlags::PRESENT
-        .union(PageTableFlags::WRITABLE)
-        .union(PageTableFlags::USER_ACCESSIBLE)
-        .bits();
-    const LARGE: u64 = PageTableFlags::HUGE_PAGE.bits();
     ram.store(CODE, code);
     ram.store(PML4, &(PDPT | PRESENT_WRITE_USER));
     for gib in 0..512 {
