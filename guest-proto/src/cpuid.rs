@@ -50,6 +50,29 @@ abi_flags! {
     }
 }
 
+/// Bits of features that the microvisor or its root gives a guest on any CPU. Root may set them in a virtual CPU's table
+/// even if the CPU does not have them (Intel SDM vol. 2 CPUID; APM vol. 3 appendix E).
+pub mod bit {
+    /// Leaf 1, ECX: x2APIC mode.
+    pub const X2APIC: u32 = 1 << 21;
+    /// Leaf 1, ECX: the APIC timer has a TSC-deadline mode.
+    pub const TSC_DEADLINE: u32 = 1 << 24;
+    /// Leaf 1, ECX: a hypervisor is present.
+    pub const HYPERVISOR: u32 = 1 << 31;
+    /// Leaf 1 and leaf 0x8000_0001, EDX: an APIC is there, and enabled.
+    pub const APIC: u32 = 1 << 9;
+    /// Leaf 1, EDX: the package has several logical processors.
+    pub const HTT: u32 = 1 << 28;
+    /// Leaf 6, EAX: the APIC timer runs in every C state.
+    pub const ARAT: u32 = 1 << 2;
+    /// Leaf 7, EBX: MSR TSC_ADJUST.
+    pub const TSC_ADJUST: u32 = 1 << 1;
+    /// Leaf 0x8000_0001, ECX: the logical processors of the package are cores.
+    pub const CMP_LEGACY: u32 = 1 << 1;
+    /// Leaf 0x8000_0007, EDX: the TSC has one frequency in every state.
+    pub const INVARIANT_TSC: u32 = 1 << 8;
+}
+
 abi_flags! {
     /// Flags of `CpuidEntry`.
     pub struct CpuidFlags: u32 {

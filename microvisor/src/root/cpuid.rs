@@ -6,6 +6,7 @@
 use core::arch::x86_64::CpuidResult;
 
 use guest_proto::cpuid::Features;
+use guest_proto::cpuid::bit::HYPERVISOR;
 use guest_proto::{ABI_VERSION, cpuid};
 
 /// Bits of features that root cannot have.
@@ -74,7 +75,6 @@ pub(super) fn answer(
     mut answer: CpuidResult,
     facts: &Facts,
 ) -> CpuidResult {
-    const HYPERVISOR: u32 = 1 << 31;
     const OSXSAVE: u32 = 1 << 27;
     const CR4_OSXSAVE: u64 = 1 << 18;
     const OSPKE: u32 = 1 << 4;

@@ -4,6 +4,9 @@
 //! support it. The features that the guest may switch on by control registers follow from the same lists. Leaves that
 //! the table does not have are zero, as on AMD's CPUs beyond the highest leaf (APM vol. 3 §E.2).
 
+use guest_proto::cpuid::bit::{
+    APIC, ARAT, CMP_LEGACY, HTT, HYPERVISOR, INVARIANT_TSC, TSC_ADJUST, TSC_DEADLINE, X2APIC,
+};
 use guest_proto::cpuid::{CpuidEntry, CpuidFlags};
 use guest_proto::limits;
 use heapless::Vec;
@@ -44,24 +47,18 @@ pub const XCR0_ALLOWED: u64 = 0b10_1110_0111;
 
 /// SSE3 PCLMULQDQ SSSE3 FMA CX16 PCID SSE4.1 SSE4.2 MOVBE POPCNT AES XSAVE AVX F16C RDRAND.
 const LEAF1_ECX: u32 = bits(&[0, 1, 9, 12, 13, 17, 19, 20, 22, 23, 25, 26, 28, 29, 30]);
-const X2APIC: u32 = 1 << 21;
-const TSC_DEADLINE: u32 = 1 << 24;
 const XSAVE: u32 = 1 << 26;
 const OSXSAVE: u32 = 1 << 27;
-const HYPERVISOR: u32 = 1 << 31;
 /// FPU VME DE PSE TSC MSR PAE MCE CX8 SEP MTRR PGE MCA CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2.
 const LEAF1_EDX: u32 = bits(&[
     0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26,
 ]);
-const APIC: u32 = 1 << 9;
-const HTT: u32 = 1 << 28;
 
 /// FSGSBASE BMI1 AVX2 SMEP BMI2 ERMS INVPCID AVX512F AVX512DQ RDSEED ADX SMAP AVX512IFMA
 /// CLFLUSHOPT CLWB AVX512CD SHA AVX512BW AVX512VL.
 const LEAF7_EBX: u32 = bits(&[
     0, 3, 5, 7, 8, 9, 10, 16, 17, 18, 19, 20, 21, 23, 24, 28, 29, 30, 31,
 ]);
-const TSC_ADJUST: u32 = 1 << 1;
 /// AVX512VBMI UMIP PKU AVX512VBMI2 GFNI VAES VPCLMULQDQ AVX512VNNI AVX512BITALG AVX512VPOPCNTDQ RDPID.
 const LEAF7_ECX: u32 = bits(&[1, 2, 3, 6, 8, 9, 10, 11, 12, 14, 22]);
 const OSPKE: u32 = 1 << 4;
@@ -73,7 +70,6 @@ const LEAFD1_EAX: u32 = bits(&[0, 1, 2]);
 
 /// LAHF ABM SSE4A MISALIGNSSE 3DNOWPREFETCH XOP FMA4 TBM TOPOEXT.
 const EXT1_ECX: u32 = bits(&[0, 5, 6, 7, 8, 11, 16, 21, 22]);
-const CMP_LEGACY: u32 = 1 << 1;
 /// The AMD copies of leaf 1's, then SYSCALL NX MMXEXT PDPE1GB RDTSCP LM 3DNOWEXT 3DNOW.
 const EXT1_EDX: u32 = bits(&[
     0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 17, 20, 22, 23, 24, 26, 27, 29, 30, 31,
@@ -83,9 +79,6 @@ const EXT8_EBX: u32 = bits(&[0, 2, 12, 14, 15, 16, 17, 18, 24, 26, 28, 29, 30]);
 /// NO_NESTED_DATA_BP LFENCE_SERIALIZING NULL_SELECT_CLEARS_BASE AUTO_IBRS SBPB IBPB_BRTYPE SRSO_NO
 /// SRSO_USER_KERNEL_NO.
 const EXT21_EAX: u32 = bits(&[0, 2, 6, 8, 27, 28, 29, 30]);
-/// The APIC timer runs in every C state.
-const ARAT: u32 = 1 << 2;
-const INVARIANT_TSC: u32 = 1 << 8;
 
 /// The bits that root may set in the answers of some leaves.
 struct Bound {

@@ -6,6 +6,9 @@
 
 use std::arch::x86_64::CpuidResult;
 
+use guest_proto::cpuid::bit::{
+    APIC, ARAT, CMP_LEGACY, HTT, HYPERVISOR, INVARIANT_TSC, TSC_ADJUST, TSC_DEADLINE, X2APIC,
+};
 use guest_proto::cpuid::{CpuidEntry, CpuidFlags, SIGNATURE, leaf as own, signature_words};
 use guest_proto::limits::VLAPIC_KHZ;
 
@@ -17,16 +20,6 @@ const EXTENDED_LAST: u32 = 0x8000_0021;
 /// The most caches that are listed.
 const CACHES: u32 = 8;
 
-const X2APIC: u32 = 1 << 21;
-const TSC_DEADLINE: u32 = 1 << 24;
-const HYPERVISOR: u32 = 1 << 31;
-const APIC: u32 = 1 << 9;
-const HTT: u32 = 1 << 28;
-const TSC_ADJUST: u32 = 1 << 1;
-const CMP_LEGACY: u32 = 1 << 1;
-const INVARIANT_TSC: u32 = 1 << 8;
-/// The APIC timer runs in every C state.
-const ARAT: u32 = 1 << 2;
 /// Bits of guest physical addresses, and of linear addresses.
 const PHYS_BITS: u32 = 48;
 const VIRT_BITS: u32 = 48;
@@ -247,10 +240,10 @@ mod tests {
 
     fn answer(facts: &Facts, leaf: u32, subleaf: u32) -> CpuidEntry {
         let entries = Cpuid::new(host, facts).of(2);
-        let mut found = entries
-            .iter()
-            .filter(|entry| (entry.leaf, entry.subleaf) == (leaf, subleaf));
-        *found.next().unwrap()
+        let mut entries = entries.into_iter();
+        entries
+            .find(|entry| (entry.leaf, entry.subleaf) == (leaf, subleaf))
+            .unwrap()
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use core::arch::asm;
 use core::sync::atomic::Ordering;
 
+use guest_proto::cpuid::bit::HYPERVISOR;
 use guest_proto::limits::MAX_CPUS;
 use guest_proto::vcpu_page::Segment;
 use x86_64::registers::control::{Cr0Flags, Cr4Flags, Efer, EferFlags};
@@ -26,7 +27,6 @@ use crate::memory::Gpa;
 
 impl Root {
     pub(crate) fn new(index: usize, start: &Start) -> Option<Self> {
-        const HYPERVISOR: u32 = 1 << 31;
         if index >= MAX_CPUS as usize {
             return None;
         }
