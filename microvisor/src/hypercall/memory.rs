@@ -41,7 +41,7 @@ pub(super) fn map(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     }
     let list = RootPage::new(machine, pfn)?.read(machine)?;
     let Control { pool, map } = &mut *control;
-    let (mut skip, mut room, mut done) = (start, BATCH, start);
+    let (mut skip, mut done) = (start, start);
     let entries = list
         .chunks_exact(size_of::<MapRange>())
         .take(count as usize);
@@ -51,6 +51,7 @@ pub(super) fn map(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
             skip -= run.pages;
             continue;
         }
+        let room = BATCH - (done - start);
         if room == 0 {
             return Err(Failure::new(Status::TryAgain, done));
         }
@@ -58,7 +59,7 @@ pub(super) fn map(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
         let part = rest.first(room);
         let (pages, result) = map.map(&machine.memory, pool, part, || partition.flush_all());
         partition.publish_top(map);
-        (room, done) = (room - pages, done + pages);
+        done += pages;
         result.map_err(|error| failure(error, start, done))?;
         if part.pages < rest.pages {
             return Err(Failure::new(Status::TryAgain, done));
