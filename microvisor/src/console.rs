@@ -63,7 +63,7 @@ impl Levels {
     /// Returns the least severe level of any message that passes.
     fn most(&self) -> LevelFilter {
         let levels = self.modules.iter().flatten().copied();
-        levels.max().unwrap_or(self.default).max(self.default)
+        levels.fold(self.default, Ord::max)
     }
 }
 

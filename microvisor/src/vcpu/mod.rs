@@ -95,7 +95,8 @@ pub struct Local {
 }
 
 impl Vcpu {
-    /// Makes a virtual CPU in the state after INIT, whose CPUID answers from the table `cpuid`. Its `VcpuPage` is `page`, which is shared with `partition`.
+    /// Makes a virtual CPU in the state after INIT, whose CPUID answers from the table `cpuid`. Its `VcpuPage` is
+    /// `page`, which is shared with `partition`.
     pub fn new(
         partition: PartitionId,
         index: u8,
