@@ -63,19 +63,115 @@ pub enum Window {
     Class(u8),
 }
 
-/// A virtual CPU in the hardware's form.
-#[derive(Debug)]
-pub enum Guest {
-    /// AMD.
-    Svm(svm::Guest),
-}
+/// Defines an enum with a variant for each vendor. Each of its methods calls the vendor's method of the same name. A
+/// method names the type of `self`, so that one pattern matches every method.
+macro_rules! door {
+    (
+        $(#[$about:meta])*
+        pub enum $name:ident;
+        $(
+            $(#[$attribute:meta])*
+            pub fn $method:ident($this:ident: $receiver:ty $(, $argument:ident: $type:ty)*) $(-> $output:ty)?;
+        )*
+    ) => {
+        $(#[$about])*
+        #[derive(Debug)]
+        pub enum $name {
+            /// AMD.
+            Svm(svm::$name),
+        }
 
-macro_rules! vendor {
-    ($self:ident, $inner:ident => $call:expr) => {
-        match $self {
-            Self::Svm($inner) => $call,
+        impl $name {
+            $(
+                $(#[$attribute])*
+                pub fn $method($this: $receiver $(, $argument: $type)*) $(-> $output)? {
+                    match $this {
+                        Self::Svm(vendor) => vendor.$method($($argument),*),
+                    }
+                }
+            )*
         }
     };
+}
+
+door! {
+    /// A virtual CPU in the hardware's form.
+    pub enum Guest;
+
+    /// Ends the virtual CPU, and gives its frames back.
+    pub fn into_frames(self: Self) -> [OwnedFrame; Self::FRAMES];
+
+    /// Puts the virtual CPU's state into CPU `cpu`. Every [`Guest::enter`] lies between this and [`Guest::unload`],
+    /// on one CPU.
+    pub fn load(self: &mut Self, cpu: &mut Cpu, turn: &TurnState);
+
+    /// Takes the virtual CPU's state out of the CPU, and puts root's back.
+    pub fn unload(self: &mut Self, cpu: &mut Cpu);
+
+    /// Runs the guest until its next exit.
+    #[inline]
+    pub fn enter(self: &mut Self) -> Exit;
+
+    /// Returns the last exit in the hardware's numbers.
+    pub fn raw_exit(self: &Self) -> RawExit;
+
+    /// Skips the instruction that made the last exit.
+    pub fn skip(self: &mut Self);
+
+    /// Reads a register.
+    #[inline]
+    pub fn read(self: &Self, register: Register) -> u64;
+
+    /// Writes a register. The caller has checked the value.
+    #[inline]
+    pub fn write(self: &mut Self, register: Register, value: u64);
+
+    /// Returns the current privilege level.
+    pub fn cpl(self: &Self) -> u8;
+
+    /// Whether an interrupt can be injected at the next entry.
+    pub fn takes_interrupts(self: &Self) -> bool;
+
+    /// Whether an NMI can be injected at the next entry, if none is in service.
+    pub fn takes_nmis(self: &Self) -> bool;
+
+    /// Injects `event` at the next entry, in place of any other event. An interrupt closes the window, too.
+    pub fn inject(self: &mut Self, event: Event);
+
+    /// Sets when [`Exit::InterruptWindow`] comes. While an interrupt is on its way, nothing changes.
+    pub fn set_window(self: &mut Self, window: Window);
+
+    /// Sets whether IRET makes [`Exit::Return`].
+    pub fn watch_return(self: &mut Self, on: bool);
+
+    /// Makes the guest execute one instruction at the next entry, which is an IRET. [`Exit::Returned`] tells that it
+    /// did; after any other exit it has not executed the IRET. Nothing may be injected at that entry.
+    pub fn step_over_return(self: &mut Self);
+
+    /// Sets the state after INIT (APM vol. 2 table 14-1).
+    pub fn init(self: &mut Self);
+
+    /// Sets where a SIPI with this vector starts.
+    pub fn start_at(self: &mut Self, vector: u8);
+
+    /// Returns the state; fields that are not the hardware's are 0.
+    pub fn state(self: &Self) -> VcpuState;
+
+    /// Sets the state, if the CPU can load it without harm. `xcr0_allowed` tells that the caller has checked XCR0.
+    ///
+    /// # Errors
+    ///
+    /// Fails with [`BadState`], and changes nothing.
+    pub fn set_state(self: &mut Self, state: &VcpuState, xcr0_allowed: bool) -> Result<(), BadState>;
+
+    /// Sets general registers, RIP and RFLAGS.
+    pub fn set_registers(self: &mut Self, state: &VcpuState);
+
+    /// Returns the XMM registers. Outside of a turn.
+    pub fn vectors(self: &Self) -> Vectors;
+
+    /// Sets the XMM registers. Outside of a turn.
+    pub fn set_vectors(self: &mut Self, vectors: &Vectors);
 }
 
 impl Guest {
@@ -94,208 +190,57 @@ impl Guest {
     ) -> Result<Self, [OwnedFrame; Self::FRAMES]> {
         svm::Guest::new(map, frames, components).map(Self::Svm)
     }
-
-    /// Ends the virtual CPU, and gives its frames back.
-    pub fn into_frames(self) -> [OwnedFrame; Self::FRAMES] {
-        vendor!(self, guest => guest.into_frames())
-    }
-
-    /// Puts the virtual CPU's state into CPU `cpu`. Every [`Guest::enter`] lies between this and [`Guest::unload`],
-    /// on one CPU.
-    pub fn load(&mut self, cpu: &mut Cpu, turn: &TurnState) {
-        vendor!(self, guest => guest.load(cpu, turn));
-    }
-
-    /// Takes the virtual CPU's state out of the CPU, and puts root's back.
-    pub fn unload(&mut self, cpu: &mut Cpu) {
-        vendor!(self, guest => guest.unload(cpu));
-    }
-
-    /// Runs the guest until its next exit.
-    #[inline]
-    pub fn enter(&mut self) -> Exit {
-        vendor!(self, guest => guest.enter())
-    }
-
-    /// Returns the last exit in the hardware's numbers.
-    pub fn raw_exit(&self) -> RawExit {
-        vendor!(self, guest => guest.raw_exit())
-    }
-
-    /// Skips the instruction that made the last exit.
-    pub fn skip(&mut self) {
-        vendor!(self, guest => guest.skip());
-    }
-
-    /// Reads a register.
-    #[inline]
-    pub fn read(&self, register: Register) -> u64 {
-        vendor!(self, guest => guest.read(register))
-    }
-
-    /// Writes a register. The caller has checked the value.
-    #[inline]
-    pub fn write(&mut self, register: Register, value: u64) {
-        vendor!(self, guest => guest.write(register, value));
-    }
-
-    /// Returns the current privilege level.
-    pub fn cpl(&self) -> u8 {
-        vendor!(self, guest => guest.cpl())
-    }
-
-    /// Whether an interrupt can be injected at the next entry.
-    pub fn takes_interrupts(&self) -> bool {
-        vendor!(self, guest => guest.takes_interrupts())
-    }
-
-    /// Whether an NMI can be injected at the next entry, if none is in service.
-    pub fn takes_nmis(&self) -> bool {
-        vendor!(self, guest => guest.takes_nmis())
-    }
-
-    /// Injects `event` at the next entry, in place of any other event. An interrupt closes the window, too.
-    pub fn inject(&mut self, event: Event) {
-        vendor!(self, guest => guest.inject(event));
-    }
-
-    /// Sets when [`Exit::InterruptWindow`] comes. While an interrupt is on its way, nothing changes.
-    pub fn set_window(&mut self, window: Window) {
-        vendor!(self, guest => guest.set_window(window));
-    }
-
-    /// Sets whether IRET makes [`Exit::Return`].
-    pub fn watch_return(&mut self, on: bool) {
-        vendor!(self, guest => guest.watch_return(on));
-    }
-
-    /// Makes the guest execute one instruction at the next entry, which is an IRET. [`Exit::Returned`] tells that it
-    /// did; after any other exit it has not executed the IRET. Nothing may be injected at that entry.
-    pub fn step_over_return(&mut self) {
-        vendor!(self, guest => guest.step_over_return());
-    }
-
-    /// Sets the state after INIT (APM vol. 2 table 14-1).
-    pub fn init(&mut self) {
-        vendor!(self, guest => guest.init());
-    }
-
-    /// Sets where a SIPI with this vector starts.
-    pub fn start_at(&mut self, vector: u8) {
-        vendor!(self, guest => guest.start_at(vector));
-    }
-
-    /// Returns the state; fields that are not the hardware's are 0.
-    pub fn state(&self) -> VcpuState {
-        vendor!(self, guest => guest.state())
-    }
-
-    /// Sets the state, if the CPU can load it without harm. `xcr0_allowed` tells that the caller has checked XCR0.
-    ///
-    /// # Errors
-    ///
-    /// Fails with [`BadState`], and changes nothing.
-    pub fn set_state(&mut self, state: &VcpuState, xcr0_allowed: bool) -> Result<(), BadState> {
-        vendor!(self, guest => guest.set_state(state, xcr0_allowed))
-    }
-
-    /// Sets general registers, RIP and RFLAGS.
-    pub fn set_registers(&mut self, state: &VcpuState) {
-        vendor!(self, guest => guest.set_registers(state));
-    }
-
-    /// Returns the XMM registers. Outside of a turn.
-    pub fn vectors(&self) -> Vectors {
-        vendor!(self, guest => guest.vectors())
-    }
-
-    /// Sets the XMM registers. Outside of a turn.
-    pub fn set_vectors(&mut self, vectors: &Vectors) {
-        vendor!(self, guest => guest.set_vectors(vectors));
-    }
 }
 
-/// VM 0 on one physical CPU.
-#[derive(Debug)]
-pub enum Root {
-    /// AMD.
-    Svm(svm::Root),
-}
+door! {
+    /// VM 0 on one physical CPU.
+    pub enum Root;
 
-impl Root {
     /// Returns the physical CPU, for the turns of guests.
-    pub fn cpu(&mut self) -> &mut Cpu {
-        vendor!(self, root => root.cpu())
-    }
+    pub fn cpu(self: &mut Self) -> &mut Cpu;
 
     /// Returns which CPU this is, from 0.
-    pub fn index(&self) -> usize {
-        vendor!(self, root => root.index())
-    }
+    pub fn index(self: &Self) -> usize;
 
     /// Sets the top table of VM 0's nested map. The next entry uses no translation of the map before.
-    pub fn set_nested_map(&mut self, top: Frame) {
-        vendor!(self, root => root.set_nested_map(top));
-    }
+    pub fn set_nested_map(self: &mut Self, top: Frame);
 
     /// Makes the next entry forget VM 0's translations.
-    pub fn flush(&mut self) {
-        vendor!(self, root => root.flush());
-    }
+    pub fn flush(self: &mut Self);
 
     /// Makes INIT, NMIs and interrupts wait until this CPU is in guest mode.
-    pub fn hold_events(&mut self) {
-        vendor!(self, root => root.hold_events());
-    }
+    pub fn hold_events(self: &mut Self);
 
     /// Runs VM 0 until its next exit.
     #[inline]
-    pub fn enter(&mut self) -> Exit {
-        vendor!(self, root => root.enter())
-    }
+    pub fn enter(self: &mut Self) -> Exit;
 
     /// Returns the last exit in the hardware's numbers.
-    pub fn raw_exit(&self) -> RawExit {
-        vendor!(self, root => root.raw_exit())
-    }
+    pub fn raw_exit(self: &Self) -> RawExit;
 
     /// Skips the instruction that made the last exit.
-    pub fn skip(&mut self) {
-        vendor!(self, root => root.skip());
-    }
+    pub fn skip(self: &mut Self);
 
     /// Reads a register.
     #[inline]
-    pub fn read(&self, register: Register) -> u64 {
-        vendor!(self, root => root.read(register))
-    }
+    pub fn read(self: &Self, register: Register) -> u64;
 
     /// Writes a register. The caller has checked the value.
     #[inline]
-    pub fn write(&mut self, register: Register, value: u64) {
-        vendor!(self, root => root.write(register, value));
-    }
+    pub fn write(self: &mut Self, register: Register, value: u64);
 
     /// Returns the current privilege level.
-    pub fn cpl(&self) -> u8 {
-        vendor!(self, root => root.cpl())
-    }
+    pub fn cpl(self: &Self) -> u8;
 
     /// Injects `event` at the next entry.
-    pub fn inject(&mut self, event: Event) {
-        vendor!(self, root => root.inject(event));
-    }
+    pub fn inject(self: &mut Self, event: Event);
 
     /// Writes a model-specific register of the CPU. Root's policy has let the value pass. Returns false if the CPU
     /// refuses it.
     #[must_use]
-    pub fn write_msr(&mut self, number: u32, value: u64) -> bool {
-        vendor!(self, root => root.write_msr(number, value))
-    }
+    pub fn write_msr(self: &mut Self, number: u32, value: u64) -> bool;
 
     /// Consumes the INIT of the last exit, which would be there again at the next entry (APM vol. 2 §15.28). Returns
     /// whether an NMI came meanwhile, or `None` if this CPU would obey the INIT.
-    pub fn consume_init(&mut self) -> Option<bool> {
-        vendor!(self, root => root.consume_init())
-    }
+    pub fn consume_init(self: &mut Self) -> Option<bool>;
 }

@@ -8,9 +8,8 @@ use zerocopy::FromBytes;
 use super::args::{RootPage, control, frame, take};
 use super::{Context, Failure, Outcome};
 use crate::machine::Machine;
-use crate::memory::Frame;
-use crate::memory::nested::GUEST_PAGES;
 use crate::memory::nested::guest::{MapError, Run};
+use crate::memory::{Frame, GuestPage};
 use crate::partition::Control;
 
 /// The most pages that one call maps or unmaps.
@@ -88,10 +87,7 @@ pub(super) fn unmap(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     if count == 0 {
         return Err(Status::InvalidArgument.into());
     }
-    let end = page.checked_add(count).filter(|end| *end <= GUEST_PAGES);
-    if end.is_none() {
-        return Err(Status::BadAddress.into());
-    }
+    let page = GuestPage::first_of(page, count).ok_or(Status::BadAddress)?;
     let Control { pool, map } = &mut *control;
     let flush = || partition.flush_all();
     let (done, result) = map.unmap(&machine.memory, pool, page, count.min(BATCH), flush);
@@ -107,16 +103,13 @@ fn check(machine: &Machine, entry: &MapRange) -> Result<Run, Status> {
     let flags = MapFlags::from_bits(entry.flags).ok_or(Status::InvalidArgument)?;
     let pages = u64::from(entry.pages);
     let frame = run_of_frames(machine, entry.pfn, pages).map_err(|_| Status::BadAddress);
-    let run = Run {
-        page: entry.gpa_pfn,
-        frame: Frame::new(entry.pfn),
+    let page = GuestPage::first_of(entry.gpa_pfn, pages).ok_or(Status::OutOfRange)?;
+    Ok(Run {
+        page,
+        frame: frame?,
         pages,
         writable: !flags.contains(MapFlags::READ_ONLY),
-    };
-    if !run.in_range() {
-        return Err(Status::OutOfRange);
-    }
-    frame.map(|_| run)
+    })
 }
 
 /// Returns the first of `count` frames, if the frame table covers all of them.

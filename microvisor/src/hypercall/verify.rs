@@ -13,10 +13,10 @@ use zerocopy::IntoBytes;
 use super::args::{RootPage, take};
 use super::{Context, Outcome};
 use crate::machine::Machine;
-use crate::memory::Frame;
 use crate::memory::frame_table::PartitionId;
+use crate::memory::nested::GuestMap;
 use crate::memory::nested::verify::{Map, check_frame, check_page};
-use crate::memory::nested::{GUEST_PAGES, GuestMap};
+use crate::memory::{Frame, GuestPage};
 use crate::partition::{Control, Life, Partition};
 
 /// Steps of one call. A step is a page or a frame. A large page of a guest counts as its pages.
@@ -26,7 +26,7 @@ const FRAMES: u64 = verify_maps::WAITING + 1;
 
 pub(super) fn verify(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     let [pfn, position] = take(args)?;
-    let (mut stage, mut at) = (position / GUEST_PAGES, position % GUEST_PAGES);
+    let (mut stage, mut at) = (position / GuestPage::COUNT, position % GuestPage::COUNT);
     if stage > FRAMES {
         return Err(Status::OutOfRange.into());
     }
@@ -52,7 +52,7 @@ pub(super) fn verify(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
                 };
             }
         }
-        if at >= GUEST_PAGES {
+        if at >= GuestPage::COUNT {
             (stage, at) = (stage + 1, 0);
         }
     }
@@ -60,7 +60,7 @@ pub(super) fn verify(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     if report.difference != 0 || stage > FRAMES {
         return Ok(0);
     }
-    Ok(stage * GUEST_PAGES + at)
+    Ok(stage * GuestPage::COUNT + at)
 }
 
 /// The count of pages or frames by which a step has moved, and the count of mapped pages that it looked up.
@@ -81,7 +81,7 @@ fn map_step(machine: &Machine, map: u64, page: u64, report: &mut VerifyReport) -
             let which = Map::Partition(PartitionId(id as u8));
             match top {
                 Some(top) => check_page(memory, which, top, page)?,
-                None => (GUEST_PAGES, 0),
+                None => (GuestPage::COUNT, 0),
             }
         }
     };
@@ -93,7 +93,7 @@ fn map_step(machine: &Machine, map: u64, page: u64, report: &mut VerifyReport) -
 fn frame_step(machine: &Machine, number: u64, report: &mut VerifyReport) -> Step {
     let memory = &machine.memory;
     if number >= memory.frames.frames() {
-        return Ok((GUEST_PAGES, 0));
+        return Ok((GuestPage::COUNT, 0));
     }
     let frame = Frame::new(number);
     let id = memory.frames.owner(frame).partition();

@@ -57,6 +57,37 @@ impl Gpa {
     }
 }
 
+/// A 4 KiB page of a guest's physical memory, by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct GuestPage(u64);
+
+impl GuestPage {
+    /// Count of guest pages: guest physical addresses have 48 bits.
+    pub const COUNT: u64 = 1 << 36;
+
+    /// Makes the page with this number; bits that no guest physical address has are dropped.
+    pub const fn new(number: u64) -> Self {
+        Self(number % Self::COUNT)
+    }
+
+    /// Returns page `number`, if it and the pages behind it, `pages` in all and at least one, exist.
+    pub fn first_of(number: u64, pages: u64) -> Option<Self> {
+        let end = number.checked_add(pages)?;
+        (number < end && end <= Self::COUNT).then_some(Self(number))
+    }
+
+    /// Returns the page `pages` after this one.
+    pub const fn offset(self, pages: u64) -> Self {
+        Self::new(self.0.wrapping_add(pages))
+    }
+
+    /// Returns its number.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// A 4 KiB frame of the machine's memory, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]

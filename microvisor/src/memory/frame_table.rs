@@ -22,7 +22,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_proto::hypercall::FrameOwner;
 
-use super::{Frame, Hpa, PhysMap};
+use super::{Frame, GuestPage, Hpa, PhysMap};
 
 mod boot;
 
@@ -176,10 +176,10 @@ impl FrameTable {
     }
 
     /// Returns the guest page at which a `Shared` or `Guest` frame is mapped.
-    pub fn guest_page(&self, frame: Frame) -> Option<u64> {
+    pub fn guest_page(&self, frame: Frame) -> Option<GuestPage> {
         let word = self.raw(frame);
         match owner_of(word) {
-            Owner::Guest(_) | Owner::Shared(_) => Some(word >> PAYLOAD_SHIFT),
+            Owner::Guest(_) | Owner::Shared(_) => Some(GuestPage::new(word >> PAYLOAD_SHIFT)),
             _ => None,
         }
     }
@@ -253,9 +253,9 @@ impl FrameTable {
         &self,
         frame: Frame,
         id: PartitionId,
-        page: u64,
+        page: GuestPage,
     ) -> Result<(), FrameError> {
-        self.change(frame, Owner::Root, Owner::Shared(id), page)?;
+        self.change(frame, Owner::Root, Owner::Shared(id), page.number())?;
         self.guest.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -272,9 +272,9 @@ impl FrameTable {
         &self,
         frame: Frame,
         id: PartitionId,
-        page: u64,
+        page: GuestPage,
     ) -> Result<(), FrameError> {
-        self.change(frame, Owner::Root, Owner::Guest(id), page)?;
+        self.change(frame, Owner::Root, Owner::Guest(id), page.number())?;
         self.guest.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

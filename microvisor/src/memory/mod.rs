@@ -17,7 +17,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use addr::{Frame, Gpa, Hpa};
+pub use addr::{Frame, Gpa, GuestPage, Hpa};
 pub use physmap::PhysMap;
 
 use epoch::Epochs;

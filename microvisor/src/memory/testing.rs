@@ -9,8 +9,8 @@ use super::epoch::Epochs;
 use super::frame_table::{FrameTable, PartitionId};
 use super::nested::root::RootLayout;
 use super::nested::verify::{Map, check_frame, check_page};
-use super::nested::{GUEST_PAGES, GuestMap, RootMap, boot};
-use super::{Frame, Memory, PhysMap};
+use super::nested::{GuestMap, RootMap, boot};
+use super::{Frame, GuestPage, Memory, PhysMap};
 use guest_proto::limits::PAGE_SIZE;
 use spin::Mutex;
 
@@ -99,7 +99,7 @@ pub(crate) fn check_maps(memory: &Memory, maps: &[(PartitionId, &GuestMap)]) {
     );
     for (which, top) in tops {
         let mut page = 0;
-        while page < GUEST_PAGES {
+        while page < GuestPage::COUNT {
             let (moved, _) = check_page(memory, which, top, page).unwrap();
             page += moved;
         }

@@ -8,21 +8,38 @@ use proptest::prelude::*;
 
 use super::frame_table::{FrameError, FrameTable, Owner, PartitionId};
 use super::nested::guest::{MapError, Run};
-use super::nested::{GUEST_PAGES, GuestMap, LARGE_PAGES};
+use super::nested::{GuestMap, LARGE_PAGES};
 use super::pool::{Pool, Shortage};
 use super::testing::{Fake, check_maps};
-use super::{Frame, Memory};
+use super::{Frame, GuestPage, Memory};
 
 const FRAMES: u64 = 6 * LARGE_PAGES;
 const PARTITIONS: usize = 2;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Deposit { who: usize, first: u64, count: u64 },
-    Map { who: usize, runs: Vec<Run> },
-    Unmap { who: usize, page: u64, pages: u64 },
-    TearDown { who: usize, budget: u64 },
-    GiveBack { who: usize, count: u64 },
+    Deposit {
+        who: usize,
+        first: u64,
+        count: u64,
+    },
+    Map {
+        who: usize,
+        runs: Vec<Run>,
+    },
+    Unmap {
+        who: usize,
+        page: GuestPage,
+        pages: u64,
+    },
+    TearDown {
+        who: usize,
+        budget: u64,
+    },
+    GiveBack {
+        who: usize,
+        count: u64,
+    },
     Pass,
 }
 
@@ -31,14 +48,14 @@ fn run() -> impl Strategy<Value = Run> {
         0..4 * LARGE_PAGES,
         (0..4u64).prop_map(|n| n * LARGE_PAGES),
         (0..3u64).prop_map(|n| n * LARGE_PAGES * LARGE_PAGES + 5),
-        Just(GUEST_PAGES - LARGE_PAGES),
+        Just(GuestPage::COUNT - LARGE_PAGES),
     ];
     let frame = prop_oneof![0..FRAMES + 8, (0..6u64).prop_map(|n| n * LARGE_PAGES)];
     let pages = prop_oneof![1..20u64, Just(LARGE_PAGES), Just(LARGE_PAGES + 7)];
     (page, frame, pages, any::<bool>()).prop_map(|(page, frame, pages, writable)| Run {
-        page,
+        page: GuestPage::new(page),
         frame: Frame::new(frame),
-        pages: pages.min(GUEST_PAGES - page),
+        pages: pages.min(GuestPage::COUNT - page),
         writable,
     })
 }
@@ -51,7 +68,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (who.clone(), prop::collection::vec(run(), 1..6))
             .prop_map(|(who, runs)| Step::Map { who, runs }),
         3 => (who.clone(), 0..5 * LARGE_PAGES, prop_oneof![1..20u64, 1..3 * LARGE_PAGES])
-            .prop_map(|(who, page, pages)| Step::Unmap { who, page, pages }),
+            .prop_map(|(who, page, pages)| Step::Unmap { who, page: GuestPage::new(page), pages }),
         1 => (who.clone(), 1..2000u64).prop_map(|(who, budget)| Step::TearDown { who, budget }),
         1 => (who, 1..50u64).prop_map(|(who, count)| Step::GiveBack { who, count }),
         3 => Just(Step::Pass),
@@ -63,7 +80,7 @@ struct Guest {
     pool: Pool,
     map: GuestMap,
     /// What should be mapped: guest page → frame, writable.
-    model: BTreeMap<u64, (Frame, bool)>,
+    model: BTreeMap<GuestPage, (Frame, bool)>,
 }
 
 /// Frames that are tables.
@@ -117,7 +134,9 @@ impl World {
                     assert!(flushed.get() || memory.epochs.current() == epoch);
                     for n in 0..done {
                         let frame = run.frame.offset(n);
-                        let old = guest.model.insert(run.page + n, (frame, run.writable));
+                        let old = guest
+                            .model
+                            .insert(run.page.offset(n), (frame, run.writable));
                         assert_eq!(old, None);
                     }
                     match result {
@@ -165,15 +184,15 @@ impl World {
                 assert!(flushes.get() >= u64::from(done > 0) + u64::from(pruned));
                 let guest = &mut self.guests[who];
                 for n in 0..done {
-                    assert!(guest.model.remove(&(page + n)).is_some());
+                    assert!(guest.model.remove(&page.offset(n)).is_some());
                 }
                 match result {
                     Ok(()) => assert_eq!(done, pages),
                     Err(MapError::NotMapped) => {
-                        assert!(!guest.model.contains_key(&(page + done)));
+                        assert!(!guest.model.contains_key(&page.offset(done)));
                     }
                     Err(MapError::Shortage(_)) => {
-                        assert!(guest.model.contains_key(&(page + done)));
+                        assert!(guest.model.contains_key(&page.offset(done)));
                     }
                     Err(error) => panic!("{error:?}"),
                 }
@@ -272,9 +291,9 @@ fn every_transition_refuses_every_other_owner() {
         ("pool", |t, f| t.pool_return(f, ID).map(|_| ())),
         ("pool", |t, f| t.pool_take(f, ID).map(|_| ())),
         ("pool", |t, f| t.pool_link(f, ID, None)),
-        ("root", |t, f| t.root_share_guest(f, ID, 1)),
+        ("root", |t, f| t.root_share_guest(f, ID, GuestPage::new(1))),
         ("shared", |t, f| t.guest_unshare(f, ID)),
-        ("root", |t, f| t.root_donate_guest(f, ID, 1)),
+        ("root", |t, f| t.root_donate_guest(f, ID, GuestPage::new(1))),
         ("guest", |t, f| t.guest_return(f, ID)),
         ("root", |t, f| t.root_share_page(f, ID)),
         ("page", |t, f| t.page_unshare(f, ID)),
@@ -287,8 +306,12 @@ fn every_transition_refuses_every_other_owner() {
             t.root_deposit(f, id, None)?;
             t.pool_take(f, id).map(|_| ())
         }),
-        ("shared", |t, f, id| t.root_share_guest(f, id, 1)),
-        ("guest", |t, f, id| t.root_donate_guest(f, id, 1)),
+        ("shared", |t, f, id| {
+            t.root_share_guest(f, id, GuestPage::new(1))
+        }),
+        ("guest", |t, f, id| {
+            t.root_donate_guest(f, id, GuestPage::new(1))
+        }),
         ("page", |t, f, id| t.root_share_page(f, id)),
     ];
     for (from, change) in changes {
@@ -358,7 +381,7 @@ fn a_large_page_is_used_where_all_is_aligned_and_split_when_needed() {
     });
     world.step(Step::Pass);
     let run = Run {
-        page: LARGE_PAGES,
+        page: GuestPage::new(LARGE_PAGES),
         frame: Frame::new(LARGE_PAGES),
         pages: LARGE_PAGES,
         writable: true,
@@ -371,7 +394,7 @@ fn a_large_page_is_used_where_all_is_aligned_and_split_when_needed() {
     assert_eq!(world.guests[0].pool.len(), 0);
     world.step(Step::Unmap {
         who: 0,
-        page: LARGE_PAGES + 7,
+        page: GuestPage::new(LARGE_PAGES + 7),
         pages: 1,
     });
     assert_eq!(
@@ -387,7 +410,7 @@ fn a_large_page_is_used_where_all_is_aligned_and_split_when_needed() {
     world.step(Step::Pass);
     world.step(Step::Unmap {
         who: 0,
-        page: LARGE_PAGES + 7,
+        page: GuestPage::new(LARGE_PAGES + 7),
         pages: 1,
     });
     assert_eq!(world.guests[0].model.len() as u64, LARGE_PAGES - 1);

@@ -9,19 +9,19 @@
 //! between has either flushed, or has yet to pass that epoch.
 
 use super::entry::Entry;
-use super::{ENTRIES, GUEST_PAGES, LARGE_PAGES, index, load, span, split_into, store};
+use super::{ENTRIES, LARGE_PAGES, index, load, span, split_into, store};
 use crate::memory::frame_table::{FrameError, OwnedFrame, PartitionId};
 use crate::memory::pool::{Pool, Shortage};
-use crate::memory::{Frame, Memory, PhysMap};
+use crate::memory::{Frame, GuestPage, Memory, PhysMap};
 
 /// A run of guest pages and the frames to map there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     /// First guest page.
-    pub page: u64,
+    pub page: GuestPage,
     /// First frame.
     pub frame: Frame,
-    /// Count of pages; `page + pages` is at most [`GUEST_PAGES`].
+    /// Count of pages, which all exist: see [`GuestPage::first_of`].
     pub pages: u64,
     /// The guest may write.
     pub writable: bool,
@@ -90,8 +90,9 @@ impl GuestMap {
     /// Returns how many tables entries of `level` lack for `run`.
     fn tables_below(&self, map: &PhysMap, run: &Run, level: u32) -> u64 {
         let span = span(level);
-        let first = run.page / span;
-        let last = (run.page + run.pages - 1) / span;
+        let page = run.page.number();
+        let first = page / span;
+        let last = (page + run.pages - 1) / span;
         let lacks_table = |n: &u64| {
             let start = n * span;
             let is_large = level == 1 && run.covers_large(start);
@@ -119,7 +120,7 @@ impl GuestMap {
             match self.map_one(memory, pool, rest) {
                 Ok(pages) => done += pages,
                 Err(error) => {
-                    if self.prune(memory, pool, rest.page) {
+                    if self.prune(memory, pool, rest.page.number()) {
                         flush();
                     }
                     pool.seal(&memory.epochs);
@@ -133,29 +134,30 @@ impl GuestMap {
     /// Maps the first page of `rest`, or its first 512 pages as a large one.
     fn map_one(&mut self, memory: &Memory, pool: &mut Pool, rest: Run) -> Result<u64, MapError> {
         let map = &memory.map;
+        let page = rest.page.number();
         let mut table = self.ensure_top(memory, pool)?;
         for level in [3, 2] {
-            table = self.ensure_table(memory, pool, table, index(rest.page, level))?;
+            table = self.ensure_table(memory, pool, table, index(page, level))?;
         }
-        let slot = index(rest.page, 1);
+        let slot = index(page, 1);
         let entry = load(map, table, slot);
         if entry.is_present() && entry.is_large() {
             return Err(MapError::Overlap);
         }
-        if rest.covers_large(rest.page) && !entry.is_present() {
+        if rest.covers_large(page) && !entry.is_present() {
             self.share(memory, rest, LARGE_PAGES)?;
             store(map, table, slot, Entry::large(rest.frame, rest.writable));
             return Ok(LARGE_PAGES);
         }
         // Ask for the frame before a table is made for it.
-        if load_page(map, entry, rest.page).is_present() {
+        if load_page(map, entry, page).is_present() {
             return Err(MapError::Overlap);
         }
         self.share(memory, rest, 1)?;
         match self.ensure_table(memory, pool, table, slot) {
             Ok(table) => {
                 let entry = Entry::page(rest.frame, rest.writable);
-                store(map, table, index(rest.page, 0), entry);
+                store(map, table, index(page, 0), entry);
                 Ok(1)
             }
             Err(error) => {
@@ -171,10 +173,11 @@ impl GuestMap {
         &mut self,
         memory: &Memory,
         pool: &mut Pool,
-        page: u64,
+        page: GuestPage,
         pages: u64,
         flush: impl Fn(),
     ) -> (u64, Result<(), MapError>) {
+        let page = page.number();
         let mut done = 0;
         let mut result = Ok(());
         while done < pages && result.is_ok() {
@@ -275,8 +278,8 @@ impl GuestMap {
 
     /// Returns the frame that `page` is mapped to, and whether it may be written.
     #[cfg(test)]
-    pub(crate) fn lookup(&self, map: &PhysMap, page: u64) -> Option<(Frame, bool)> {
-        super::lookup(map, self.top?, page)
+    pub(crate) fn lookup(&self, map: &PhysMap, page: GuestPage) -> Option<(Frame, bool)> {
+        super::lookup(map, self.top?, page.number())
     }
 
     /// Tears down a table. Returns true when all of its entries are gone.
@@ -374,7 +377,10 @@ impl GuestMap {
     fn share(&self, memory: &Memory, run: Run, count: u64) -> Result<(), FrameError> {
         for n in 0..count {
             let frame = run.frame.offset(n);
-            if let Err(error) = memory.frames.root_share_guest(frame, self.id, run.page + n) {
+            if let Err(error) = memory
+                .frames
+                .root_share_guest(frame, self.id, run.page.offset(n))
+            {
                 self.unshare(memory, run.frame, n);
                 return Err(error);
             }
@@ -395,7 +401,7 @@ impl Run {
     /// Returns whether the run covers the 2 MiB at guest page `start` in one piece, with frames that are aligned
     /// as its pages are.
     fn covers_large(&self, start: u64) -> bool {
-        let Some(before) = start.checked_sub(self.page) else {
+        let Some(before) = start.checked_sub(self.page.number()) else {
             return false;
         };
         start.is_multiple_of(LARGE_PAGES)
@@ -407,7 +413,7 @@ impl Run {
     #[must_use]
     pub fn after(self, pages: u64) -> Self {
         Self {
-            page: self.page + pages,
+            page: self.page.offset(pages),
             frame: self.frame.offset(pages),
             pages: self.pages - pages,
             ..self
@@ -420,23 +426,15 @@ impl Run {
         if self.pages <= pages {
             return self;
         }
-        let end = self.page + pages;
+        let page = self.page.number();
+        let end = page + pages;
         let aligned = end - end % LARGE_PAGES;
-        let pages = if aligned > self.page {
-            aligned - self.page
+        let pages = if aligned > page {
+            aligned - page
         } else {
             pages
         };
         Self { pages, ..self }
-    }
-
-    /// Returns whether all guest pages of the run exist.
-    pub fn in_range(&self) -> bool {
-        self.pages > 0
-            && self
-                .page
-                .checked_add(self.pages)
-                .is_some_and(|end| end <= GUEST_PAGES)
     }
 }
 

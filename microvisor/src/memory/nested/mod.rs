@@ -3,6 +3,9 @@
 //! All have four levels of 512 entries. [`entry`] alone knows the form of an entry. Hardware
 //! walks these tables while they change, so each entry is written by one 64-bit store, and a table
 //! is complete before the entry that points to it.
+//!
+//! The functions that walk tables take the number of a page. In a guest's map it is that of a `GuestPage`. In root's
+//! it is the number of the frame itself.
 
 pub mod boot;
 pub mod entry;
@@ -25,9 +28,6 @@ const LEVELS: u32 = 4;
 
 /// Pages that an entry of a page directory spans.
 pub const LARGE_PAGES: u64 = 512;
-
-/// Count of guest pages: guest physical addresses have 48 bits.
-pub const GUEST_PAGES: u64 = 1 << 36;
 
 /// Returns the index of page `page` in a table of `level` (0: page table, 3: top table).
 const fn index(page: u64, level: u32) -> u64 {

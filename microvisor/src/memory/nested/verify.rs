@@ -10,7 +10,7 @@ use guest_proto::limits::ROOT_PARTITION;
 use super::entry::Entry;
 use super::{GuestMap, LEVELS, RootMap, mapped, maps_page, span, walk};
 use crate::memory::frame_table::{Owner, PartitionId};
-use crate::memory::{Frame, Memory};
+use crate::memory::{Frame, GuestPage, Memory};
 
 /// A nested map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +67,9 @@ pub fn check_page(
             for n in 0..rest {
                 let frame = first.offset(n);
                 let owner = memory.frames.owner(frame).partition();
+                let at = GuestPage::new(page + n);
                 // Only RAM of a guest's has a guest page.
-                if owner != Some(id) || memory.frames.guest_page(frame) != Some(page + n) {
+                if owner != Some(id) || memory.frames.guest_page(frame) != Some(at) {
                     return Err(differs(VerifyDifference::Page, page + n, frame));
                 }
             }
@@ -102,7 +103,7 @@ pub fn check_frame(
     let Some(map) = map else {
         return differs(VerifyDifference::Owner, which, 0, NOWHERE);
     };
-    let Some(page) = memory.frames.guest_page(frame) else {
+    let Some(page) = memory.frames.guest_page(frame).map(GuestPage::number) else {
         return Ok(());
     };
     let end = end_of(map.top(), page);
