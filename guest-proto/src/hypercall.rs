@@ -419,7 +419,7 @@ abi_enum! {
 pub const EXIT_KINDS: usize = 32;
 
 abi_struct! {
-    /// What `counters_read` fills in.
+    /// Counters, which `counters_read` writes.
     pub struct Counters: 320 {
         /// Exits since creation, indexed by `ExitKind`.
         pub exits: [u64; 32],
@@ -435,7 +435,7 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// What `machine_info` fills in.
+    /// Facts about the machine, which `machine_info` writes.
     pub struct MachineInfo: 128 {
         /// ABI version.
         pub abi_version: u32,
@@ -463,7 +463,7 @@ abi_struct! {
 }
 
 abi_enum! {
-    /// What the frame table says of a frame: bits 7:0 of `VerifyReport::owner`. Bits 15:8 are the partition
+    /// The kind of a frame's owner by the frame table: bits 7:0 of `VerifyReport::owner`. Bits 15:8 are the partition
     /// that it names, bits 63:16 the guest page of `Guest` and `Shared`.
     pub enum FrameOwner: u8 {
         /// Not RAM that can be given away: a hole, a device, firmware's.
@@ -509,7 +509,7 @@ abi_consts! {
 }
 
 abi_struct! {
-    /// What `verify` fills in. After a call without a difference only the two counts are not 0.
+    /// The report, which `verify` writes. After a call without a difference only the two counts are not 0.
     pub struct VerifyReport: 64 {
         /// `VerifyDifference`, 0 for none.
         pub difference: u32,
@@ -524,7 +524,7 @@ abi_struct! {
         pub entry: u64,
         /// The frame.
         pub frame: u64,
-        /// What the frame table says of the frame: see `FrameOwner`.
+        /// The frame's word of the frame table: see `FrameOwner`.
         pub owner: u64,
         /// Frames that this call looked up in nested maps.
         pub frames: u64,

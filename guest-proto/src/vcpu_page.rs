@@ -27,7 +27,7 @@ abi_enum! {
 }
 
 abi_enum! {
-    /// What the guest needs from root.
+    /// The request of the guest to root.
     pub enum InterceptKind: u32 {
         /// Nothing is outstanding.
         None = 0,
@@ -288,7 +288,7 @@ abi_struct! {
 }
 
 abi_enum! {
-    /// What a virtual CPU would do if it ran.
+    /// The activity of a virtual CPU: what it would do if it ran.
     pub enum RunState: u32 {
         /// Execute instructions.
         Runnable = 0,

@@ -14,7 +14,7 @@ vmctl info web | grep -qE "^vsock +CID 9 by $sock\$" || fail "web: $(vmctl info 
 [ "$(stat -c %a /run/microvisor/vsock)" = 700 ] || fail "others can enter /run/microvisor/vsock"
 
 # From VM 0 to the guest.
-refuse "web: nobody in the guest listens at port 52" vmctl vsock web 52
+refuse "web: no program in the guest listens at port 52" vmctl vsock web 52
 tell web 'while :; do echo to root | vmctl vsock cid:9 52 --listen; done &'
 asks() { [ "$(echo to the guest | vmctl vsock web 52)" = "to root" ]; }
 eventually 30 asks

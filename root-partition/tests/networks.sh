@@ -75,8 +75,8 @@ table inet firewalld {
 EOF
 others() { nft list ruleset | sed '/^table netdev microvisor {$/,/^}$/d'; }
 foreign=$(others)
-expect "lan0: table ip filter, chain FORWARD drops what is forwarded: allow it there for this interface
-vmctl: lan0: table inet firewalld, chain filter_FORWARD drops what is forwarded: allow it there for this interface
+expect "lan0: table ip filter, chain FORWARD drops forwarded packets: add a rule there that accepts those of this interface
+vmctl: lan0: table inet firewalld, chain filter_FORWARD drops forwarded packets: add a rule there that accepts those of this interface
 lan0: created (nat)" vmctl net create lan0 --address 10.77.0.1/24 --nat
 nft list table inet microvisor-lan0 | grep -q 'ip saddr 10.77.0.0/24 oifname != "lan0" masquerade' || fail "$(nft list ruleset)"
 [ "$(vmctl net create lan1 2>&1)" = "lan1: created (isolated)" ] || fail "lan1"
@@ -93,7 +93,7 @@ mv bridge.ko /lib/modules/*/
 eventually 10 rmmod nft_masq
 eventually 10 rmmod nft_chain_nat
 rm /lib/modules/*/nft_masq.ko
-refuse "lan0: this kernel's packet filter lacks something" \
+refuse "lan0: this kernel's packet filter lacks one of" \
     vmctl net create lan0 --address 10.77.0.1/24 --nat
 [ "$(links)" = "$before" ] || fail "left: $(ip link)"
 expect "lan0: created" vmctl net create lan0 --address 10.77.0.1/24

@@ -55,117 +55,117 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Say what of Microvisor is here, and what is missing
+    /// Check this machine: whether VMs can run on it, and which parts are missing
     #[command(after_help = "Example:\n  vmctl doctor --format json")]
     Doctor(doctor::DoctorArgs),
-    /// Create a VM, start it and attach to its console; ^] detaches
+    /// Create and start a VM, and attach to its console; ^] detaches
     #[command(after_help = "Example:\n  vmctl run demo.toml --set vcpus=2 --name web")]
     Run(lifecycle::RunArgs),
-    /// Define a VM, to be started later
+    /// Define a VM without starting it
     #[command(
         alias = "define",
         after_help = "Example:\n  vmctl create demo.toml --set memory=512M"
     )]
     Create(lifecycle::CreateArgs),
-    /// Change the configuration of a VM that has ended, in an editor
+    /// Edit the configuration of a VM that has ended
     #[command(after_help = "Example:\n  vmctl edit demo")]
     Edit(edit::EditArgs),
-    /// Give a VM that has ended another name
+    /// Rename a VM that has ended
     #[command(after_help = "Example:\n  vmctl rename demo web")]
     Rename(lifecycle::RenameArgs),
     /// Start VMs
     #[command(after_help = "Example:\n  vmctl start demo --wait --timeout 10s")]
     Start(lifecycle::StartArgs),
-    /// Log in to a VM's guest by ssh, at the address that it was given
+    /// Log in to a guest by ssh, at its address on a host network
     #[command(after_help = "Example:\n  vmctl ssh root@web uname -a")]
     Ssh(ssh::SshArgs),
-    /// Connect standard input and output with a port of a VM's socket device
+    /// Connect standard input and output to a port of a VM's socket device
     #[command(after_help = "Example:\n  vmctl vsock web 52 </etc/hostname")]
     Vsock(vsock::VsockArgs),
-    /// Press VMs' power buttons, for their guests to shut down
+    /// Ask guests to shut down: presses the VMs' power buttons
     #[command(
         alias = "shutdown",
         after_help = "Example:\n  vmctl stop demo --timeout 1m --force"
     )]
     Stop(lifecycle::StopArgs),
-    /// Have a VM's guest power off, and start the VM again when the guest has
+    /// Ask a guest to shut down, and start its VM again afterwards
     #[command(after_help = "Example:\n  vmctl reboot demo --wait")]
     Reboot(lifecycle::RebootArgs),
-    /// Stop a VM, or kill it if its guest does not power off in time, and start it again
+    /// Stop a VM, or kill it if its guest does not shut down in time, and start it again
     #[command(after_help = "Example:\n  vmctl restart demo --timeout 30s")]
     Restart(lifecycle::RestartArgs),
-    /// End VMs at once; one that has ended stays as it is
+    /// End VMs at once, without asking their guests
     #[command(alias = "destroy", after_help = "Example:\n  vmctl kill demo")]
     Kill(lifecycle::NamesArgs),
-    /// Hold a VM's virtual CPUs
+    /// Pause a VM: its virtual CPUs stop, and it keeps its state
     #[command(alias = "suspend", after_help = "Example:\n  vmctl pause demo")]
     Pause(NameArgs),
-    /// Let a paused or stalled VM go on, or wake a guest that sleeps
+    /// Continue a paused or stalled VM, or wake a sleeping guest
     #[command(after_help = "Example:\n  vmctl resume demo")]
     Resume(NameArgs),
-    /// Remove VMs that have ended, with their logs
+    /// Delete VMs that have ended, and their logs
     #[command(
         visible_alias = "rm",
         alias = "undefine",
         after_help = "Example:\n  vmctl delete demo web"
     )]
     Delete(lifecycle::NamesArgs),
-    /// List the VMs; root is ID 0
+    /// List the VMs, and with ID 0 the root partition
     #[command(
         visible_alias = "ls",
         alias = "ps",
         after_help = "Example:\n  vmctl list --addresses"
     )]
     List(show::ListArgs),
-    /// Show all about a VM
+    /// Show a VM's state, configuration, devices and counters
     #[command(after_help = "Example:\n  vmctl info demo")]
     Info(show::InfoArgs),
     /// Attach to a VM's console; ^] detaches
     #[command(after_help = "Example:\n  vmctl console demo")]
     Console(NameArgs),
-    /// Print what a VM wrote to its console
+    /// Print the output of a VM's console
     #[command(after_help = "Example:\n  vmctl logs demo -n 20 -f")]
     Logs(show::LogsArgs),
-    /// Give a VM a disk or network card, also while it runs
+    /// Add a disk or network card to a VM, which may be running
     #[command(after_help = "Example:\n  vmctl attach demo disk data.qcow2")]
     Attach(plug::AttachArgs),
-    /// Take a disk or network card from a VM; a guest that runs has to give it up
+    /// Remove a disk or network card from a VM; a running guest must release it first
     #[command(after_help = "Example:\n  vmctl detach demo data --timeout 10s")]
     Detach(plug::DetachArgs),
-    /// Change a key of a VM's configuration, also while it runs
+    /// Change a key in the configuration of a VM, which may be running
     #[command(after_help = "Example:\n  vmctl set demo nic.0.link=down")]
     Set(plug::SetArgs),
-    /// Wait until a VM has ended, or is in a state
+    /// Wait until a VM has ended, or has reached a state
     #[command(after_help = "Example:\n  vmctl wait demo --for paused --timeout 5s")]
     Wait(lifecycle::WaitArgs),
-    /// Create disk images, look at them, change their size
+    /// Create, inspect and resize disk images
     #[command(after_help = "Example:\n  vmctl disk create disk.qcow2 20G")]
     Disk(disk::DiskArgs),
-    /// Create images of whole systems
+    /// Build disk images of whole systems
     #[command(after_help = "Example:\n  vmctl image build debian web.qcow2")]
     Image(image::ImageArgs),
-    /// Show CPU time and exits per second by kind, of every VM and of root's CPUs
+    /// Show CPU time, and exits per second by kind, of each VM and each CPU of root's
     #[command(after_help = "Example:\n  vmctl top -b -i 5s")]
     Top(top::TopArgs),
     /// Print the microvisor's own log
     #[command(after_help = "Example:\n  vmctl hv-log -f --level warn")]
     HvLog(hv_log::HvLogArgs),
-    /// Check whose memory each VM, and root, can reach
+    /// Check that root and each VM can reach no memory but their own
     #[command(after_help = "Example:\n  vmctl verify")]
     Verify(verify::VerifyArgs),
-    /// Make, remove and list host networks
+    /// Create, change, delete and list host networks
     #[command(
         subcommand,
         after_help = "Example:\n  vmctl net create lan0 --address 10.77.0.1/24 --nat --dhcp"
     )]
     Net(net::NetCommand),
-    /// Print each change of any VM's state as a line of JSON
+    /// Print a line of JSON for each change of a VM's state
     #[command(after_help = "Example:\n  vmctl events | jq .name")]
     Events,
     /// Print the versions of vmctl, of the daemon and of the driver
     #[command(after_help = "Example:\n  vmctl version")]
     Version(version::VersionArgs),
-    /// Print the script by which a shell completes what is typed
+    /// Print a script that makes a shell complete commands, options and names of VMs
     #[command(
         hide = true,
         after_help = "Example:\n  vmctl completions bash >/etc/bash_completion.d/vmctl"
@@ -177,10 +177,10 @@ enum Command {
         after_help = "Example:\n  vmctl man /usr/local/share/man/man1"
     )]
     Man(complete::ManArgs),
-    /// Supervise the VMs, in the foreground; they outlive it
+    /// Run the daemon that supervises the VMs, in the foreground; the VMs outlive it
     #[command(after_help = "Example:\n  vmctl daemon 2>/var/log/vmctl.log &")]
     Daemon(DaemonArgs),
-    /// Run one VM: what the daemon starts
+    /// Run one VM; the daemon starts this process
     #[command(hide = true, after_help = "Example:\n  vmctl worker demo 3<… 4<… 5<…")]
     Worker(WorkerArgs),
 }

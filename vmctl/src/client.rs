@@ -303,7 +303,7 @@ fn wait_for(name: &str, until: Until) -> Request {
 fn confused() -> Failed {
     Failed::new(
         ExitStatus::Failed,
-        "the daemon answered something else".to_owned(),
+        "the daemon gave an unexpected answer".to_owned(),
     )
 }
 

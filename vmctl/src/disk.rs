@@ -73,7 +73,7 @@ impl Format {
         match (Self::of_name(path), Self::of_contents(path)?) {
             (Self::Qcow2, Self::Raw) => Err(DiskError::wrong(path, "not a qcow2 image")),
             (Self::Raw, Self::Qcow2) => {
-                let what = "begins like a qcow2 image, which a guest can have written; say what it is with --format raw or qcow2";
+                let what = "begins like a qcow2 image, but a guest may have written that into a raw image: give --format raw or --format qcow2";
                 Err(DiskError::wrong(path, what))
             }
             (format, _) => Ok(format),

@@ -30,7 +30,7 @@ pub enum ExitStatus {
     NoDaemon = 8,
     /// The command took longer than `--timeout`.
     TimedOut = 9,
-    /// The VM crashed, or it ended while something else was waited for.
+    /// The VM crashed, or it ended before it reached the state that the command waited for.
     Ended = 10,
 }
 
@@ -61,7 +61,7 @@ impl ExitStatus {
         (Self::TimedOut, "not done within --timeout"),
         (
             Self::Ended,
-            "the VM crashed, or ended while something else was waited for",
+            "the VM crashed, or ended before it reached the awaited state",
         ),
     ];
 }

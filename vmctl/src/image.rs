@@ -279,7 +279,7 @@ fn name_of(files: &Files) -> Result<&str, ImageError> {
         return Err(wrong("the files beside the image have this extension"));
     }
     let stem = image.file_stem().and_then(OsStr::to_str);
-    let name = stem.ok_or_else(|| wrong("it is no text"))?;
+    let name = stem.ok_or_else(|| wrong("it is not UTF-8 text"))?;
     check_name(name).map_err(|error| wrong(&error.to_string()))?;
     Ok(name)
 }
@@ -303,7 +303,7 @@ fn read_keys(path: &Path) -> Result<String, ImageError> {
     let mut lines = text.lines().map(str::trim);
     let is_ignored = |line: &str| line.is_empty() || line.starts_with('#');
     if !lines.clone().any(is_key) {
-        return wrong("no public key of ssh is in it");
+        return wrong("it holds no public key of ssh");
     }
     match lines.find(|line| !is_ignored(line) && !is_key(line)) {
         Some(line) => wrong(&format!("\"{}\" is no public key", line.escape_default())),

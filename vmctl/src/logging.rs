@@ -23,10 +23,12 @@ pub struct Levels {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadLevels {
     /// The word is no level.
-    #[error("\"{0}\" is no level: off, error, warn, info, debug and trace are")]
+    #[error("\"{0}\" is not a level: expected off, error, warn, info, debug or trace")]
     Level(String),
     /// The word is no module with messages.
-    #[error("\"{0}\" is no module: daemon, worker and the modules below them (worker::virtio) are")]
+    #[error(
+        "\"{0}\" is not a module: expected daemon, worker, or one below them, such as worker::virtio"
+    )]
     Module(String),
 }
 

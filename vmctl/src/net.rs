@@ -147,7 +147,7 @@ pub fn create(spec: &Spec) -> Result<Vec<String>, NetError> {
         Mode::Isolated => spec.dhcp.then_some("DHCP"),
     };
     if let (Some(what), None) = (needs_address, spec.address) {
-        let line = format!("{name}: {what} needs an address for root, as 10.77.0.1/24");
+        let line = format!("{name}: {what} needs an address for root, such as 10.77.0.1/24");
         return Err(NetError::Invalid(line));
     }
     if let (Some(range), Some(address)) = (spec.range, spec.address) {
@@ -199,7 +199,9 @@ pub fn create(spec: &Spec) -> Result<Vec<String>, NetError> {
         Mode::Isolated => Vec::new(),
     };
     let line = |chain: &String| {
-        format!("{name}: {chain} drops what is forwarded: allow it there for this interface")
+        format!(
+            "{name}: {chain} drops forwarded packets: add a rule there that accepts those of this interface"
+        )
     };
     Ok(strict.iter().map(line).collect())
 }
@@ -249,7 +251,7 @@ fn filter_failed(name: &str) -> impl Fn(io::Error) -> NetError {
             return kernel(name)(e);
         }
         NetError::Kernel(format!(
-            "{name}: this kernel's packet filter lacks something: nf_tables, nft_ct, nft_limit, \
+            "{name}: this kernel's packet filter lacks one of nf_tables, nft_ct, nft_limit, \
              nft_chain_nat or nft_masq"
         ))
     }
@@ -322,7 +324,7 @@ pub fn set_peers(name: &str, hosts: &[String]) -> Result<(), NetError> {
     let overlay = |port| mark::overlay(port).map(|overlay| (port, overlay));
     let Some((port, old)) = ports(&there, bridge).find_map(overlay) else {
         let line = format!(
-            "{name}: this network is on no other machine: \"vmctl net create\" has --vxlan"
+            "{name}: this network is on this machine alone: only \"vmctl net create --vxlan\" makes one of several machines"
         );
         return Err(NetError::Conflict(line));
     };
@@ -379,7 +381,9 @@ fn delete_overlay(links: &mut Links, bridge: &Interface) -> io::Result<()> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadNetwork {
     /// The kernel uses the name otherwise.
-    #[error("\"{0}\": the kernel has this name for all interfaces: choose another")]
+    #[error(
+        "\"{0}\": the kernel uses this name for the settings of all interfaces: choose another one"
+    )]
     KernelsName(String),
     /// The name is no interface's.
     #[error(

@@ -28,7 +28,12 @@ impl Opened {
     ///
     /// One line that names the network, bridge or tap.
     pub fn new(vm: &str, nic: &NicConfig, default_pairs: u16) -> Result<Self, NetError> {
-        let incomplete = || NetError::Invalid(format!("{}: the NIC has no place", nic.name));
+        let incomplete = || {
+            NetError::Invalid(format!(
+                "{}: the NIC names no network, bridge or tap",
+                nic.name
+            ))
+        };
         let place = nic.place().ok_or_else(incomplete)?;
         let tap = net::plug_in(&Cable {
             vm,

@@ -14,7 +14,7 @@ use super::output;
 use crate::client::Client;
 use crate::exit::{ExitStatus, Failed};
 
-/// Shells whose scripts there are.
+/// Shells that have a script.
 const SHELLS: [&str; 3] = ["bash", "fish", "zsh"];
 
 #[derive(Debug, clap::Args)]
@@ -30,7 +30,7 @@ pub(super) struct ManArgs {
     directory: PathBuf,
 }
 
-/// Answers a shell, and ends the process, if a shell asks.
+/// If a shell asks for completions, prints them and ends the process.
 pub(super) fn answer_shell() {
     CompleteEnv::with_factory(super::command)
         .bin("vmctl")

@@ -18,36 +18,36 @@ pub(super) struct DiskArgs {
 
 #[derive(Debug, Subcommand)]
 enum DiskCommand {
-    /// Create an image for another VM: qcow2 over the image, or with --full a copy of its data
+    /// Create an image for another VM: a qcow2 overlay, or with --full a copy of the data
     #[command(after_help = "Example:\n  vmctl disk clone debian.qcow2 web.qcow2")]
     Clone(CloneArgs),
-    /// Create an image that reads as zeroes, or as its backing file
+    /// Create an empty image, or with --backing an overlay of another image
     #[command(after_help = "Example:\n  vmctl disk create web.qcow2 20G --backing debian.qcow2")]
     Create(CreateArgs),
-    /// Show an image and what is behind it, also while a VM uses it
+    /// Show an image and its backing files; a VM may be using them
     #[command(after_help = "Example:\n  vmctl disk info web.qcow2 --format json")]
     Info(InfoArgs),
-    /// Change the size of an image that no VM uses
+    /// Resize an image that no VM uses
     #[command(after_help = "Example:\n  vmctl disk resize web.qcow2 40G")]
     Resize(ResizeArgs),
-    /// Create a qcow2 image over another, which nobody must write from then on
+    /// Create a qcow2 overlay of an image, which must not be written from then on
     #[command(after_help = "Example:\n  vmctl disk snapshot web.qcow2 web-new.qcow2")]
     Snapshot(SnapshotArgs),
 }
 
 #[derive(Debug, clap::Args)]
 struct CloneArgs {
-    /// The image. Without --full it becomes a backing file, which nobody must write from then on
+    /// The image. Without --full it becomes a backing file, which must not be written from then on
     file: PathBuf,
     /// The image to create
     clone: PathBuf,
     /// Copy the data, so that the new image needs no backing file
     #[arg(long)]
     full: bool,
-    /// Directory in which backing files of the image may lie, besides the image's own
+    /// A further directory that may hold the image's backing files, besides the image's own directory
     #[arg(long, value_name = "DIR", requires = "full")]
     backing_dir: Vec<PathBuf>,
-    /// The format of the image, instead of the one that its name says
+    /// Format of the image, in place of the one that its name tells
     #[arg(long, value_enum)]
     format: Option<Format>,
 }
@@ -59,13 +59,13 @@ struct CreateArgs {
     /// Size of the disk: 512M, 20G
     #[arg(value_parser = parse_size)]
     size: u64,
-    /// Format, instead of that of its name: *.qcow2 is qcow2, all else is raw
+    /// Format of the image. By default *.qcow2 is qcow2, any other name is raw
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// The image that has what this one lacks
+    /// Backing file: the data that the new image reads until it is written
     #[arg(long, value_name = "FILE")]
     backing: Option<PathBuf>,
-    /// Format of the backing file, instead of what its name says
+    /// Format of the backing file, in place of the one that its name tells
     #[arg(long, value_enum, requires = "backing")]
     backing_format: Option<Format>,
 }
@@ -74,7 +74,7 @@ struct CreateArgs {
 struct InfoArgs {
     /// The image
     file: PathBuf,
-    /// The format of the image, where its name and contents disagree
+    /// Format of the image, if its name and its contents disagree
     #[arg(long, value_name = "FORMAT")]
     image_format: Option<Format>,
     #[command(flatten)]
@@ -88,10 +88,10 @@ struct ResizeArgs {
     /// The new size
     #[arg(value_parser = parse_size)]
     size: u64,
-    /// Let it become smaller: what is behind the new end is lost
+    /// Allow a smaller size: the data behind the new end is lost
     #[arg(long)]
     shrink: bool,
-    /// Format, instead of that of its name
+    /// Format of the image, in place of the one that its name tells
     #[arg(long, value_enum)]
     format: Option<Format>,
 }
@@ -102,7 +102,7 @@ struct SnapshotArgs {
     file: PathBuf,
     /// The image to create
     overlay: PathBuf,
-    /// The backing file's format, instead of what its name says
+    /// Format of the backing file, in place of the one that its name tells
     #[arg(long, value_enum)]
     format: Option<Format>,
 }
@@ -165,7 +165,7 @@ fn info(args: &InfoArgs) -> Result<(), Failed> {
     if format.is_doubtful {
         let file = args.file.display();
         let line = format!(
-            "{file}: it begins like a qcow2 image, which a guest can have written, and is not called *.qcow2: shown as raw, or see --image-format"
+            "{file}: shown as raw. It begins like a qcow2 image, but its name does not end in .qcow2, and a guest may have written that: --image-format qcow2 shows it as qcow2"
         );
         output::complain(&line);
     }
@@ -195,7 +195,7 @@ fn overlay(base: &Path, format: Format, new: &Path) -> Result<(), Failed> {
     explain_place(base, new)
 }
 
-/// Says what a VM needs to use the image `new`, if its backing file `base` lies elsewhere.
+/// Tells which key a VM needs to use the image `new`, if its backing file `base` lies in another directory.
 fn explain_place(base: &Path, new: &Path) -> Result<(), Failed> {
     let (Ok(base), Ok(dir)) = (fs::canonicalize(base), fs::canonicalize(disk::folder(new))) else {
         return Ok(());
@@ -215,7 +215,7 @@ fn say(path: &Path, what: &str) -> Result<(), Failed> {
     output::text(&format!("{line}\n"))
 }
 
-/// The image first, what is behind it below.
+/// The image first, its backing files below.
 fn table(layers: &[Layer]) -> Table {
     let mut table = Table::new(vec![
         Column::Cut("FILE"),

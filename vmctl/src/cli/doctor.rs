@@ -220,7 +220,7 @@ fn driver(device: &Path) -> Result<String, NoDriver> {
 enum NoDaemon {
     #[error("{0}")]
     NoAnswer(Failed),
-    #[error("it answered something else")]
+    #[error("it gave an unexpected answer")]
     AnotherAnswer,
 }
 

@@ -12,10 +12,10 @@ const PERIOD: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct HvLogArgs {
-    /// Go on as more is written
+    /// Go on, and print further messages as they are written
     #[arg(short, long)]
     follow: bool,
-    /// Leave out messages that are less severe
+    /// Print only messages of this level, and more severe ones
     #[arg(long, value_name = "LEVEL", default_value = "trace")]
     level: Level,
     #[command(flatten)]

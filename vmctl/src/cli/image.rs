@@ -17,7 +17,7 @@ pub(super) struct ImageArgs {
 
 #[derive(Debug, Subcommand)]
 enum ImageCommand {
-    /// Create the image of a new system, with its kernel and a configuration beside it
+    /// Build the image of a new system, with its kernel and a configuration file beside it
     #[command(
         subcommand,
         after_help = "Example:\n  vmctl image build debian web.qcow2"
@@ -27,14 +27,14 @@ enum ImageCommand {
 
 #[derive(Debug, Subcommand)]
 enum System {
-    /// Debian 12 or another release, from Debian's packages
+    /// Build Debian 12 or another release from Debian's packages
     #[command(after_help = "Example:\n  vmctl image build debian web.qcow2 --include nginx")]
     Debian(DebianArgs),
 }
 
 #[derive(Debug, clap::Args)]
 struct DebianArgs {
-    /// The image to create: *.qcow2 is qcow2, all else is raw
+    /// The image to create: *.qcow2 is qcow2, any other name is raw
     image: PathBuf,
     /// Size of the disk
     #[arg(long, value_parser = parse_size, default_value = "8G")]
@@ -42,13 +42,13 @@ struct DebianArgs {
     /// Name of the release
     #[arg(long, default_value = "bookworm")]
     release: String,
-    /// Mirror of the packages, instead of Debian's own servers
+    /// Mirror of the packages, in place of Debian's own servers
     #[arg(long, value_name = "URL")]
     mirror: Option<String>,
-    /// More packages, with commas between their names
+    /// Further packages, separated by commas
     #[arg(long, value_name = "PACKAGES")]
     include: Vec<String>,
-    /// A file with public keys of ssh, whose owners may log in as root
+    /// File with public keys of ssh, whose owners may log in as root
     #[arg(long, value_name = "FILE")]
     ssh_key: Option<PathBuf>,
 }

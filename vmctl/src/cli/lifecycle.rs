@@ -27,10 +27,10 @@ const LONGEST_GAP: Duration = Duration::from_secs(30);
 pub(super) struct CreateArgs {
     /// The VM's TOML file
     config: PathBuf,
-    /// Overrides a key of the file; dotted keys reach into tables
+    /// Set a key in place of the file's; dots lead into tables: nic.0.mtu=1400
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Names the VM otherwise than the file does
+    /// Name of the VM, in place of the file's
     #[arg(long)]
     name: Option<String>,
 }
@@ -43,10 +43,10 @@ pub(super) struct RunArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct WaitOptions {
-    /// Wait until it is done
+    /// Wait until the operation is complete
     #[arg(long)]
     wait: bool,
-    /// Wait for this long at most: 30s, 500ms, 2m
+    /// Wait for at most this time: 30s, 500ms, 2m
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
 }
@@ -63,13 +63,14 @@ pub(super) struct NamesArgs {
     /// Names of VMs
     #[arg(value_name = "NAME", required_unless_present = "all", add = complete::vms())]
     names: Vec<String>,
-    /// All VMs to which this applies
+    /// All VMs whose state allows the command
     #[arg(long, conflicts_with = "names")]
     all: bool,
 }
 
 impl NamesArgs {
-    /// Does something with each VM, or with `all` with each that `applies`. One that fails does not keep others from it.
+    /// Does `act` with each named VM; with `--all`, with each VM that `applies`. A failure for one VM does not stop the
+    /// others.
     fn each(
         &self,
         client: &mut Client,
@@ -126,10 +127,10 @@ pub(super) struct StopArgs {
     names: NamesArgs,
     #[command(flatten)]
     wait: WaitOptions,
-    /// Kill the VM if the guest has not powered off in time: within --timeout, or a minute
+    /// Kill the VM if the guest has not shut down within --timeout, or within a minute
     #[arg(long)]
     force: bool,
-    /// Withdraw what was asked by an earlier stop or reboot
+    /// Withdraw the request of an earlier stop or reboot
     #[arg(long, conflicts_with_all = ["wait", "timeout", "force"])]
     cancel: bool,
 }
@@ -148,7 +149,7 @@ pub(super) struct RestartArgs {
     /// Name of the VM
     #[arg(add = complete::vms())]
     name: String,
-    /// Kill the VM if the guest has not powered off after this time: 30s, 500ms, 2m
+    /// Kill the VM if the guest has not shut down within this time: 30s, 500ms, 2m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
     timeout: Duration,
 }
@@ -161,7 +162,7 @@ pub(super) struct WaitArgs {
     /// The state to wait for, instead of the VM's end
     #[arg(long = "for", value_name = "STATE", value_parser = parse_state)]
     state: Option<VmState>,
-    /// Wait for this long at most: 30s, 500ms, 2m
+    /// Wait for at most this time: 30s, 500ms, 2m
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
 }
@@ -238,7 +239,7 @@ pub(super) fn run(args: &RunArgs, mut client: Client) -> Result<(), Failed> {
     follow(started?, &client)
 }
 
-/// Checks that the VM that is there is the one that is wanted.
+/// Checks that the existing VM has the wanted configuration.
 fn check_same(info: &VmInfo, wanted: &VmConfig) -> Result<(), Failed> {
     let name = &info.status.name;
     let Some(there) = &info.config else {
@@ -265,7 +266,7 @@ fn check_same(info: &VmInfo, wanted: &VmConfig) -> Result<(), Failed> {
         return Ok(());
     }
     let message = format!(
-        "{name} is defined already, and otherwise: {}; choose another --name, or \"vmctl edit {name}\", or \"vmctl delete {name}\"",
+        "{name} is defined already, with another configuration: {}; choose another --name, or \"vmctl edit {name}\", or \"vmctl delete {name}\"",
         differing.join("; ")
     );
     Err(Failed::new(ExitStatus::State, message))
@@ -282,8 +283,8 @@ fn follow(started: Started, client: &Client) -> Result<(), Failed> {
 /// A VM that was started, and the connection to its console.
 type Started = (VmStatus, Result<console::Session, Failed>);
 
-/// Starts a VM and connects to its console before it writes anything. That it never ran is a
-/// failure; it may be over by now.
+/// Starts a VM and connects to its console before the guest writes anything. Fails if the VM never ran. The VM may have
+/// ended already when this returns.
 fn start_attached(name: &str, client: &mut Client) -> Result<Started, Failed> {
     let request = Request::Start {
         name: name.to_owned(),
@@ -495,7 +496,7 @@ pub(super) fn describe(status: &VmStatus) -> String {
     output::printable(&line)
 }
 
-/// Returns the requests to the VM that are not done yet.
+/// Returns the requests to the VM that are pending.
 pub(super) fn asked(status: &VmStatus) -> Option<String> {
     let since = |ms: u64| output::duration(ms / 1000);
     let stop = status
@@ -509,7 +510,7 @@ pub(super) fn asked(status: &VmStatus) -> Option<String> {
     (!all.is_empty()).then(|| all.join(", "))
 }
 
-/// A crash is a failure.
+/// Fails if the VM crashed.
 pub(super) fn check_end(status: &VmStatus) -> Result<(), Failed> {
     if status.state == VmState::Crashed {
         return Err(Failed::new(ExitStatus::Ended, describe(status)));
@@ -517,7 +518,7 @@ pub(super) fn check_end(status: &VmStatus) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Any state but the one that was waited for is a failure.
+/// Fails if the VM has reached another state than the expected one.
 fn expect(status: &VmStatus, wanted: VmState) -> Result<(), Failed> {
     if status.state != wanted {
         return Err(Failed::new(ExitStatus::Ended, describe(status)));

@@ -12,25 +12,25 @@ use crate::net::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NetCommand {
-    /// Make a network: a bridge of this name
+    /// Create a network, which is a bridge of this name
     #[command(after_help = "Example:\n  vmctl net create lan0 --address 10.77.0.1/24 --nat --dhcp")]
     Create(CreateArgs),
-    /// Remove a network that no VM uses
+    /// Delete a network that no VM uses
     #[command(after_help = "Example:\n  vmctl net delete lan0")]
     Delete {
         /// Name of the network
         name: String,
     },
-    /// Change the other machines of a network
+    /// Replace the list of a network's other machines
     #[command(after_help = "Example:\n  vmctl net set lan0 --peer 192.0.2.2 --peer 192.0.2.3")]
     Set {
         /// Name of the network
         name: String,
-        /// Another machine, as for `net create`; all of them are given
+        /// Another machine, as for `net create`; give the option once for each machine
         #[arg(long, value_name = "HOST", required = true)]
         peer: Vec<String>,
     },
-    /// Print this machine's public key, for networks that other machines join by WireGuard
+    /// Print this machine's public key, which the other machines of an encrypted network need
     #[command(after_help = "Example:\n  vmctl net key")]
     Key,
     /// List the networks
@@ -48,25 +48,25 @@ pub(super) enum NetCommand {
 pub(super) struct CreateArgs {
     /// Name of the network
     name: String,
-    /// Root's address in it, with the length of its prefix
+    /// Root's IPv4 address in the network, with the length of its prefix
     #[arg(long, value_name = "CIDR")]
     address: Option<String>,
-    /// Root's IPv6 address in it, with a prefix of 64 bits; guests learn of the network by router advertisements
+    /// Root's IPv6 address in the network, with a prefix of 64 bits; guests configure theirs by router advertisements
     #[arg(long, value_name = "CIDR")]
     address6: Option<String>,
-    /// Let its guests reach whom root reaches; otherwise they reach each other and root
+    /// Let guests reach other networks through root, by NAT; without it they reach each other and root only
     #[arg(long, requires = "address")]
     nat: bool,
-    /// Lease its guests their addresses, and answer for their names
+    /// Serve DHCP, and DNS for the names of VMs
     #[arg(long, requires = "address")]
     dhcp: bool,
-    /// Lease only these addresses, as 10.77.0.100-10.77.0.149
+    /// Lease only these addresses: 10.77.0.100-10.77.0.149
     #[arg(long, value_name = "FIRST-LAST", requires = "dhcp")]
     dhcp_range: Option<String>,
-    /// Join it with networks of other machines, which have the same identifier, by VXLAN
+    /// Join the network, by VXLAN, with those of other machines that have the same identifier
     #[arg(long, value_name = "VNI", value_parser = vni, requires = "peer")]
     vxlan: Option<u32>,
-    /// Encrypt what goes to other machines by WireGuard; UDP port 51820, or another one
+    /// Encrypt the traffic to other machines by WireGuard, on UDP port 51820 or another one
     #[arg(
         long,
         value_name = "PORT",
@@ -76,13 +76,13 @@ pub(super) struct CreateArgs {
         default_missing_value = "51820"
     )]
     wireguard: Option<u16>,
-    /// Name or address of another machine, with --wireguard KEY@HOST or KEY@HOST:PORT; can be given again
+    /// Name or address of another machine, with --wireguard KEY@HOST or KEY@HOST:PORT; may be repeated
     #[arg(long, value_name = "HOST", requires = "vxlan")]
     peer: Vec<String>,
-    /// Let its guests be in VLANs
+    /// Let guests be in VLANs
     #[arg(long)]
     vlan_filtering: bool,
-    /// Bytes of the largest packet, 68 to 65535; Ethernet's 1500 otherwise
+    /// Size of the largest packet in bytes, from 68 to 65535; 1500 by default
     #[arg(long, value_name = "BYTES", value_parser = mtu)]
     mtu: Option<u16>,
 }
@@ -138,7 +138,7 @@ fn create(args: CreateArgs) -> Result<(), Failed> {
     output::text(&format!("{}: created ({})\n", spec.name, mode.name()))
 }
 
-/// Reads the value of an option, if there is one.
+/// Reads the value of an option, if the option is given.
 fn parsed<T: FromStr<Err = AddressError>>(text: Option<String>) -> Result<Option<T>, Failed> {
     let value = text.map(|text| text.parse()).transpose();
     value.map_err(|e: AddressError| Failed::new(ExitStatus::Usage, e))
@@ -239,7 +239,7 @@ fn row(port: &Port) -> [(String, Colour); 11] {
     ]
 }
 
-/// Bits per second, as a configuration has them.
+/// Bits per second, in the form of the configuration.
 fn rate(bits: u64) -> String {
     let units = [("G", 1_000_000_000), ("M", 1_000_000), ("k", 1000)];
     let unit = units.iter().find(|(_, unit)| bits.is_multiple_of(*unit));
@@ -249,7 +249,7 @@ fn rate(bits: u64) -> String {
     }
 }
 
-/// Bytes in four digits, or little more.
+/// A count of bytes in some four digits.
 fn amount(bytes: u64) -> String {
     match bytes {
         0..10_240 => format!("{bytes}B"),

@@ -37,7 +37,7 @@ pub(super) fn json<T: Serialize>(value: &T) -> Result<(), Failed> {
         .map_err(unwritten)
 }
 
-/// Standard output can't be written. A reader that has seen enough is told nothing.
+/// The failure to write standard output. It is silent if the reader has closed the pipe.
 pub(super) fn unwritten(error: io::Error) -> Failed {
     match error.kind() {
         io::ErrorKind::BrokenPipe => error.into(),
@@ -54,11 +54,11 @@ pub(super) fn text(text: &str) -> Result<(), Failed> {
     written.map_err(unwritten)
 }
 
-/// Prints what was done. Whoever does not want to read that has it done as well.
+/// Prints a line that tells what was done. A closed pipe is no failure, because the work is done.
 ///
 /// # Errors
 ///
-/// Standard output can't be written; the failure says that it is done.
+/// Standard output can't be written; the message says that the work itself is done.
 pub(super) fn done(line: &str) -> Result<(), Failed> {
     match writeln!(io::stdout(), "{line}") {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
@@ -69,8 +69,8 @@ pub(super) fn done(line: &str) -> Result<(), Failed> {
     }
 }
 
-/// Ends this process as soon as nobody reads its standard output any more, without a word: a command that waits for
-/// something to print would not notice.
+/// Ends this process, without a message, as soon as the reader of its standard output has closed the pipe. A command
+/// that waits for its next output would not notice.
 pub(super) fn end_with_reader() -> io::Result<()> {
     let thread = thread::Builder::new().name("reader".to_owned());
     let watch = || {
@@ -93,7 +93,7 @@ pub(super) fn note(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// A message without what a terminal would obey.
+/// Returns a message without control characters, which a terminal would obey.
 pub(super) fn printable(message: &str) -> String {
     message
         .chars()
@@ -101,7 +101,7 @@ pub(super) fn printable(message: &str) -> String {
         .collect()
 }
 
-/// Writes a message of this program to standard error, without what a terminal would obey.
+/// Writes a message of this program to standard error, without control characters.
 pub(super) fn complain(message: &str) {
     note(&format!("vmctl: {}", printable(message)));
 }
@@ -289,7 +289,7 @@ impl Table {
     }
 }
 
-/// A cell of a table; a hyphen where there is nothing to say.
+/// A cell of a table; a hyphen if it would be empty.
 pub(super) fn plain(text: Option<String>) -> (String, Colour) {
     (text.unwrap_or_else(|| "-".to_owned()), Colour::Plain)
 }

@@ -26,19 +26,19 @@ pub(super) struct AttachArgs {
 
 #[derive(Debug, Subcommand)]
 enum Device {
-    /// A disk
+    /// Add a disk
     #[command(
         after_help = "Example:\n  vmctl attach demo disk data.qcow2 --set serial=DATA --set cache=none"
     )]
     Disk(DiskArgs),
-    /// A network card
+    /// Add a network card
     #[command(after_help = "Example:\n  vmctl attach demo nic network=lan0 vlan=10")]
     Nic(NicArgs),
 }
 
 #[derive(Debug, clap::Args)]
 struct NicArgs {
-    /// Keys of the table [[nic]]
+    /// Keys of the configuration's table [[nic]]
     #[arg(required = true, value_name = "KEY=VALUE")]
     settings: Vec<String>,
     #[command(flatten)]
@@ -47,15 +47,15 @@ struct NicArgs {
 
 #[derive(Debug, clap::Args)]
 struct DiskArgs {
-    /// The disk's image
+    /// Image of the disk
     image: PathBuf,
-    /// Name of the disk; by default the file's name without its extension
+    /// Name of the disk, in place of the file's name without its extension
     #[arg(long)]
     name: Option<String>,
-    /// The guest can't write the disk
+    /// Refuse writes of the guest
     #[arg(long)]
     readonly: bool,
-    /// Sets another key of the table [[disk]]
+    /// Set another key of the configuration's table [[disk]]
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     #[command(flatten)]
@@ -75,7 +75,7 @@ pub(super) struct DetachArgs {
 
 #[derive(Debug, clap::Args)]
 struct Timeout {
-    /// Wait for this long at most: 30s, 500ms, 2m
+    /// Wait for at most this time: 30s, 500ms, 2m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = TIMEOUT)]
     timeout: Duration,
 }
@@ -136,7 +136,7 @@ pub(super) fn detach(args: &DetachArgs, mut client: Client) -> Result<(), Failed
     let timeout = args.timeout.timeout;
     let late = || {
         format!(
-            "{}: the guest has not given up {} after {timeout:?}; it still may",
+            "{}: the guest has not released {} within {timeout:?}; the request stands",
             args.vm, args.device
         )
     };

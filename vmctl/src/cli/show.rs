@@ -21,7 +21,7 @@ use crate::net::{self, Place, Station};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ListArgs {
-    /// Show the addresses of the guests, too, where they are known
+    /// Show the known addresses of the guests, too
     #[arg(long)]
     addresses: bool,
     #[command(flatten)]
@@ -33,7 +33,7 @@ pub(super) struct ListArgs {
 struct Listed {
     #[serde(flatten)]
     status: VmStatus,
-    /// The addresses of its guest, where they were asked for.
+    /// Addresses of the guest, if `--addresses` is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     addresses: Option<Vec<IpAddr>>,
 }
@@ -98,7 +98,7 @@ fn table(vms: &[Listed]) -> Table {
     table
 }
 
-/// The reason, and before it what was asked and is not done yet.
+/// The pending requests and the reason of the state.
 fn reason(vm: &VmStatus) -> String {
     match lifecycle::asked(vm) {
         Some(asked) => format!("{asked}; {}", vm.reason),
@@ -115,7 +115,7 @@ fn colour(state: VmState) -> Colour {
     }
 }
 
-/// The text is empty if they are not known.
+/// Returns the addresses, or no text if none is known.
 fn vcpus(count: u32) -> Option<String> {
     (count > 0).then(|| count.to_string())
 }
@@ -140,7 +140,7 @@ pub(super) struct InfoArgs {
     device: DeviceArgs,
 }
 
-/// `VmInfo` as programs read it: the configuration is a part of it, not a text.
+/// `VmInfo` in the form for programs: the configuration is an object, not a text.
 #[derive(Serialize)]
 struct InfoJson<'a> {
     #[serde(flatten)]
@@ -277,7 +277,7 @@ fn by_kind(exits: &[Exits]) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
 }
 
-/// A card of a VM that does not run.
+/// A network card of a VM that does not run.
 fn planned_nic(nic: &NicConfig) -> String {
     let place = nic.place();
     let place = place.as_ref().map_or("-", Place::name);
@@ -322,16 +322,16 @@ pub(super) struct LogsArgs {
     /// Name of the VM
     #[arg(add = complete::vms())]
     name: String,
-    /// Go on as more is written
+    /// Go on, and print further output as it is written
     #[arg(short, long)]
     follow: bool,
-    /// Print the last lines only
+    /// Print only the last COUNT lines
     #[arg(short = 'n', long, value_name = "COUNT")]
     lines: Option<usize>,
-    /// Print what the worker has to say about itself, not the guest's console
+    /// Print the log of the VM's worker process, not the console
     #[arg(long, conflicts_with_all = ["follow", "lines"])]
     worker: bool,
-    /// Directory of the daemon's files, if it is another one and the daemon does not run
+    /// Directory of the daemon's files, for when the daemon does not run
     #[arg(long, value_name = "DIR", default_value = daemon::STATE_DIR)]
     state_dir: PathBuf,
 }
@@ -343,7 +343,7 @@ struct Logs {
 }
 
 impl Logs {
-    /// Asks the daemon, or looks where it keeps them.
+    /// Returns the paths that the daemon tells, or those in `state_dir` if the daemon does not run.
     fn find(args: &LogsArgs, client: Result<Client, Failed>) -> Result<Self, Failed> {
         match client.and_then(|mut client| client.info(&args.name)) {
             Ok(info) => Ok(Self {
@@ -400,7 +400,7 @@ fn unreadable(path: &str, error: &io::Error) -> Failed {
     Failed::new(ExitStatus::Failed, format!("{path}: {error}"))
 }
 
-/// `vmctl events`: for ever.
+/// `vmctl events`, which ends by a signal only.
 pub(super) fn events(mut client: Client) -> Result<(), Failed> {
     output::end_with_reader()?;
     client.subscribe()?;

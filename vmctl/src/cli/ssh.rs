@@ -11,10 +11,10 @@ use crate::net;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct SshArgs {
-    /// Name of the VM, and before it the user in the guest
+    /// Name of the VM, after the name of a user in the guest
     #[arg(value_name = "[USER@]VM")]
     target: String,
-    /// A command for the guest, or options of ssh and then a command
+    /// Options of ssh, and a command for the guest
     #[arg(
         value_name = "ARGUMENT",
         trailing_var_arg = true,
@@ -23,7 +23,7 @@ pub(super) struct SshArgs {
     arguments: Vec<String>,
 }
 
-/// Becomes ssh. Returns only if that fails.
+/// Executes ssh in place of this process. Returns only if that fails.
 pub(super) fn run(args: &SshArgs, mut client: Client) -> Result<(), Failed> {
     let (user, name) = match args.target.rsplit_once('@') {
         Some((user, name)) => (Some(user), name),
@@ -63,7 +63,7 @@ pub(super) fn run(args: &SshArgs, mut client: Client) -> Result<(), Failed> {
     Err(Failed::new(ExitStatus::Failed, message))
 }
 
-/// The address that is most likely reached: of IPv4, else the first.
+/// Returns the first IPv4 address, or the first address if there is none: root reaches that one most likely.
 fn best(addresses: &[IpAddr]) -> Option<&IpAddr> {
     let v4 = addresses.iter().find(|address| address.is_ipv4());
     v4.or(addresses.first())

@@ -26,10 +26,10 @@ pub(super) struct TopArgs {
     /// Print once, after one interval, as plain text
     #[arg(short, long)]
     batch: bool,
-    /// Print so many times, as plain text, and end
+    /// Print COUNT times, as plain text, and end
     #[arg(short = 'n', long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     count: Option<u32>,
-    /// The time that is measured: 2s, 500ms
+    /// Time between two measurements: 2s, 500ms
     #[arg(short, long, value_name = "TIME", default_value = "2s", value_parser = interval)]
     interval: Duration,
     #[command(flatten)]

@@ -21,12 +21,12 @@ use crate::exit::{ExitStatus, Failed};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct VsockArgs {
-    /// Name of the VM; or cid:N, an address of vsock(7): in a guest, cid:2 is VM 0
+    /// Name of the VM, or cid:N, an address of vsock(7); in a guest, cid:2 is VM 0
     #[arg(value_name = "VM")]
     target: String,
-    /// Port
+    /// Number of the port
     port: u32,
-    /// Wait for the other side to connect, once
+    /// Listen, and accept one connection
     #[arg(short, long)]
     listen: bool,
 }
@@ -81,13 +81,16 @@ fn by_socket(info: &VmInfo, args: &VsockArgs) -> Result<OwnedFd, Failed> {
     let mut stream = UnixStream::connect(path).map_err(in_path)?;
     writeln!(stream, "CONNECT {}", args.port).map_err(in_path)?;
     if !is_accepted(&mut stream).map_err(in_path)? {
-        let message = format!("{name}: nobody in the guest listens at port {}", args.port);
+        let message = format!(
+            "{name}: no program in the guest listens at port {}",
+            args.port
+        );
         return Err(Failed::new(ExitStatus::Failed, message));
     }
     Ok(stream.into())
 }
 
-/// Reads the line that begins with OK, and nothing behind it.
+/// Reads the line that begins with OK, and no byte behind it.
 fn is_accepted(stream: &mut UnixStream) -> io::Result<bool> {
     let mut line = Vec::new();
     let mut byte = [0];
@@ -102,12 +105,12 @@ fn is_accepted(stream: &mut UnixStream) -> io::Result<bool> {
     Ok(line.starts_with(b"OK "))
 }
 
-/// Waits for a connection to a socket, which is there only as long.
+/// Waits for a connection to a socket, which exists only for that time.
 fn accept(path: &Path) -> io::Result<OwnedFd> {
     let listener = daemon::listen(path).map_err(|e| match e.kind() {
-        io::ErrorKind::AddrInUse => {
-            io::Error::other("another program listens there, or one that was killed has left it")
-        }
+        io::ErrorKind::AddrInUse => io::Error::other(
+            "another program listens there, or a killed program has left this file: then delete it",
+        ),
         _ => e,
     })?;
     // Whoever interrupts the program does not have to remove the socket.
@@ -145,8 +148,8 @@ fn by_address(cid: u32, args: &VsockArgs) -> Result<OwnedFd, Failed> {
     Ok(stream.map_err(failed)?.into())
 }
 
-/// Passes standard input on and prints what comes, until both have ended, or the other side has closed the
-/// connection.
+/// Copies standard input to the connection, and the connection to standard output, until both have ended or the other
+/// side has closed the connection.
 fn relay(stream: OwnedFd) -> io::Result<()> {
     let mut stream = File::from(stream);
     let mut to = stream.try_clone()?;

@@ -119,7 +119,7 @@ pub(super) enum BadNic {
     #[error("a NIC with \"spoof\" may use any address, and has none of its own")]
     SpoofedAddress,
     /// The NIC's tap is another program's, and the NIC has VLANs.
-    #[error("tap \"{0}\": whoever makes a tap puts it into its VLANs")]
+    #[error("tap \"{0}\": a tap of another program can have no \"vlan\" and no \"trunks\" here")]
     TapWithVlans(String),
     /// A VLAN is with and without tags.
     #[error("VLAN {0} is both \"vlan\" and among \"trunks\"")]

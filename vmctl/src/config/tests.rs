@@ -417,8 +417,14 @@ fn wrong_nics_are_named() {
     for (nic, what) in [
         ("", "one of the keys \"network\", \"bridge\" and \"tap\""),
         ("network = 'a'\nbridge = 'b'", "one of the keys"),
-        ("tap = 'a'\nvlan = 10", "tap \"a\": whoever makes a tap"),
-        ("tap = 'a'\ntrunks = [10]", "tap \"a\": whoever makes a tap"),
+        (
+            "tap = 'a'\nvlan = 10",
+            "tap \"a\": a tap of another program",
+        ),
+        (
+            "tap = 'a'\ntrunks = [10]",
+            "tap \"a\": a tap of another program",
+        ),
         ("network = 'a'\nvlan = 10\ntrunks = [10]", "VLAN 10 is both"),
         (
             "network = 'a'\nvlan = 0",

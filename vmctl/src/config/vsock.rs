@@ -37,7 +37,7 @@ impl VsockConfig {
 
     fn check(&self) -> Result<(), &'static str> {
         match self.vhost && self.cid.is_none() {
-            true => Err("a guest with \"vhost\" has a \"cid\" of its own"),
+            true => Err("\"vhost\" requires a \"cid\", which no other VM may have"),
             false => Ok(()),
         }
     }

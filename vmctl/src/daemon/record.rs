@@ -271,7 +271,7 @@ impl Record {
     pub(super) fn may_resume(&self) -> Result<How, Failure> {
         match self.state {
             VmState::IoStalled if !self.is_held => {
-                Err(self.wrong_state("its virtual CPUs are not held, and go on"))
+                Err(self.wrong_state("its virtual CPUs could not be stopped, and go on"))
             }
             VmState::Paused | VmState::IoStalled | VmState::Running => Ok(How::Now),
             VmState::Starting if self.asked.pause => Ok(How::Done),
@@ -409,7 +409,7 @@ impl Record {
         match (cause, starts_again) {
             (EndCause::PoweredOff | EndCause::Rebooted, Some(true)) => {
                 self.brake = Brake::default();
-                self.enter(VmState::Starting, "guest rebooted, as it was asked");
+                self.enter(VmState::Starting, "guest rebooted on request");
                 return Next::Reboot;
             }
             (EndCause::Rebooted, None) if restarts => {

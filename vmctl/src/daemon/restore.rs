@@ -75,7 +75,7 @@ impl Vms {
                 Some(state) => (state, saved.reason.clone()),
                 None => (
                     VmState::Crashed,
-                    "its last state is unknown here".to_owned(),
+                    "its last state has a name that this daemon does not know".to_owned(),
                 ),
             },
         };

@@ -292,7 +292,7 @@ fn read_state(path: &Path) -> Result<Option<Saved>, StoreError> {
     };
     let table: toml::Table = toml::from_str(&text).map_err(|e| wrong(&e.message()))?;
     if !table.contains_key("state") {
-        return Err(wrong(&"it has no state"));
+        return Err(wrong(&"the key \"state\" is missing"));
     }
     let saved = table.try_into().map_err(|e| wrong(&e))?;
     Ok(Some(saved))

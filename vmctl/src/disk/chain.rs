@@ -280,7 +280,7 @@ pub(super) fn walk(
         let link = Link::open(&file, format, Access::Read).map_err(behind)?;
         let identity = link.identity().map_err(behind)?;
         if seen.contains(&identity) {
-            let what = "is behind itself: the backing files form a loop";
+            let what = "its backing files form a loop";
             return Err(behind(DiskError::wrong(&file, what)));
         }
         seen.push(identity);
@@ -332,7 +332,7 @@ pub(super) fn check_depth(path: &Path, files: usize) -> Result<(), DiskError> {
 /// Refuses what is no size of a disk.
 pub(super) fn check_size(path: &Path, size: u64) -> Result<(), DiskError> {
     if size == 0 {
-        return Err(DiskError::wrong(path, "a disk of no size"));
+        return Err(DiskError::wrong(path, "the disk has size 0"));
     }
     // Offsets into a file have a sign.
     if i64::try_from(size).is_err() {

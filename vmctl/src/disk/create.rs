@@ -127,13 +127,15 @@ pub fn resize(path: &Path, format: Format, size: u64, shrink: bool) -> Result<u6
     let old = chain.capacity();
     if size < old && !shrink {
         let (old, size) = (format_size(old), format_size(size));
-        let what = format_args!("{old} long; only --shrink lets it lose what is behind {size}");
+        let what = format_args!(
+            "{old} long: --shrink cuts it to {size}, and the data behind that is lost"
+        );
         return Err(DiskError::wrong(path, what));
     }
     let first = &chain.image;
     let meta = first.file.metadata().map_err(|e| DiskError::io(path, &e))?;
     if meta.file_type().is_block_device() {
-        let what = "a block device has the size that it has";
+        let what = "a block device can't be resized";
         return Err(DiskError::wrong(path, what));
     }
     let backing = chain.backing.first().map_or(0, |link| link.size);

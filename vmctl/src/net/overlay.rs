@@ -55,7 +55,9 @@ pub enum OverlayError {
         address: IpAddr,
     },
     /// One peer has an IPv4 address, another one an IPv6 address.
-    #[error("peer {host}: {address} and {other} are of two families")]
+    #[error(
+        "peer {host}: {address} and {other} are an IPv4 and an IPv6 address; all peers need one family"
+    )]
     Families {
         /// The peer, as the user wrote it.
         host: String,
@@ -440,7 +442,7 @@ mod tests {
             (1 << 24, &["10.0.0.2"], "VXLAN 16777216: expected"),
             (1, &[], "VXLAN 1: no peer is given"),
             (1, &["10.0.0.2", "10.0.0.2"], "10.0.0.2 is a peer already"),
-            (1, &["10.0.0.2", "fd00::2"], "are of two families"),
+            (1, &["10.0.0.2", "fd00::2"], "all peers need one family"),
             (1, &["127.0.0.1"], "127.0.0.1 is not another machine"),
             (1, &["0.0.0.0"], "is not another machine"),
             (1, &["239.1.1.1"], "is not another machine"),

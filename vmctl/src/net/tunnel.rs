@@ -29,7 +29,7 @@ pub(super) const MTU: u16 = 1420;
 
 /// Error: a text is no key.
 #[derive(Debug, thiserror::Error)]
-#[error("\"{0}\" is not a key, which \"vmctl net key\" prints")]
+#[error("\"{0}\" is not a public key, such as \"vmctl net key\" prints")]
 pub struct BadKey(String);
 
 /// Error: a text is no other machine.
@@ -339,7 +339,7 @@ mod tests {
         assert_eq!(tunnel.config(77, "secret"), expected);
         for (text, what) in [
             ("192.0.2.1", "peer 192.0.2.1: expected KEY@HOST"),
-            ("x@192.0.2.1", "peer x@192.0.2.1: \"x\" is not a key"),
+            ("x@192.0.2.1", "peer x@192.0.2.1: \"x\" is not a public key"),
         ] {
             let error = text.parse::<Peer>().unwrap_err();
             assert!(error.to_string().starts_with(what), "{error}");

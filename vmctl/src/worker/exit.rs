@@ -98,16 +98,16 @@ pub(super) fn instruction(
         // The mistake is a program's, which must not end its machine.
         Err(Fault::NotEmulated(_) | Fault::NotInRam(_)) if is_user(state) => {
             journal::guest(format_args!(
-                "a program touches {at:#x}, where no memory is, at rip {rip:#x} with an instruction that is not emulated"
+                "a program touches {at:#x}, where there is no memory, at rip {rip:#x} with an instruction that is not emulated"
             ));
             Ok(exception(vector::UNDEFINED_OPCODE, 0, 0))
         }
         Err(Fault::NotEmulated(bytes)) => Err(End::crashed(format_args!(
-            "instruction {bytes} at rip {rip:#x} touches {at:#x}, where no memory is, and can't be \
+            "instruction {bytes} at rip {rip:#x} touches {at:#x}, where there is no memory, and can't be \
              emulated"
         ))),
         Err(Fault::NotInRam(gpa)) => Err(End::crashed(format_args!(
-            "code or page tables for rip {rip:#x} lie at {gpa:#x}, where no memory is"
+            "code or page tables for rip {rip:#x} lie at {gpa:#x}, where there is no memory"
         ))),
     }
 }

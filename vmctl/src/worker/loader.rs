@@ -87,10 +87,10 @@ impl Source {
         match offset.checked_add(len) {
             Some(end) if end <= self.size => Ok(()),
             Some(end) => Err(self.error(format_args!(
-                "truncated: it says that it has {end} bytes, and has {}",
+                "truncated: by its header it has at least {end} bytes, but it has {}",
                 self.size
             ))),
-            None => Err(self.error("its header makes no sense")),
+            None => Err(self.error("its header is malformed")),
         }
     }
 

@@ -30,7 +30,7 @@ pub(super) enum Outcome {
 /// Error: an image can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OpenError {
-    #[error("its format was not told")]
+    #[error("the daemon has not told its format")]
     NoFormat,
     #[error(transparent)]
     Disk(#[from] DiskError),

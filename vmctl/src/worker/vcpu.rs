@@ -34,7 +34,7 @@ fn run(index: usize, vcpu: &mut Vcpu, mut msrs: Msrs, vm: &Vm) {
             Ok(()) => turn(vcpu, &mut msrs, vm),
             Err(Errno::INTR) => {}
             Err(Errno::NODEV) => vm.conclude(Conclusion::End(End::failed(
-                "the partition was destroyed under the worker",
+                "the partition was destroyed while the worker ran it",
             ))),
             Err(errno) => vm.conclude(Conclusion::End(End::failed(format_args!(
                 "run virtual CPU {index}: {}",

@@ -91,7 +91,7 @@ fn disks_whose_images_no_vm_can_use() {
         refused(name, expected);
     }
     fs::copy(path("loop.qcow2"), path("base.qcow2")).unwrap();
-    refused("loop.qcow2", "the backing files form a loop");
+    refused("loop.qcow2", "its backing files form a loop");
     assert_eq!(fs::read_dir(machine.path("state")).unwrap().count(), 0);
 }
 
@@ -104,7 +104,7 @@ fn a_name_is_taken_once() {
     assert!(error.contains("demo is defined already"), "{error}");
     let other = ["run", &config, "--set", "vcpus=2", "--set", "cmdline=x"];
     let error = machine.vmctl(&other).fails(5);
-    let differs = "demo is defined already, and otherwise: cmdline is nothing there, and \"x\" here; \
+    let differs = "demo is defined already, with another configuration: cmdline is nothing there, and \"x\" here; \
                    vcpus is 1 there, and 2 here; choose another --name, or \"vmctl edit demo\"";
     assert!(error.contains(differs), "{error}");
     machine.vmctl(&["create", &config, "--name", "other"]).ok();

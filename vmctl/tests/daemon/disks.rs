@@ -151,7 +151,7 @@ fn a_guest_that_keeps_a_disk_has_it_still() {
     let late = machine
         .vmctl(&["detach", "demo", "data", "--timeout", "100ms"])
         .fails(9);
-    assert!(late.contains("has not given up data"), "{late}");
+    assert!(late.contains("has not released data"), "{late}");
     let waiter = machine.spawn(&["detach", "demo", "data"]);
     eventually("the worker is asked twice", || {
         let log = machine.vmctl(&["logs", "demo"]).ok();

@@ -263,7 +263,7 @@ const CASES: &[Case] = &[
     (
         "net create all",
         2,
-        &["\"all\"", "the kernel has this name", "choose another"],
+        &["\"all\"", "the kernel uses this name", "choose another"],
     ),
     ("net create Lan", 2, &["\"Lan\"", "lower-case letters"]),
     (
@@ -294,7 +294,7 @@ const CASES: &[Case] = &[
     (
         "daemon --log disk=info",
         2,
-        &["'disk=info'", "--log", "\"disk\" is no module"],
+        &["'disk=info'", "--log", "\"disk\" is not a module"],
     ),
     (
         "daemon --state-dir DIR/kernel",

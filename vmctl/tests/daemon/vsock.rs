@@ -103,7 +103,7 @@ fn wrong_addresses_are_named() {
         ("cid = -1", "vsock.cid = -1: expected a number from 3"),
         (
             "vhost = true",
-            "a guest with \"vhost\" has a \"cid\" of its own",
+            "\"vhost\" requires a \"cid\", which no other VM may have",
         ),
         ("port = 1", "vsock: unknown key \"port\""),
     ] {

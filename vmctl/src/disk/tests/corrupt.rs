@@ -13,7 +13,7 @@ fn a_corrupt_header_is_an_error() {
         (20, &[0, 0, 0, 63], "clusters of 2^63"),
         (20, &[0xff; 4], "clusters of 2^4294967295"),
         (24, &[0x7f; 8], "the L1 table is too short"),
-        (24, &[0; 8], "a disk of no size"),
+        (24, &[0; 8], "the disk has size 0"),
         (28, &[0, 0, 1, 1], "no whole number of 512-byte sectors"),
         (32, &[0, 0, 0, 2], "encrypted"),
         (36, &[0, 0, 0, 0], "the L1 table is too short"),

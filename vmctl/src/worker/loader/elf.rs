@@ -104,7 +104,7 @@ impl Elf {
             list.push(segment);
             source.check_extent(segment.offset, segment.file_size)?;
             if segment.file_size > segment.memory_size && word(header, 0, 4) as u32 == PT_LOAD {
-                return Err(source.error("its program headers make no sense"));
+                return Err(source.error("its program headers are malformed"));
             }
         }
         if elf.segments.is_empty() {

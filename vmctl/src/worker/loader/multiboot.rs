@@ -112,7 +112,8 @@ impl Multiboot {
         if header.flags & ADDRESSES == 0 {
             return Err(source.error("a Multiboot image that is no ELF file and has no addresses"));
         }
-        let nonsense = || source.error("the addresses in its Multiboot header make no sense");
+        let nonsense =
+            || source.error("the addresses in its Multiboot header contradict each other");
         let [header_at, load, load_end, bss_end, entry] = header.addresses.map(u64::from);
         // load_addr is what lies as far before the header in memory as in the file.
         let before = header_at.checked_sub(load).ok_or_else(nonsense)?;

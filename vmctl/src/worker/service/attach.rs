@@ -23,7 +23,7 @@ pub(super) enum Attached {
 /// Error: a device can't be attached.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AttachError {
-    #[error("its files did not come")]
+    #[error("its files have not arrived")]
     NoFiles,
     #[error(transparent)]
     Configuration(#[from] ConfigError),
