@@ -111,17 +111,22 @@ pub(crate) fn build(kernel: &Kernel, guest: &Kernel, vmctl: &Path) -> Result<Pat
 /// Puts a program and the libraries that it is linked with into an initramfs.
 fn add_program(archive: &mut Archive, program: &Path, name: &str) -> Result<()> {
     archive.file(program, name, 0o755);
+    for library in libraries(program)? {
+        archive.file(Path::new(&library), library.trim_start_matches('/'), 0o755);
+    }
+    Ok(())
+}
+
+/// Returns the paths of the shared libraries that a program is linked with, and of its loader.
+pub(crate) fn libraries(program: &Path) -> Result<Vec<String>> {
     let output = Command::new("ldd")
         .arg(program)
         .output()
         .map_err(context(program))?;
     // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f...)", or the loader's path alone.
-    for word in String::from_utf8_lossy(&output.stdout).split_whitespace() {
-        if let Some(library) = word.strip_prefix('/') {
-            archive.file(Path::new(word), library, 0o755);
-        }
-    }
-    Ok(())
+    let text = String::from_utf8_lossy(&output.stdout);
+    let paths = text.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok(paths.map(str::to_owned).collect())
 }
 
 /// Something that the user wants in VM 0.

@@ -265,8 +265,10 @@ impl Machine {
                 ));
         }
         // On a busy host the emulated timer is late, and Linux takes that for a broken IO-APIC and panics;
-        // the option is what Linux sets by itself on the hypervisors that it knows.
-        let mut options = "console=ttyS0 panic=-1 quiet no_timer_check".to_owned();
+        // no_timer_check is what Linux sets by itself on the hypervisors that it knows. Self-tests of the kernel's
+        // cryptography keep an emulated CPU busy for seconds.
+        let mut options =
+            "console=ttyS0 panic=-1 quiet no_timer_check cryptomgr.notests".to_owned();
         if !self.options.is_empty() {
             options.push_str(&format!(" {}", self.options));
         }

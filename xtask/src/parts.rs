@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::files::{context, folder};
 use crate::kernel::Kernel;
@@ -44,50 +44,22 @@ impl Parts {
     }
 }
 
-/// A `vmctl` that needs no library.
+/// A static `vmctl`, which VM 0 runs without shared libraries. It is built in a folder of its own, because its flags
+/// are not those of other builds, and for a named target, so that the flags do not apply to build scripts and
+/// procedural macros.
 pub(crate) fn vmctl() -> Result<PathBuf> {
-    checked(&mut without_libraries("build"))?;
-    Ok(static_folder().join(HOST).join("release/vmctl"))
-}
-
-/// The driver's tests, which need no library either.
-pub(crate) fn driver_tests() -> Result<PathBuf> {
-    let output = without_libraries("test")
-        .args(["--test", "driver", "--no-run", "--message-format=json"])
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| format!("cargo test: {error}"))?;
-    // One object a line; the test's has the path that it was built at. `vmctl` itself has one too, in
-    // any order.
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut paths = text
-        .lines()
-        .filter(|line| line.contains("\"kind\":[\"test\"]"))
-        .filter_map(|line| line.split_once("\"executable\":\"")?.1.split('"').next());
-    match paths.next_back() {
-        Some(path) if output.status.success() => Ok(path.into()),
-        _ => Err(format!("building the driver's tests: {}", output.status)),
-    }
-}
-
-/// Cargo, for static programs of `vmctl`'s: in a folder of their own, because their flags are not
-/// those of other builds, and with a target named, so that the flags are not those of build scripts
-/// and procedural macros.
-fn without_libraries(command: &str) -> Command {
-    let mut cargo = Command::new("cargo");
-    cargo
-        .current_dir(root())
-        .args([command, "--quiet", "--release", "--package", "vmctl"])
-        .args(["--target", HOST, "--target-dir"])
-        .arg(static_folder())
-        .env_remove("RUSTFLAGS")
-        .env(
-            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
-            "-Ctarget-feature=+crt-static -Cstrip=debuginfo",
-        );
-    cargo
-}
-
-fn static_folder() -> PathBuf {
-    root().join("target/static")
+    let target = root().join("target/static");
+    checked(
+        Command::new("cargo")
+            .current_dir(root())
+            .args(["build", "--quiet", "--release", "--package", "vmctl"])
+            .args(["--target", HOST, "--target-dir"])
+            .arg(&target)
+            .env_remove("RUSTFLAGS")
+            .env(
+                "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+                "-Ctarget-feature=+crt-static -Cstrip=debuginfo",
+            ),
+    )?;
+    Ok(target.join(HOST).join("release/vmctl"))
 }

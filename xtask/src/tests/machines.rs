@@ -45,7 +45,7 @@ pub(super) fn run(report: &mut Report, parts: &LazyParts, long: bool) -> Result<
 fn machine(script: &Script, parts: &Parts) -> Result<Machine> {
     let mut machine = script.machine();
     for (file, name) in &script.wants.files {
-        machine.add_file(&file.path(parts)?, name)?;
+        file.add(&mut machine, name, parts)?;
     }
     if script.wants.debian {
         machine.disks.extend(image::debian_disks()?);

@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::host;
 use crate::files::context;
 use crate::kernel::Kernel;
 use crate::machine::{Boot, Machine};
-use crate::parts::{self, Parts};
-use crate::{Result, root};
+use crate::parts::Parts;
+use crate::{Result, initramfs, root};
 
 /// One script.
 pub(super) struct Script {
@@ -64,15 +65,22 @@ pub(super) enum GuestFile {
 }
 
 impl GuestFile {
-    /// The file on this machine.
-    pub(super) fn path(&self, parts: &Parts) -> Result<PathBuf> {
-        match self {
-            Self::Kernel(metapackage) => Ok(Kernel::of(metapackage)?.image),
-            Self::Elf => Kernel::stock()?.elf(),
-            Self::Microvisor => Ok(parts.image.clone()),
-            Self::DriverTests => parts::driver_tests(),
-            Self::Source(path) => Ok(root().join(path)),
-        }
+    /// Adds the file to VM 0's files, with the shared libraries that it needs.
+    pub(super) fn add(&self, machine: &mut Machine, name: &str, parts: &Parts) -> Result<()> {
+        let path = match self {
+            Self::Kernel(metapackage) => Kernel::of(metapackage)?.image,
+            Self::Elf => Kernel::stock()?.elf()?,
+            Self::Microvisor => parts.image.clone(),
+            Self::DriverTests => {
+                let tests = host::driver_tests()?;
+                for library in initramfs::libraries(&tests)? {
+                    machine.add_file(Path::new(&library), &library)?;
+                }
+                tests
+            }
+            Self::Source(path) => root().join(path),
+        };
+        machine.add_file(&path, name)
     }
 }
 
