@@ -55,7 +55,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     faults::run(&mut report);
     let parts = LazyParts::default();
-    door::run(&mut report, &parts);
     machines::run(&mut report, &parts, options.long)?;
     report.close()
 }

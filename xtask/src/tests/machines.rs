@@ -4,9 +4,9 @@ use std::panic::resume_unwind;
 use std::thread;
 use std::time::Duration;
 
-use super::LazyParts;
 use super::report::Report;
 use super::script::Script;
+use super::{LazyParts, door};
 use crate::image;
 use crate::machine::{CableEnd, Machine};
 use crate::parts::Parts;
@@ -19,27 +19,34 @@ pub(super) fn run(report: &mut Report, parts: &LazyParts, long: bool) -> Result<
             case.check(parts.get()?)
         });
     }
-    let mut cases = Vec::new();
+    let mut tests: Vec<(String, Test)> = Vec::new();
+    for &(name, test) in door::TESTS {
+        if report.wants(name) {
+            tests.push((name.to_owned(), Box::new(test)));
+        }
+    }
     for script in Script::all(&root().join("root-partition/tests"))? {
         if script.wants.long && !long {
             report.skip(&script.name, "takes long; --long runs it");
         } else if report.wants(&script.name) {
             // What they need is downloaded and built here: not by two of them at once.
             let machine = parts.get().and_then(|parts| machine(&script, parts));
-            cases.push((script, machine));
+            let name = script.name.clone();
+            let test = move |parts: &Parts| pass(&script, &machine?, parts);
+            tests.push((name, Box::new(test)));
         }
     }
-    if cases.is_empty() {
+    if tests.is_empty() {
         return Ok(());
     }
     let parts = parts.get()?;
-    let tests = cases.into_iter().map(|(script, machine)| {
-        let name = script.name.clone();
-        (name, move || pass(&script, &machine?, parts))
-    });
-    report.tests_at_once(tests);
+    let tests = tests.into_iter();
+    report.tests_at_once(tests.map(|(name, test)| (name, move || test(parts))));
     Ok(())
 }
+
+/// A test that boots the image.
+type Test = Box<dyn FnOnce(&Parts) -> Result<()> + Send>;
 
 /// A script's machine, with its files.
 fn machine(script: &Script, parts: &Parts) -> Result<Machine> {
