@@ -30,8 +30,8 @@ refuse '"10.1.0.1" is not an IPv4 address with a prefix' vmctl net create lan3 -
 refuse "10.1.0.1/33: a prefix has 8 to 30 bits" vmctl net create lan3 --address 10.1.0.1/33
 refuse "10.1.0.0/16: that is the network" vmctl net create lan3 --address 10.1.0.0/16
 refuse "10.1.255.255/16: that is the broadcast address" vmctl net create lan3 --address 10.1.255.255/16
-refuse '"all": the kernel has this name' vmctl net create all
-refuse '"default": the kernel has this name' vmctl net create default
+refuse '"all": the kernel uses this name' vmctl net create all
+refuse '"default": the kernel uses this name' vmctl net create default
 refuse '".." is not an interface' vmctl net create ..
 refuse "MTU 67: expected a number from 68 to 65535" vmctl net create lan3 --mtu 67
 refuse "lan3: 10.77.0.9/16 overlaps lan1's 10.77.0.1/24" vmctl net create lan3 --address 10.77.0.9/16

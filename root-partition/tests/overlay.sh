@@ -99,7 +99,7 @@ key=$(vmctl net key) || fail "no key: $key"
 [ "$(vmctl net key)" = "$key" ] || fail "the next key is another one"
 [ "$(stat -c %a /var/lib/microvisor/wireguard.key)" = 600 ] || fail "others can read the key"
 refuse "peer 192.168.50.$other: expected KEY@HOST" secure 192.168.50.$other
-refuse "is not a key" secure x@192.168.50.$other
+refuse "is not a public key" secure x@192.168.50.$other
 refuse "that is this machine's own key" secure "$key@192.168.50.$other"
 refuse "an interface of this machine has VXLAN 77 already" vmctl net create lan1 --vxlan 77 --wireguard --peer "$(wg genkey | wg pubkey)@192.168.50.9"
 [ ! -e /sys/class/net/lan1 ] && [ ! -e /sys/class/net/wg77 ] && [ ! -e /sys/class/net/wg78 ] || fail "a refused network is there"
