@@ -102,11 +102,11 @@ pub(super) fn unmap(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
 fn check(machine: &Machine, entry: &MapRange) -> Result<Run, Status> {
     let flags = MapFlags::from_bits(entry.flags).ok_or(Status::InvalidArgument)?;
     let pages = u64::from(entry.pages);
-    let frame = run_of_frames(machine, entry.pfn, pages).map_err(|_| Status::BadAddress);
     let page = GuestPage::first_of(entry.gpa_pfn, pages).ok_or(Status::OutOfRange)?;
+    let frame = run_of_frames(machine, entry.pfn, pages).map_err(|_| Status::BadAddress)?;
     Ok(Run {
         page,
-        frame: frame?,
+        frame,
         pages,
         writable: !flags.contains(MapFlags::READ_ONLY),
     })

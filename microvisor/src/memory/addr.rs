@@ -66,9 +66,10 @@ impl GuestPage {
     /// Count of guest pages: guest physical addresses have 48 bits.
     pub const COUNT: u64 = 1 << 36;
 
-    /// Makes the page with this number; bits that no guest physical address has are dropped.
+    /// Makes the page with this number. It stays as it is, also where no guest has such a page, so that `verify` finds
+    /// a wrong one in the frame table. [`GuestPage::first_of`] checks pages that root names.
     pub const fn new(number: u64) -> Self {
-        Self(number % Self::COUNT)
+        Self(number)
     }
 
     /// Returns page `number`, if it and the pages behind it, `pages` in all and at least one, exist.
@@ -79,7 +80,7 @@ impl GuestPage {
 
     /// Returns the page `pages` after this one.
     pub const fn offset(self, pages: u64) -> Self {
-        Self::new(self.0.wrapping_add(pages))
+        Self(self.0.wrapping_add(pages))
     }
 
     /// Returns its number.

@@ -13,7 +13,7 @@ use crate::hypercall::{Call, dispatch};
 use crate::machine::Machine;
 use crate::memory::frame_table::{Owner, PartitionId};
 use crate::memory::nested::entry::Entry;
-use crate::memory::{Frame, Hpa};
+use crate::memory::{Frame, GuestPage, Hpa};
 
 const PAGE: u64 = 1;
 
@@ -152,6 +152,23 @@ fn each_kind_of_difference_is_found_with_both_sides() {
             Kind::Page,
             1,
             SMALL_AT + 1,
+            0,
+            SMALL,
+            Is::Shared,
+        ),
+        (
+            "a guest's page is one that no guest has, by the frame table",
+            |w, id, _| {
+                let frames = &w.machine.memory.frames;
+                let page = GuestPage::new(GuestPage::COUNT + SMALL_AT);
+                frames.guest_unshare(Frame::new(SMALL), id).unwrap();
+                frames
+                    .root_share_guest(Frame::new(SMALL), id, page)
+                    .unwrap();
+            },
+            Kind::Page,
+            1,
+            SMALL_AT,
             0,
             SMALL,
             Is::Shared,
