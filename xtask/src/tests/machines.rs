@@ -39,9 +39,13 @@ pub(super) fn run(report: &mut Report, parts: &LazyParts, long: bool) -> Result<
     if tests.is_empty() {
         return Ok(());
     }
-    let parts = parts.get()?;
-    let tests = tests.into_iter();
-    report.tests_at_once(tests.map(|(name, test)| (name, move || test(parts))));
+    // A part that can't be built is a failure of each test.
+    let parts = parts.get();
+    let tests = tests.into_iter().map(|(name, test)| {
+        let parts = parts.clone();
+        (name, move || test(parts?))
+    });
+    report.tests_at_once(tests);
     Ok(())
 }
 
