@@ -44,7 +44,7 @@ struct CloneArgs {
     /// Copy the data, so that the new image needs no backing file
     #[arg(long)]
     full: bool,
-    /// A further directory that may hold the image's backing files, besides the image's own directory
+    /// Directory that may hold the image's backing files, besides the image's own
     #[arg(long, value_name = "DIR", requires = "full")]
     backing_dir: Vec<PathBuf>,
     /// Format of the image, in place of the one that its name tells

@@ -115,12 +115,12 @@ fn colour(state: VmState) -> Colour {
     }
 }
 
-/// Returns the addresses, or no text if none is known.
+/// The text of a count of virtual CPUs; none if the count is not known.
 fn vcpus(count: u32) -> Option<String> {
     (count > 0).then(|| count.to_string())
 }
 
-/// The text is empty if it is not known. Root's is no round number.
+/// The text of a size of memory; none if the size is not known. Root's is no round number.
 fn memory(bytes: u64) -> Option<String> {
     let rounded = match bytes {
         ..0x10_0000 => bytes,

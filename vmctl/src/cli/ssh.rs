@@ -11,7 +11,7 @@ use crate::net;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct SshArgs {
-    /// Name of the VM, after the name of a user in the guest
+    /// Name of the VM; the name of a user in the guest and @ may stand before it
     #[arg(value_name = "[USER@]VM")]
     target: String,
     /// Options of ssh, and a command for the guest

@@ -271,7 +271,7 @@ impl Record {
     pub(super) fn may_resume(&self) -> Result<How, Failure> {
         match self.state {
             VmState::IoStalled if !self.is_held => {
-                Err(self.wrong_state("its virtual CPUs could not be stopped, and go on"))
+                Err(self.wrong_state("its virtual CPUs are not stopped, and go on"))
             }
             VmState::Paused | VmState::IoStalled | VmState::Running => Ok(How::Now),
             VmState::Starting if self.asked.pause => Ok(How::Done),
