@@ -35,7 +35,7 @@ const DEBIAN_CLIPPY: &[Need] = &[Need {
 }];
 
 /// What is built for the target.
-const PACKAGES: &[&str] = &["microvisor", "test-kernel"];
+const PACKAGES: &[&str] = &["microvisor", "test-kernel", "bench-kernel"];
 /// Where, in the workspace.
 const FOLDER: &str = "target/freestanding";
 

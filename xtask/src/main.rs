@@ -4,6 +4,7 @@
 //! with a stock Linux as VM 0, `test` runs every check and test.
 
 mod archive;
+mod bench;
 mod demo;
 mod driver;
 mod files;
@@ -41,6 +42,8 @@ type Result<T> = std::result::Result<T, String>;
     about = "Builds, boots and tests the microvisor"
 )]
 enum Cli {
+    /// Measure what operations cost on a bare machine, in a guest of KVM and in a guest of the microvisor
+    Bench(bench::Options),
     /// Build the microvisor; print the image's path
     Build,
     /// Build the driver for a kernel of Debian's; print the module's path
@@ -71,6 +74,7 @@ enum Cli {
 
 fn main() -> ExitCode {
     let result = match Cli::parse() {
+        Cli::Bench(options) => bench::run(&options),
         Cli::Build => freestanding::build().map(|image| println!("{}", image.display())),
         Cli::Driver { kernel } => {
             driver::build(&kernel).map(|module| println!("{}", module.display()))

@@ -48,19 +48,7 @@ pub(crate) fn add_on_demand(archive: &mut Archive, kernel: &Kernel, wanted: &[&s
     let Some(modules) = &kernel.modules else {
         return Ok(());
     };
-    let paths = loadable(modules)?;
-    let mut found = BTreeMap::new();
-    let mut open: Vec<String> = wanted.iter().map(|path| name_of(path)).collect();
-    while let Some(name) = open.pop() {
-        // What is built in is in no list of modules.
-        if let Some(path) = paths.get(&name)
-            && !found.contains_key(&name)
-        {
-            let module = Module::read(unpacked(modules, path)?)?;
-            open.extend(module.needs.iter().cloned());
-            found.insert(name, module);
-        }
-    }
+    let found = with_dependencies(modules, wanted)?;
     let release = modules.file_name().unwrap_or_default().to_string_lossy();
     let folder = format!("lib/modules/{release}");
     let (mut dependencies, mut aliases) = (String::new(), String::new());
@@ -78,6 +66,38 @@ pub(crate) fn add_on_demand(archive: &mut Archive, kernel: &Kernel, wanted: &[&s
     archive.text(dependencies, &format!("{folder}/modules.dep"));
     archive.text(aliases, &format!("{folder}/modules.alias"));
     Ok(())
+}
+
+/// Returns the files of a module, named by its path, and of all that it depends on, in the order in which they load.
+pub(crate) fn in_order(kernel: &Kernel, wanted: &str) -> Result<Vec<PathBuf>> {
+    let Some(modules) = &kernel.modules else {
+        return Err(format!("{wanted}: this kernel came without modules"));
+    };
+    let mut found = with_dependencies(modules, &[wanted])?;
+    let name = name_of(wanted);
+    let mut order = Vec::new();
+    closure(&name, &found, &mut order);
+    order.push(name);
+    let files = order.iter().filter_map(|name| found.remove(name));
+    Ok(files.map(|module| module.file).collect())
+}
+
+/// Returns modules, named by their path, and all that they depend on, by their names.
+fn with_dependencies(modules: &Path, wanted: &[&str]) -> Result<BTreeMap<String, Module>> {
+    let paths = loadable(modules)?;
+    let mut found = BTreeMap::new();
+    let mut open: Vec<String> = wanted.iter().map(|path| name_of(path)).collect();
+    while let Some(name) = open.pop() {
+        // What is built in is in no list of modules.
+        if let Some(path) = paths.get(&name)
+            && !found.contains_key(&name)
+        {
+            let module = Module::read(unpacked(modules, path)?)?;
+            open.extend(module.needs.iter().cloned());
+            found.insert(name, module);
+        }
+    }
+    Ok(found)
 }
 
 /// A module's file, and what it says of itself.

@@ -51,6 +51,7 @@ const UNSAFE: &[&str] = &[
     "microvisor/src/fault.rs",
     "microvisor/src/memory/physmap.rs",
     "microvisor/src/memory/testing.rs",
+    "root-partition/bench-kernel/src/",
     "root-partition/test-kernel/src/",
     "vmctl/src/disk/storage.rs",
     "vmctl/src/driver.rs",

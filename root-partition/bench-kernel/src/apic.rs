@@ -1,0 +1,117 @@
+//! This CPU's local APIC, first by memory (xAPIC), then by model-specific registers (x2APIC).
+
+use crate::cpu;
+
+/// Vector of the interrupts whose handler ends them by memory.
+pub const XAPIC_VECTOR: u8 = 0x40;
+/// Vector of the interrupts whose handler ends them by model-specific register.
+pub const X2APIC_VECTOR: u8 = 0x41;
+
+/// Registers, by their offset in the page.
+pub mod register {
+    /// ID.
+    pub const ID: u32 = 0x20;
+    /// Spurious-interrupt vector, and the bit that enables the APIC.
+    pub const SPURIOUS: u32 = 0xf0;
+    /// Interrupt command, lower half.
+    pub const COMMAND: u32 = 0x300;
+    /// Timer's entry in the local vector table.
+    pub const TIMER: u32 = 0x320;
+    /// Timer's initial count.
+    pub const TIMER_INITIAL: u32 = 0x380;
+    /// Timer's divider.
+    pub const TIMER_DIVIDE: u32 = 0x3e0;
+}
+
+const PAGE: u64 = 0xfee0_0000;
+const BASE: u32 = 0x1b;
+const X2APIC_ENABLED: u64 = 1 << 10;
+const APIC_ENABLED: u64 = 1 << 11;
+/// What a command needs to send a vector to the CPU itself.
+const TO_SELF: u32 = 0b01 << 18;
+/// The self-IPI register of the x2APIC.
+const SELF_IPI: u32 = 0x83f;
+const MASKED: u32 = 1 << 16;
+const DIVIDE_BY_1: u32 = 0b1011;
+const ENABLED: u32 = 0x1ff;
+
+/// Masks the legacy interrupt controllers.
+pub fn disable_legacy() {
+    for port in [0x21, 0xa1] {
+        cpu::write_port(port, 0xff);
+    }
+}
+
+/// The way to the registers.
+#[derive(Clone, Copy)]
+pub enum Apic {
+    /// By memory.
+    Xapic,
+    /// By model-specific registers.
+    X2apic,
+}
+
+impl Apic {
+    /// Returns the APIC in xAPIC mode. Firmware, or a hypervisor in its place, may have left it in x2APIC mode, from
+    /// which only a disabled APIC leads back.
+    pub fn xapic() -> Self {
+        let base = cpu::read_msr(BASE);
+        if base & X2APIC_ENABLED != 0 {
+            let disabled = base & !(X2APIC_ENABLED | APIC_ENABLED);
+            cpu::write_msr(BASE, disabled);
+            cpu::write_msr(BASE, disabled | APIC_ENABLED);
+        }
+        Self::Xapic
+    }
+
+    /// Returns the APIC in x2APIC mode, if the CPU has that.
+    pub fn x2apic() -> Option<Self> {
+        const X2APIC: u32 = 1 << 21;
+        if cpu::cpuid(1).ecx & X2APIC == 0 {
+            return None;
+        }
+        cpu::write_msr(BASE, cpu::read_msr(BASE) | X2APIC_ENABLED);
+        Some(Self::X2apic)
+    }
+
+    /// Enables the APIC, with a timer that counts at the full rate and does not interrupt.
+    pub fn enable(self) {
+        self.write(register::SPURIOUS, ENABLED);
+        self.write(register::TIMER, MASKED);
+        self.write(register::TIMER_DIVIDE, DIVIDE_BY_1);
+    }
+
+    /// Reads a register.
+    pub fn read(self, register: u32) -> u32 {
+        match self {
+            Self::Xapic => cpu::read_memory(PAGE + u64::from(register)),
+            Self::X2apic => cpu::read_msr(0x800 + register / 16) as u32,
+        }
+    }
+
+    /// Writes a register.
+    pub fn write(self, register: u32, value: u32) {
+        match self {
+            Self::Xapic => cpu::write_memory(PAGE + u64::from(register), value),
+            Self::X2apic => cpu::write_msr(0x800 + register / 16, value.into()),
+        }
+    }
+
+    /// Sends this CPU an interrupt.
+    pub fn interrupt_self(self) {
+        match self {
+            Self::Xapic => self.write(register::COMMAND, TO_SELF | u32::from(XAPIC_VECTOR)),
+            Self::X2apic => cpu::write_msr(SELF_IPI, X2APIC_VECTOR.into()),
+        }
+    }
+
+    /// Has the timer interrupt once after so many ticks of the APIC's clock.
+    pub fn arm_timer(self, ticks: u32) {
+        let vector = match self {
+            Self::Xapic => XAPIC_VECTOR,
+            Self::X2apic => X2APIC_VECTOR,
+        };
+        self.write(register::TIMER, vector.into());
+        self.write(register::TIMER_INITIAL, ticks);
+    }
+}

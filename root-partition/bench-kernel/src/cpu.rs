@@ -1,0 +1,93 @@
+//! Instructions that Rust has no words for.
+#![allow(unsafe_code, reason = "privileged instructions")]
+
+use core::arch::asm;
+use core::arch::x86_64::CpuidResult;
+
+use x86_64::registers::control::Cr3;
+use x86_64::registers::model_specific::Msr;
+
+/// Reads a byte from a port.
+pub fn read_port(port: u16) -> u8 {
+    let value;
+    // SAFETY: no port that is named here touches memory.
+    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack)) };
+    value
+}
+
+/// Writes a byte to a port.
+pub fn write_port(port: u16, value: u8) {
+    // SAFETY: as in `read_port`.
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) };
+}
+
+/// CPUID, which the compiler does not leave out.
+pub fn cpuid(leaf: u32) -> CpuidResult {
+    let (eax, ebx, ecx, edx);
+    // SAFETY: every 64-bit CPU has it; RBX, which belongs to the compiler, is kept.
+    unsafe {
+        asm!("mov {t:r}, rbx", "cpuid", "xchg {t:r}, rbx", t = out(reg) ebx,
+            inlateout("eax") leaf => eax, inlateout("ecx") 0 => ecx, out("edx") edx,
+            options(nomem, nostack));
+    }
+    CpuidResult { eax, ebx, ecx, edx }
+}
+
+/// Time-stamp counter.
+pub fn tsc() -> u64 {
+    // SAFETY: every 64-bit CPU has it, and it reads only the counter.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// Reads a model-specific register that this CPU has.
+pub fn read_msr(register: u32) -> u64 {
+    // SAFETY: reading one of the registers that are named here has no effect.
+    unsafe { Msr::new(register).read() }
+}
+
+/// Writes a model-specific register that this CPU has.
+pub fn write_msr(register: u32, value: u64) {
+    // SAFETY: only registers of the local APIC are named here; the interrupts that they cause have handlers.
+    unsafe { Msr::new(register).write(value) };
+}
+
+/// Writes CR3 with the value that it has.
+pub fn reload_page_tables() {
+    let (frame, flags) = Cr3::read();
+    // SAFETY: the tables that are in use stay in use.
+    unsafe { Cr3::write(frame, flags) };
+}
+
+/// Executes `vmmcall` with a number that no hypervisor knows.
+pub fn hypercall() {
+    // SAFETY: a hypervisor answers an unknown number in RAX and changes nothing else.
+    unsafe { asm!("vmmcall", inlateout("rax") 0x4000_0000_u64 => _, options(nostack)) };
+}
+
+/// Ends the machine, which every hypervisor does after a triple fault.
+pub fn triple_fault() -> ! {
+    let no_table = [0_u16; 5];
+    // SAFETY: nothing runs after it.
+    unsafe { asm!("lidt [{}]", "ud2", in(reg) &no_table, options(noreturn)) };
+}
+
+/// Reads device registers or memory.
+pub fn read_memory(address: u64) -> u32 {
+    // SAFETY: all of the lower 4 GiB is mapped; a read there has no effect on this kernel.
+    unsafe { (address as *const u32).read_volatile() }
+}
+
+/// Writes device registers, or memory that this kernel does not use for anything else.
+pub fn write_memory(address: u64, value: u32) {
+    // SAFETY: as in `read_memory`; the callers' addresses are those of devices, or above the kernel's image.
+    unsafe { (address as *mut u32).write_volatile(value) };
+}
+
+/// Copies a KiB from one place to another, in 128 steps of eight bytes. The callers' memory is above the kernel's image.
+pub fn copy_kib(from: u64, to: u64) {
+    // SAFETY: mapped memory that this kernel does not use for anything else.
+    unsafe {
+        asm!("rep movsq", inout("rsi") from => _, inout("rdi") to => _, inout("rcx") 128_u64 => _,
+            options(nostack));
+    }
+}

@@ -1,0 +1,187 @@
+//! The operations that are measured.
+
+use x86_64::instructions::interrupts;
+
+use crate::apic::{Apic, register};
+use crate::console::{COM1, SCRATCH};
+use crate::measure::{row, samples, ticks};
+use crate::{cpu, trap};
+
+/// How often most operations are repeated.
+const OFTEN: u64 = 1000;
+const PAGE: u64 = 4096;
+const LARGE_PAGE: u64 = 2 << 20;
+/// Memory that nothing has touched, in which each 4 KiB are touched.
+const SMALL_TOUCHES: u64 = 64 << 20;
+/// Memory that nothing has touched, in which only one byte of each 2 MiB is touched.
+const LARGE_TOUCHES: u64 = 256 << 20;
+/// Touches of a sample.
+const TOUCHES: u64 = 8;
+/// Ticks until the timer's interrupt: longer than any hypervisor takes to arm it.
+const TIMER_TICKS: u32 = 200_000;
+
+/// Measures each row.
+pub fn run() {
+    instructions();
+    ports();
+    apic(Apic::xapic(), &XAPIC);
+    row("ioapic-read", OFTEN, |times| {
+        repeat(times, || drop_value(cpu::read_memory(0xfec0_0010)));
+    });
+    if let Some(x2apic) = Apic::x2apic() {
+        apic(x2apic, &X2APIC);
+        deadline(x2apic);
+    }
+    memory();
+}
+
+fn repeat(times: u64, mut operation: impl FnMut()) {
+    for _ in 0..times {
+        operation();
+    }
+}
+
+/// Takes a value that was read only for the time that it takes.
+fn drop_value(value: impl Copy) {
+    let _ = core::hint::black_box(value);
+}
+
+fn instructions() {
+    row("cpuid", OFTEN, |times| {
+        repeat(times, || drop_value(cpu::cpuid(0).eax));
+    });
+    if is_guest() {
+        row("hypercall", OFTEN, |times| repeat(times, cpu::hypercall));
+    }
+    row("cr3-write", OFTEN, |times| {
+        repeat(times, cpu::reload_page_tables);
+    });
+}
+
+/// Whether a hypervisor with `vmmcall` runs this: QEMU's TCG calls itself one, and has none.
+fn is_guest() -> bool {
+    const SIGNATURES: u32 = 0x4000_0000;
+    const HYPERVISOR: u32 = 1 << 31;
+    const TCG: u32 = u32::from_le_bytes(*b"TCGT");
+    cpu::cpuid(1).ecx & HYPERVISOR != 0 && cpu::cpuid(SIGNATURES).ebx != TCG
+}
+
+fn ports() {
+    row("port-read", OFTEN, |times| {
+        repeat(times, || drop_value(cpu::read_port(SCRATCH)));
+    });
+    row("port-write", OFTEN, |times| {
+        repeat(times, || cpu::write_port(SCRATCH, 0x5a));
+    });
+    row("serial-byte", 200, |times| {
+        repeat(times, || cpu::write_port(COM1, b'.'));
+        cpu::write_port(COM1, b'\n');
+    });
+}
+
+/// Names of the rows of one way to the local APIC.
+struct Names {
+    read: &'static str,
+    timer: &'static str,
+    interrupt: &'static str,
+    fire: &'static str,
+}
+
+const XAPIC: Names = Names {
+    read: "xapic-read",
+    timer: "xapic-timer",
+    interrupt: "xapic-self-ipi",
+    fire: "xapic-timer-fires",
+};
+
+const X2APIC: Names = Names {
+    read: "x2apic-read",
+    timer: "x2apic-timer",
+    interrupt: "x2apic-self-ipi",
+    fire: "x2apic-timer-fires",
+};
+
+fn apic(apic: Apic, names: &Names) {
+    apic.enable();
+    row(names.read, OFTEN, |times| {
+        repeat(times, || drop_value(apic.read(register::ID)));
+    });
+    // The timer never gets there.
+    row(names.timer, OFTEN, |times| {
+        repeat(times, || apic.write(register::TIMER_INITIAL, u32::MAX));
+        apic.write(register::TIMER_INITIAL, 0);
+    });
+    interrupts::enable();
+    row(names.interrupt, OFTEN, |times| {
+        repeat(times, || {
+            let before = trap::interrupts();
+            apic.interrupt_self();
+            while trap::interrupts() == before {}
+        });
+    });
+    interrupts::disable();
+    // A host that was kept busy so far does its other work when it first gets idle.
+    repeat(10, || wait_for_timer(apic));
+    samples(names.fire, 1, |_| {
+        let taken = ticks(|| wait_for_timer(apic));
+        taken.saturating_sub(TIMER_TICKS.into())
+    });
+}
+
+/// Arms the timer, and halts until its interrupt. Interrupts are disabled before and afterwards.
+fn wait_for_timer(apic: Apic) {
+    let before = trap::interrupts();
+    apic.arm_timer(TIMER_TICKS);
+    while trap::interrupts() == before {
+        interrupts::enable_and_hlt();
+        interrupts::disable();
+    }
+}
+
+/// The timer that takes a value of the time-stamp counter.
+fn deadline(apic: Apic) {
+    const DEADLINE: u32 = 1 << 24;
+    const MODE: u32 = 0b10 << 17;
+    const MASKED: u32 = 1 << 16;
+    const TSC_DEADLINE: u32 = 0x6e0;
+    if cpu::cpuid(1).ecx & DEADLINE == 0 {
+        return;
+    }
+    apic.write(register::TIMER, MODE | MASKED);
+    row("tsc-deadline", OFTEN, |times| {
+        let far = cpu::tsc() + (1 << 40);
+        repeat(times, || cpu::write_msr(TSC_DEADLINE, far));
+        cpu::write_msr(TSC_DEADLINE, 0);
+    });
+}
+
+fn memory() {
+    let pages = LARGE_PAGE / PAGE * TOUCHES / 4;
+    samples("touch-4k", pages, |index| {
+        touch(SMALL_TOUCHES + index as u64 * pages * PAGE, pages, PAGE)
+    });
+    samples("touch-2m", TOUCHES, |index| {
+        let start = LARGE_TOUCHES + index as u64 * TOUCHES * LARGE_PAGE;
+        touch(start, TOUCHES, LARGE_PAGE)
+    });
+    row("random-read", 100_000, random_reads);
+    row("copy-1k", 20_000, |times| {
+        repeat(times, || cpu::copy_kib(SMALL_TOUCHES, SMALL_TOUCHES + PAGE));
+    });
+}
+
+/// Ticks that writing one word to each of some pages takes.
+fn touch(start: u64, pages: u64, size: u64) -> u64 {
+    ticks(|| (0..pages).for_each(|page| cpu::write_memory(start + page * size, 1)))
+}
+
+/// Reads words all over 16 MiB that were touched, in the order of a linear congruential generator.
+fn random_reads(times: u64) {
+    const WORDS: u64 = (16 << 20) - 4;
+    let mut at: u32 = 1;
+    repeat(times, || {
+        at = at.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let offset = u64::from(at >> 8) & WORDS;
+        drop_value(cpu::read_memory(SMALL_TOUCHES + offset));
+    });
+}
