@@ -102,6 +102,8 @@ pub(crate) struct Machine {
     pub(crate) disks: Vec<PathBuf>,
     /// Its cable to another machine.
     pub(crate) cable: Option<CableEnd>,
+    /// More arguments of QEMU's.
+    pub(crate) qemu: Vec<String>,
     /// How long it may run when nobody sits in front of it.
     pub(crate) timeout: Duration,
 }
@@ -122,6 +124,7 @@ impl Default for Machine {
             add: Vec::new(),
             disks: Vec::new(),
             cable: None,
+            qemu: Vec::new(),
             timeout: Duration::from_secs(300),
         }
     }
@@ -136,6 +139,11 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
+    /// Returns the image of the scratch disk, which the script may have written to.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.folder.join(DISK)
+    }
+
     /// Keeps the console's log; where.
     pub(crate) fn keep_log(&self) -> Result<PathBuf> {
         self.folder.keep(&self.folder.join(CONSOLE), &self.name)
@@ -149,7 +157,9 @@ const CONSOLE: &str = "console.log";
 const MONITOR: &str = "monitor";
 /// What QEMU complains of.
 const ERRORS: &str = "qemu.log";
-/// A scratch disk, in bytes.
+/// The scratch disk.
+const DISK: &str = "disk";
+/// Its size in bytes.
 const DISK_SIZE: u64 = 64 << 20;
 
 impl Machine {
@@ -235,6 +245,7 @@ impl Machine {
             // A network of QEMU's own; the card's boot program is for machines that boot from it.
             .args(["-netdev", "user,id=network"])
             .args(["-device", "virtio-net-pci,netdev=network,romfile="]);
+        qemu.args(&self.qemu);
         if let Some(cable) = &self.cable {
             qemu.args(cable.options()?);
         }
@@ -242,7 +253,7 @@ impl Machine {
             qemu.arg("-no-reboot");
         }
         // It keeps what is written to it over a reboot, and goes with the run.
-        let disk = folder.join("disk");
+        let disk = folder.join(DISK);
         let file = File::create(&disk).map_err(context(&disk))?;
         file.set_len(DISK_SIZE).map_err(context(&disk))?;
         qemu.arg("-drive").arg(format!(

@@ -64,6 +64,43 @@ pub fn hypercall() {
     unsafe { asm!("vmmcall", inlateout("rax") 0x4000_0000_u64 => _, options(nostack)) };
 }
 
+/// Tells QEMU's plugin that counting begins.
+#[inline(always)]
+pub fn mark_begin() {
+    // SAFETY: a NOP with a displacement of "beg".
+    unsafe {
+        asm!(
+            ".byte 0x0f, 0x1f, 0x84, 0x00, 0x62, 0x65, 0x67, 0x7f",
+            options(nostack)
+        )
+    };
+}
+
+/// Tells QEMU's plugin that counting ends.
+#[inline(always)]
+pub fn mark_end() {
+    // SAFETY: a NOP with a displacement of "end".
+    unsafe {
+        asm!(
+            ".byte 0x0f, 0x1f, 0x84, 0x00, 0x65, 0x6e, 0x64, 0x7f",
+            options(nostack)
+        )
+    };
+}
+
+/// Returns the command line in PVH's start information (Xen, `public/arch-x86/hvm/start_info.h`); nothing if there is
+/// none, or if it is not UTF-8.
+pub fn command_line(start_info: u64) -> &'static str {
+    const COMMAND_LINE: u64 = 24;
+    let address = read_memory(start_info + COMMAND_LINE);
+    if address == 0 {
+        return "";
+    }
+    // SAFETY: the loader put a string with a final zero there, in memory that this kernel does not use.
+    let line = unsafe { core::ffi::CStr::from_ptr(u64::from(address) as *const _) };
+    line.to_str().unwrap_or_default()
+}
+
 /// Ends the machine, which every hypervisor does after a triple fault.
 pub fn triple_fault() -> ! {
     let no_table = [0_u16; 5];

@@ -42,6 +42,7 @@ gdt_pointer:
 entry32:
     cli
     cld
+    mov edi, ebx                    /* the start information: the argument of main */
     mov esp, offset {stack} + {size}
     mov eax, cr4
     or eax, 0x20                    /* PAE */
@@ -66,6 +67,7 @@ entry64:
     mov ds, ax
     mov es, ax
     mov ss, ax
+    mov edi, edi
     mov rsp, offset {stack} + {size}
     xor ebp, ebp
     call {main}
@@ -77,6 +79,6 @@ entry64:
     main = sym main,
 );
 
-extern "C" fn main() -> ! {
-    bench_kernel::main()
+extern "C" fn main(start_info: u64) -> ! {
+    bench_kernel::main(start_info)
 }

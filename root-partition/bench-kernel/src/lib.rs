@@ -8,6 +8,8 @@
 
 use core::fmt;
 
+use measure::Bench;
+
 pub mod apic;
 pub mod console;
 pub mod cpu;
@@ -15,11 +17,11 @@ pub mod measure;
 pub mod rows;
 pub mod trap;
 
-/// Measures each row, and ends the machine.
-pub fn main() -> ! {
+/// Measures rows, and ends the machine. `start_info` is the address that PVH leaves in EBX.
+pub fn main(start_info: u64) -> ! {
     trap::init();
     apic::disable_legacy();
-    rows::run();
+    rows::run(&Bench::new(cpu::command_line(start_info)));
     console::line(format_args!("bench - end"));
     cpu::triple_fault()
 }

@@ -4,7 +4,7 @@ use x86_64::instructions::interrupts;
 
 use crate::apic::{Apic, register};
 use crate::console::{COM1, SCRATCH};
-use crate::measure::{row, samples, ticks};
+use crate::measure::{Bench, ticks};
 use crate::{cpu, trap};
 
 /// How often most operations are repeated.
@@ -21,18 +21,18 @@ const TOUCHES: u64 = 8;
 const TIMER_TICKS: u32 = 200_000;
 
 /// Measures each row.
-pub fn run() {
-    instructions();
-    ports();
-    apic(Apic::xapic(), &XAPIC);
-    row("ioapic-read", OFTEN, |times| {
+pub fn run(bench: &Bench) {
+    instructions(bench);
+    ports(bench);
+    apic(bench, Apic::xapic(), &XAPIC);
+    bench.row("ioapic-read", OFTEN, |times| {
         repeat(times, || drop_value(cpu::read_memory(0xfec0_0010)));
     });
     if let Some(x2apic) = Apic::x2apic() {
-        apic(x2apic, &X2APIC);
-        deadline(x2apic);
+        apic(bench, x2apic, &X2APIC);
+        deadline(bench, x2apic);
     }
-    memory();
+    memory(bench);
 }
 
 fn repeat(times: u64, mut operation: impl FnMut()) {
@@ -46,14 +46,14 @@ fn drop_value(value: impl Copy) {
     let _ = core::hint::black_box(value);
 }
 
-fn instructions() {
-    row("cpuid", OFTEN, |times| {
+fn instructions(bench: &Bench) {
+    bench.row("cpuid", OFTEN, |times| {
         repeat(times, || drop_value(cpu::cpuid(0).eax));
     });
     if is_guest() {
-        row("hypercall", OFTEN, |times| repeat(times, cpu::hypercall));
+        bench.row("hypercall", OFTEN, |times| repeat(times, cpu::hypercall));
     }
-    row("cr3-write", OFTEN, |times| {
+    bench.row("cr3-write", OFTEN, |times| {
         repeat(times, cpu::reload_page_tables);
     });
 }
@@ -66,14 +66,14 @@ fn is_guest() -> bool {
     cpu::cpuid(1).ecx & HYPERVISOR != 0 && cpu::cpuid(SIGNATURES).ebx != TCG
 }
 
-fn ports() {
-    row("port-read", OFTEN, |times| {
+fn ports(bench: &Bench) {
+    bench.row("port-read", OFTEN, |times| {
         repeat(times, || drop_value(cpu::read_port(SCRATCH)));
     });
-    row("port-write", OFTEN, |times| {
+    bench.row("port-write", OFTEN, |times| {
         repeat(times, || cpu::write_port(SCRATCH, 0x5a));
     });
-    row("serial-byte", 200, |times| {
+    bench.row("serial-byte", 200, |times| {
         repeat(times, || cpu::write_port(COM1, b'.'));
         cpu::write_port(COM1, b'\n');
     });
@@ -101,18 +101,18 @@ const X2APIC: Names = Names {
     fire: "x2apic-timer-fires",
 };
 
-fn apic(apic: Apic, names: &Names) {
+fn apic(bench: &Bench, apic: Apic, names: &Names) {
     apic.enable();
-    row(names.read, OFTEN, |times| {
+    bench.row(names.read, OFTEN, |times| {
         repeat(times, || drop_value(apic.read(register::ID)));
     });
     // The timer never gets there.
-    row(names.timer, OFTEN, |times| {
+    bench.row(names.timer, OFTEN, |times| {
         repeat(times, || apic.write(register::TIMER_INITIAL, u32::MAX));
         apic.write(register::TIMER_INITIAL, 0);
     });
     interrupts::enable();
-    row(names.interrupt, OFTEN, |times| {
+    bench.row(names.interrupt, OFTEN, |times| {
         repeat(times, || {
             let before = trap::interrupts();
             apic.interrupt_self();
@@ -122,7 +122,7 @@ fn apic(apic: Apic, names: &Names) {
     interrupts::disable();
     // A host that was kept busy so far does its other work when it first gets idle.
     repeat(10, || wait_for_timer(apic));
-    samples(names.fire, 1, |_| {
+    bench.samples(names.fire, 1, |_| {
         let taken = ticks(|| wait_for_timer(apic));
         taken.saturating_sub(TIMER_TICKS.into())
     });
@@ -139,7 +139,7 @@ fn wait_for_timer(apic: Apic) {
 }
 
 /// The timer that takes a value of the time-stamp counter.
-fn deadline(apic: Apic) {
+fn deadline(bench: &Bench, apic: Apic) {
     const DEADLINE: u32 = 1 << 24;
     const MODE: u32 = 0b10 << 17;
     const MASKED: u32 = 1 << 16;
@@ -148,24 +148,24 @@ fn deadline(apic: Apic) {
         return;
     }
     apic.write(register::TIMER, MODE | MASKED);
-    row("tsc-deadline", OFTEN, |times| {
+    bench.row("tsc-deadline", OFTEN, |times| {
         let far = cpu::tsc() + (1 << 40);
         repeat(times, || cpu::write_msr(TSC_DEADLINE, far));
         cpu::write_msr(TSC_DEADLINE, 0);
     });
 }
 
-fn memory() {
+fn memory(bench: &Bench) {
     let pages = LARGE_PAGE / PAGE * TOUCHES / 4;
-    samples("touch-4k", pages, |index| {
+    bench.samples("touch-4k", pages, |index| {
         touch(SMALL_TOUCHES + index as u64 * pages * PAGE, pages, PAGE)
     });
-    samples("touch-2m", TOUCHES, |index| {
+    bench.samples("touch-2m", TOUCHES, |index| {
         let start = LARGE_TOUCHES + index as u64 * TOUCHES * LARGE_PAGE;
         touch(start, TOUCHES, LARGE_PAGE)
     });
-    row("random-read", 100_000, random_reads);
-    row("copy-1k", 20_000, |times| {
+    bench.row("random-read", 100_000, random_reads);
+    bench.row("copy-1k", 20_000, |times| {
         repeat(times, || cpu::copy_kib(SMALL_TOUCHES, SMALL_TOUCHES + PAGE));
     });
 }

@@ -65,6 +65,16 @@ pub(super) fn parse(console: &str) -> Result<Measured> {
     ))
 }
 
+/// Returns how many operations ran between the bench kernel's marks, which it prints for each row.
+pub(super) fn marked(console: &str) -> u64 {
+    let lines = console
+        .lines()
+        .filter_map(|line| line.strip_prefix("marked - "));
+    lines
+        .filter_map(|number| number.trim_end().parse::<u64>().ok())
+        .sum()
+}
+
 /// `cpuid: 1000: 439000 438990` → the row and its samples.
 fn row(line: &str) -> Option<(&str, Samples)> {
     let mut fields = line.split(": ");

@@ -2,19 +2,20 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::results::{Measured, parse};
+use super::profile::{self, Symbols};
+use super::results::{Measured, marked, parse};
 use crate::files::context;
-use crate::machine::{ACCELERATOR, ICOUNT, Machine};
+use crate::machine::{ACCELERATOR, Ended, ICOUNT, Machine};
 use crate::packages::QEMU;
 use crate::parts::Parts;
 use crate::run_folder::RunFolder;
-use crate::{Result, freestanding, initramfs, modules, root, supervise};
+use crate::{Result, freestanding, initramfs, modules, parts, root, supervise};
 
 /// Where the bench kernel runs.
 #[derive(
@@ -43,6 +44,10 @@ impl fmt::Display for System {
 /// The CPU of every system.
 const CPU: &str = "EPYC-Milan,+x2apic";
 const TIMEOUT: Duration = Duration::from_secs(600);
+const SCRIPTS: &str = "root-partition/bench";
+const KVM_SCRIPT: &str = "kvm.sh";
+const MICROVISOR_SCRIPT: &str = "microvisor.sh";
+const SYMBOLS: &str = "symbols.sh";
 const KERNEL: &str = "bench-kernel";
 /// Debian's QEMU, which runs in the emulated machine.
 const NESTED_QEMU: &str = "/usr/bin/qemu-system-x86_64";
@@ -54,79 +59,155 @@ const FIRMWARE: [&str; 2] = [
 /// The module of KVM for AMD's CPUs.
 const KVM: &str = "arch/x86/kvm/kvm-amd";
 
-impl System {
-    /// Runs the bench kernel, and returns what it prints.
-    pub(super) fn measure(self, parts: &Parts) -> Result<Measured> {
-        let kernel = freestanding::build_package(KERNEL)?;
-        let console = match self {
-            Self::Bare => bare(&kernel)?,
-            Self::Kvm => kvm(parts, &kernel)?,
-            Self::Microvisor => in_vm_0(&machine(&kernel)?, parts, "microvisor.sh")?,
+/// A run of the bench kernel.
+pub(super) struct Run<'a> {
+    parts: &'a Parts,
+    kernel: PathBuf,
+    rows: &'a [String],
+    /// More arguments of QEMU's: a plugin.
+    qemu: Vec<String>,
+}
+
+impl<'a> Run<'a> {
+    /// Builds the bench kernel, to measure these rows, or all if there are none.
+    pub(super) fn new(parts: &'a Parts, rows: &'a [String]) -> Result<Self> {
+        Ok(Self {
+            parts,
+            kernel: freestanding::build_package(KERNEL)?,
+            rows,
+            qemu: Vec::new(),
+        })
+    }
+
+    /// Runs the bench kernel on a system, and returns its samples.
+    pub(super) fn measure(&self, system: System) -> Result<Measured> {
+        let console = match system {
+            System::Bare => self.bare()?,
+            System::Kvm => self.script(&self.kvm()?, KVM_SCRIPT)?.0,
+            System::Microvisor => self.script(&self.machine()?, MICROVISOR_SCRIPT)?.0,
         };
         parse(&console)
     }
-}
 
-fn bare(kernel: &Path) -> Result<String> {
-    let folder = RunFolder::new()?;
-    let (log, errors) = (folder.join("console.log"), folder.join("qemu.log"));
-    let program = std::env::var(QEMU);
-    let mut qemu = Command::new("setpriv");
-    qemu.args(["--pdeathsig", "KILL"])
-        .arg(program.as_deref().unwrap_or("qemu-system-x86_64"))
-        .args(["-machine", "q35", "-accel", ACCELERATOR, "-cpu", CPU])
-        .args(["-m", "1G", "-display", "none", "-no-reboot", "-nic", "none"])
-        .args(ICOUNT)
-        .args(["-monitor", "none", "-serial"])
-        .arg(format!("file:{}", log.display()))
-        .arg("-kernel")
-        .arg(kernel)
-        .stdin(Stdio::null())
-        .stderr(File::create(&errors).map_err(context(&errors))?);
-    supervise::exit_code(&mut qemu, TIMEOUT)?;
-    let console = fs::read(&log).map_err(context(&log))?;
-    Ok(String::from_utf8_lossy(&console).into_owned())
-}
-
-fn kvm(parts: &Parts, kernel: &Path) -> Result<String> {
-    let mut machine = machine(kernel)?;
-    machine.bare = true;
-    let qemu = Path::new(NESTED_QEMU);
-    let libraries = initramfs::libraries(qemu)?;
-    let libraries = libraries.iter().map(String::as_str);
-    for file in libraries.chain(FIRMWARE).chain([NESTED_QEMU]) {
-        machine.add_file(Path::new(file), file)?;
+    /// Runs the bench kernel on a system, and returns a table of the functions that the row's instructions are in.
+    pub(super) fn profile(&mut self, system: System) -> Result<String> {
+        let folder = RunFolder::new()?;
+        let counted = folder.join("counted");
+        self.qemu = vec![
+            "-plugin".into(),
+            format!(
+                "file={},out={}",
+                profile::plugin()?.display(),
+                counted.display()
+            ),
+        ];
+        let mut symbols = Symbols::default();
+        symbols.add_elf("bench kernel", &self.kernel, 0)?;
+        let console = match system {
+            System::Bare => self.bare()?,
+            System::Kvm => self.profile_script(&self.kvm()?, KVM_SCRIPT, &mut symbols)?,
+            System::Microvisor => {
+                symbols.add_elf("microvisor", &self.parts.image, 0)?;
+                self.profile_script(&self.machine()?, MICROVISOR_SCRIPT, &mut symbols)?
+            }
+        };
+        parse(&console)?;
+        let counted = fs::read_to_string(&counted).map_err(context(&counted))?;
+        Ok(profile::text(&counted, &symbols, marked(&console)))
     }
-    for (number, module) in (10..).zip(modules::in_order(&parts.kernel, KVM)?) {
-        machine.add_file(&module, &format!("/lib/kvm/{number}.ko"))?;
+
+    fn profile_script(
+        &self,
+        machine: &Machine,
+        script: &str,
+        symbols: &mut Symbols,
+    ) -> Result<String> {
+        let mut machine = machine.clone();
+        machine.options += " bench_profile=1";
+        let (console, ended) = self.script(&machine, script)?;
+        let disk = ended.disk();
+        let proc = fs::read(&disk).map_err(context(&disk))?;
+        symbols.add_linux(&String::from_utf8_lossy(&proc), &parts::vmctl()?)?;
+        Ok(console)
     }
-    in_vm_0(&machine, parts, "kvm.sh")
-}
 
-/// A machine for Linux, with the bench kernel beside its script.
-fn machine(kernel: &Path) -> Result<Machine> {
-    let mut machine = Machine {
-        cpus: 1,
-        cpu: CPU.into(),
-        icount: true,
-        timeout: TIMEOUT,
-        ..Machine::default()
-    };
-    machine.add_file(kernel, KERNEL)?;
-    Ok(machine)
-}
+    /// The kernel's option that selects rows.
+    fn option(&self) -> String {
+        match self.rows {
+            [] => String::new(),
+            // A comma would end the text in QEMU's list of boot modules.
+            rows => format!("rows={}", rows.join("+")),
+        }
+    }
 
-/// Runs a script in VM 0, and returns what it prints.
-fn in_vm_0(machine: &Machine, parts: &Parts, script: &str) -> Result<String> {
-    let script = root().join("root-partition/bench").join(script);
-    let mut output = Vec::new();
-    let ended = machine.script(parts, &script, &mut output)?;
-    let output = String::from_utf8_lossy(&output).into_owned();
-    match ended.status {
-        0 => Ok(output),
-        status => Err(format!(
-            "{}: status {status}; it printed:\n{output}",
-            script.display()
-        )),
+    fn bare(&self) -> Result<String> {
+        let folder = RunFolder::new()?;
+        let (log, errors) = (folder.join("console.log"), folder.join("qemu.log"));
+        let program = std::env::var(QEMU);
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL"])
+            .arg(program.as_deref().unwrap_or("qemu-system-x86_64"))
+            .args(["-machine", "q35", "-accel", ACCELERATOR, "-cpu", CPU])
+            .args(["-m", "1G", "-display", "none", "-no-reboot", "-nic", "none"])
+            .args(ICOUNT)
+            .args(["-monitor", "none", "-serial"])
+            .arg(format!("file:{}", log.display()))
+            .arg("-kernel")
+            .arg(&self.kernel)
+            .args(["-append", &self.option()])
+            .args(&self.qemu)
+            .stdin(Stdio::null())
+            .stderr(File::create(&errors).map_err(context(&errors))?);
+        supervise::exit_code(&mut qemu, TIMEOUT)?;
+        let console = fs::read(&log).map_err(context(&log))?;
+        Ok(String::from_utf8_lossy(&console).into_owned())
+    }
+
+    /// A machine for Linux with KVM and QEMU.
+    fn kvm(&self) -> Result<Machine> {
+        let mut machine = self.machine()?;
+        machine.bare = true;
+        let qemu = Path::new(NESTED_QEMU);
+        let libraries = initramfs::libraries(qemu)?;
+        let libraries = libraries.iter().map(String::as_str);
+        for file in libraries.chain(FIRMWARE).chain([NESTED_QEMU]) {
+            machine.add_file(Path::new(file), file)?;
+        }
+        for (number, module) in (10..).zip(modules::in_order(&self.parts.kernel, KVM)?) {
+            machine.add_file(&module, &format!("/lib/kvm/{number}.ko"))?;
+        }
+        Ok(machine)
+    }
+
+    /// A machine for Linux, with the bench kernel beside its script.
+    fn machine(&self) -> Result<Machine> {
+        let mut machine = Machine {
+            cpus: 1,
+            cpu: CPU.into(),
+            icount: true,
+            // Linux makes a variable of an option that it does not know.
+            options: format!("bench_{}", self.option()),
+            qemu: self.qemu.clone(),
+            timeout: TIMEOUT,
+            ..Machine::default()
+        };
+        machine.add_file(&self.kernel, KERNEL)?;
+        machine.add_file(&root().join(SCRIPTS).join(SYMBOLS), SYMBOLS)?;
+        Ok(machine)
+    }
+
+    /// Runs a script, and returns what it prints.
+    fn script(&self, machine: &Machine, script: &str) -> Result<(String, Ended)> {
+        let script = root().join(SCRIPTS).join(script);
+        let mut output = Vec::new();
+        let ended = machine.script(self.parts, &script, &mut output)?;
+        let output = String::from_utf8_lossy(&output).into_owned();
+        match ended.status {
+            0 => Ok((output, ended)),
+            status => Err(format!(
+                "{}: status {status}; it printed:\n{output}",
+                script.display()
+            )),
+        }
     }
 }
