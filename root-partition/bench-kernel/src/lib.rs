@@ -21,7 +21,9 @@ pub mod trap;
 pub fn main(start_info: u64) -> ! {
     trap::init();
     apic::disable_legacy();
-    rows::run(&Bench::new(cpu::command_line(start_info)));
+    let mut bench = Bench::new(cpu::command_line(start_info));
+    rows::run(&mut bench);
+    bench.print();
     console::line(format_args!("bench - end"));
     cpu::triple_fault()
 }

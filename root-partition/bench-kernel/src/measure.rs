@@ -7,24 +7,35 @@ use crate::{console, cpu};
 /// How often a row is measured.
 const SAMPLES: usize = 5;
 
-/// Ticks of the samples of one row.
-struct Samples([u64; SAMPLES]);
+/// Rows that fit into [`Bench`].
+const MOST_ROWS: usize = 64;
 
-impl Display for Samples {
-    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|ticks| write!(to, " {ticks}"))
-    }
+/// The samples of one row.
+#[derive(Clone, Copy)]
+struct Row {
+    id: &'static str,
+    /// Operations of one sample.
+    operations: u64,
+    /// Operations of all samples between the marks for QEMU's plugin.
+    marked: u64,
+    /// Ticks of each sample.
+    ticks: [u64; SAMPLES],
 }
 
-/// The rows that are wanted.
+/// The rows that are wanted, and what was measured. Nothing is printed before the end, because those who take the output
+/// would work while the next rows are measured.
 pub struct Bench {
     command_line: &'static str,
+    rows: [Option<Row>; MOST_ROWS],
 }
 
 impl Bench {
     /// Takes the kernel's command line: the option `rows=ID+ID` selects rows, and without it all are wanted.
     pub fn new(command_line: &'static str) -> Self {
-        Self { command_line }
+        Self {
+            command_line,
+            rows: [None; MOST_ROWS],
+        }
     }
 
     fn wants(&self, id: &str) -> bool {
@@ -35,7 +46,7 @@ impl Bench {
 
     /// Measures a loop of an operation, which `run` runs as often as it is told. A sample is the difference of a long loop
     /// and a short one, so that the way into the loop does not count. The loop's own instructions, two or three, do.
-    pub fn row(&self, id: &str, operations: u64, mut run: impl FnMut(u64)) {
+    pub fn row(&mut self, id: &'static str, operations: u64, mut run: impl FnMut(u64)) {
         if !self.wants(id) {
             return;
         }
@@ -47,24 +58,53 @@ impl Bench {
             let second = ticks(|| run(short + operations));
             second.saturating_sub(first)
         };
-        print(id, operations, 2 * short + operations, sample);
+        self.measure(id, operations, 2 * short + operations, sample);
     }
 
-    /// Prints the samples of a row: `sample` returns the ticks that `operations` operations took.
-    pub fn samples(&self, id: &str, operations: u64, sample: impl FnMut(usize) -> u64) {
+    /// Takes the samples of a row: `sample` returns the ticks that `operations` operations took.
+    pub fn samples(&mut self, id: &'static str, operations: u64, sample: impl FnMut(usize) -> u64) {
         if self.wants(id) {
-            print(id, operations, operations, sample);
+            self.measure(id, operations, operations, sample);
+        }
+    }
+
+    fn measure(
+        &mut self,
+        id: &'static str,
+        operations: u64,
+        marked: u64,
+        sample: impl FnMut(usize) -> u64,
+    ) {
+        let ticks = core::array::from_fn(sample);
+        let row = Row {
+            id,
+            operations,
+            marked: marked * SAMPLES as u64,
+            ticks,
+        };
+        match self.rows.iter_mut().find(|place| place.is_none()) {
+            Some(place) => *place = Some(row),
+            None => crate::stop(format_args!("more than {MOST_ROWS} rows")),
+        }
+    }
+
+    /// Prints the samples of each row.
+    pub fn print(&self) {
+        for row in self.rows.iter().flatten() {
+            let (id, operations, ticks) = (row.id, row.operations, Ticks(row.ticks));
+            console::line(format_args!("bench - {id}: {operations}:{ticks}"));
+            console::line(format_args!("marked - {}", row.marked));
         }
     }
 }
 
-/// Takes samples, of `operations` operations each, and prints them. `marked` operations of a sample are between the
-/// marks for QEMU's plugin.
-fn print(id: &str, operations: u64, marked: u64, sample: impl FnMut(usize) -> u64) {
-    let samples = Samples(core::array::from_fn(sample));
-    console::line(format_args!("bench - {id}: {operations}:{samples}"));
-    let marked = marked * SAMPLES as u64;
-    console::line(format_args!("marked - {marked}"));
+/// The ticks of a row as they are printed.
+struct Ticks([u64; SAMPLES]);
+
+impl Display for Ticks {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|ticks| write!(to, " {ticks}"))
+    }
 }
 
 /// Ticks that something takes, which is between two marks.
