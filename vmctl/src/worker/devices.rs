@@ -339,10 +339,7 @@ impl Devices {
 
     /// Interrupts to deliver since the last call.
     pub fn take_msis(&mut self) -> Vec<Msi> {
-        let asserted = self.pci.asserted();
-        for pin in PINS {
-            self.ioapic.set_line(pin, asserted >> pin & 1 != 0);
-        }
+        self.ioapic.set_lines(PINS, self.pci.asserted());
         self.ioapic.take_msis()
     }
 

@@ -29,6 +29,8 @@ use registers::Registers;
 pub trait Space {
     /// Fills `bytes` from RAM; false if there is none.
     fn read_ram(&mut self, gpa: u64, bytes: &mut [u8]) -> bool;
+    /// Reads eight bytes of RAM at an address that is a multiple of eight; `None` if there is none.
+    fn read_word(&mut self, gpa: u64) -> Option<u64>;
     /// Writes RAM; false if there is none.
     fn write_ram(&mut self, gpa: u64, bytes: &[u8]) -> bool;
     /// Reads 1 to 8 bytes of a device's memory.
@@ -124,6 +126,7 @@ pub fn emulate(
         registers: Registers::new(state),
         space,
         cause: Some(cause),
+        has_one_operand: false,
     };
     let bytes = cpu.fetch(known)?;
     let bits = cpu.registers.bits();
@@ -142,6 +145,7 @@ pub fn emulate(
     let done = if instruction.is_string_instruction() {
         cpu.string(&instruction)?
     } else {
+        cpu.has_one_operand = !instruction.is_stack_instruction();
         let is_known = cpu.integer(&instruction)?
             || cpu.wide_exchange(&instruction)?
             || cpu.stack(&instruction)?
@@ -169,6 +173,8 @@ struct Cpu<'a, S> {
     space: &'a mut S,
     /// The access at which the CPU stopped; `None` once the instruction has reached it.
     cause: Option<Cause>,
+    /// The instruction accesses memory at one place.
+    has_one_operand: bool,
 }
 
 impl<S: Space> Cpu<'_, S> {
@@ -213,6 +219,23 @@ impl<S: Space> Cpu<'_, S> {
         }
     }
 
+    /// Returns the guest physical address of a linear one. The CPU has translated and checked the address of the access that
+    /// made it stop. An instruction with one operand in memory, which is at the same offset in its page, makes that access.
+    fn translate(&mut self, linear: u64, access: Access) -> Result<u64, Fault> {
+        const OFFSET: u64 = 0xfff;
+        match self.cause {
+            Some(Cause::Memory { gpa, is_write })
+                if self.has_one_operand
+                    && self.registers.has_paging()
+                    && gpa & OFFSET == linear & OFFSET
+                    && is_write >= access.is_write() =>
+            {
+                Ok(gpa)
+            }
+            _ => paging::translate(&self.registers, self.space, linear, access),
+        }
+    }
+
     /// Checks the first access of the instruction to a device's memory: it is the one that made the CPU stop.
     fn reach_device(&mut self, at: u64, write: bool) -> Result<(), Fault> {
         const PAGE: u64 = !0xfff;
@@ -244,7 +267,7 @@ impl<S: Space> Cpu<'_, S> {
         let mut done = 0;
         for (from, part) in parts(at, size) {
             let from = self.registers.truncate(from);
-            let gpa = paging::translate(&self.registers, self.space, from, Access::READ)?;
+            let gpa = self.translate(from, Access::READ)?;
             let into = &mut value[done..done + usize::from(part)];
             if !self.space.read_ram(gpa, into) {
                 self.reach_device(gpa, false)?;
@@ -264,7 +287,7 @@ impl<S: Space> Cpu<'_, S> {
         let mut count = 0;
         for (to, part) in parts(at, size) {
             let to = self.registers.truncate(to);
-            let gpa = paging::translate(&self.registers, self.space, to, Access::WRITE)?;
+            let gpa = self.translate(to, Access::WRITE)?;
             places[count] = (gpa, part);
             count += 1;
         }

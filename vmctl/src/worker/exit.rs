@@ -4,6 +4,8 @@
 //! Neighbours: `vcpu` fetches the intercept and gives the answer back, [`Devices`] has the
 //! devices, [`emulate()`] executes what touched memory.
 
+use std::sync::atomic::Ordering;
+
 use guest_proto::vcpu_page::{
     Intercept, InterceptFlags, InterceptKind, Reply, ReplyFlags, VcpuState,
 };
@@ -169,6 +171,10 @@ fn lapic_offset(gpa: u64) -> Option<u32> {
 impl<R: Registers> Space for Bus<'_, R> {
     fn read_ram(&mut self, gpa: u64, bytes: &mut [u8]) -> bool {
         self.ram.read_slice(bytes, GuestAddress(gpa)).is_ok()
+    }
+
+    fn read_word(&mut self, gpa: u64) -> Option<u64> {
+        self.ram.load(GuestAddress(gpa), Ordering::Relaxed).ok()
     }
 
     fn write_ram(&mut self, gpa: u64, bytes: &[u8]) -> bool {

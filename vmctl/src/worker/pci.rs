@@ -13,6 +13,7 @@ pub mod slots;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use guest_proto::driver::Msi;
@@ -93,7 +94,8 @@ pub enum Effect {
 pub struct Bus {
     address: u32,
     bridge: Header,
-    slots: [Option<Box<Transport>>; SLOTS],
+    /// The devices by their slots, of which most are free.
+    slots: BTreeMap<usize, Box<Transport>>,
     slot_registers: SlotRegisters,
     /// Devices that were taken out of their slots.
     removed: Vec<Transport>,
@@ -105,7 +107,7 @@ impl Default for Bus {
         Self {
             address: 0,
             bridge: Header::new(HOST_BRIDGE),
-            slots: [const { None }; SLOTS],
+            slots: BTreeMap::new(),
             slot_registers: SlotRegisters::default(),
             removed: Vec::new(),
             effects: Vec::new(),
@@ -116,16 +118,14 @@ impl Default for Bus {
 impl Bus {
     /// Returns the lowest slot without a device.
     pub fn free_slot(&self) -> Option<u8> {
-        let free = |&slot: &usize| self.slots[slot].is_none();
+        let free = |slot: &usize| !self.slots.contains_key(slot);
         (1..SLOTS).find(free).map(|slot| slot as u8)
     }
 
     /// Puts a device into the slot that it was made for.
     pub fn insert(&mut self, slot: u8, mut device: Box<Transport>) {
         device.connect(&mut self.effects);
-        if let Some(place) = self.slots.get_mut(usize::from(slot)) {
-            *place = Some(device);
-        }
+        self.slots.insert(usize::from(slot), device);
     }
 
     /// Does the same as [`Self::insert`] while the guest runs, and tells the guest by the registers of hot plug.
@@ -144,13 +144,13 @@ impl Bus {
 
     fn slot_of(&self, wanted: impl Fn(&Transport) -> bool) -> Option<usize> {
         let mut slots = self.slots.iter();
-        slots.position(|slot| slot.as_deref().is_some_and(&wanted))
+        slots.find_map(|(slot, device)| wanted(device).then_some(*slot))
     }
 
     /// Tells the driver of a device that the device's configuration has changed.
     pub fn config_changed(&mut self, kind: Kind, name: &str) {
         let slot = self.slot_of(|device| device.kind() == kind && device.name() == name);
-        if let Some(device) = slot.and_then(|slot| self.slots[slot].as_deref()) {
+        if let Some(device) = slot.and_then(|slot| self.slots.get(&slot)) {
             device.config_changed();
         }
     }
@@ -158,7 +158,7 @@ impl Bus {
     /// Takes the console out of its slot, for the end of the VM.
     pub fn take_console(&mut self) -> Option<Box<Transport>> {
         let slot = self.slot_of(|device| device.kind() == Kind::Console)?;
-        self.slots[slot].take()
+        self.slots.remove(&slot)
     }
 
     /// Takes the devices that the guest has given up since the last call. Their threads end soon.
@@ -167,7 +167,7 @@ impl Bus {
     }
 
     fn remove(&mut self, slot: usize) {
-        if let Some(mut device) = self.slots.get_mut(slot).and_then(Option::take) {
+        if let Some(mut device) = self.slots.remove(&slot) {
             device.disconnect(&mut self.effects);
             self.removed.push(*device);
         }
@@ -175,14 +175,13 @@ impl Bus {
 
     /// Takes all devices out of their slots, for the end of the VM.
     pub fn take_devices(&mut self) -> Vec<Box<Transport>> {
-        self.slots.iter_mut().filter_map(Option::take).collect()
+        std::mem::take(&mut self.slots).into_values().collect()
     }
 
     /// Returns the interrupt pins that devices assert, as bits: those of [`pin`].
     pub fn asserted(&self) -> u32 {
-        (0u8..).zip(&self.slots).fold(0, |pins, (slot, device)| {
-            let is_asserted = device.as_ref().is_some_and(|device| device.is_asserted());
-            pins | u32::from(is_asserted) << pin(slot)
+        self.slots.iter().fold(0, |pins, (slot, device)| {
+            pins | u32::from(device.is_asserted()) << pin(*slot as u8)
         })
     }
 
@@ -292,7 +291,7 @@ impl Bus {
     fn read_config(&mut self, slot: usize, at: usize, size: u8) -> u32 {
         if slot == 0 {
             self.bridge.read(at, size)
-        } else if let Some(device) = self.slots.get_mut(slot).and_then(Option::as_deref_mut) {
+        } else if let Some(device) = self.slots.get_mut(&slot) {
             device.read_config(at, size)
         } else {
             // A slot without a device reads as all ones.
@@ -303,16 +302,16 @@ impl Bus {
     fn write_config(&mut self, slot: usize, at: usize, size: u8, value: u32) {
         if slot == 0 {
             self.bridge.write(at, size, value);
-        } else if let Some(device) = self.slots.get_mut(slot).and_then(Option::as_deref_mut) {
+        } else if let Some(device) = self.slots.get_mut(&slot) {
             device.write_config(at, size, value, &mut self.effects);
         }
     }
 
     fn find(&mut self, space: Space, address: u64) -> Option<(&mut Transport, usize, u32)> {
-        let mut devices = self.slots.iter_mut().filter_map(Option::as_deref_mut);
+        let mut devices = self.slots.values_mut();
         devices.find_map(|device| {
             let (bar, at) = device.header().decode(space, address)?;
-            Some((device, bar, at))
+            Some((device.as_mut(), bar, at))
         })
     }
 

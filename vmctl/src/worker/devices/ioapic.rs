@@ -1,6 +1,8 @@
 //! The I/O APIC: 24 pins, redirected into messages (Intel 82093AA, with the EOI register of
 //! version 0x20).
 
+use std::ops::Range;
+
 use guest_proto::driver::Msi;
 
 const PINS: usize = 24;
@@ -131,6 +133,15 @@ impl Ioapic {
         }
         self.asserted ^= bit;
         self.deliver(pin as usize, high);
+    }
+
+    /// Sets the lines of some pins, which are bits of `high`.
+    pub(super) fn set_lines(&mut self, pins: Range<u32>, high: u32) {
+        // Most accesses to devices change no line.
+        let mask = (1 << pins.end) - (1 << pins.start);
+        if (self.asserted ^ high) & mask != 0 {
+            pins.for_each(|pin| self.set_line(pin, high >> pin & 1 != 0));
+        }
     }
 
     /// The CPUs have finished this level-triggered vector; pins whose line is still up deliver

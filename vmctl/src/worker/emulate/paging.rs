@@ -14,7 +14,6 @@ use super::registers::Registers;
 use super::{Fault, Space};
 
 const CR0_WP: u64 = Cr0Flags::WRITE_PROTECT.bits();
-const CR0_PG: u64 = Cr0Flags::PAGING.bits();
 const CR4_PSE: u64 = Cr4Flags::PAGE_SIZE_EXTENSION.bits();
 const CR4_PAE: u64 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION.bits();
 const CR4_LA57: u64 = Cr4Flags::L5_PAGING.bits();
@@ -70,6 +69,10 @@ impl Access {
         fetch: true,
         ..Self::READ
     };
+
+    pub(super) fn is_write(self) -> bool {
+        self.write
+    }
 }
 
 /// A kind of page tables.
@@ -89,7 +92,7 @@ pub(super) fn translate(
     access: Access,
 ) -> Result<u64, Fault> {
     let state = &*registers.state;
-    if state.cr0 & CR0_PG == 0 {
+    if !registers.has_paging() {
         return Ok(linear);
     }
     let (format, mut table) = if state.efer & EFER_LMA != 0 {
@@ -130,11 +133,12 @@ pub(super) fn translate(
             index
         };
         let at = table + index * format.entry_size;
-        let mut raw = [0; 8];
-        if !space.read_ram(at, &mut raw[..format.entry_size as usize]) {
-            return Err(Fault::NotInRam(at));
-        }
-        let entry = u64::from_le_bytes(raw);
+        // An entry of four bytes is one half of a word.
+        let word = space.read_word(at & !7).ok_or(Fault::NotInRam(at))?;
+        let entry = match format.entry_size {
+            4 => word >> (8 * (at & 4)) & 0xffff_ffff,
+            _ => word,
+        };
         if entry & PRESENT == 0 {
             return Err(fault(code));
         }

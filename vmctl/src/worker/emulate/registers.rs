@@ -6,6 +6,7 @@ use x86_64::registers::control::{Cr0Flags, EferFlags};
 use x86_64::registers::rflags::RFlags;
 
 const CR0_PE: u64 = Cr0Flags::PROTECTED_MODE_ENABLE.bits();
+const CR0_PG: u64 = Cr0Flags::PAGING.bits();
 const EFER_LMA: u64 = EferFlags::LONG_MODE_ACTIVE.bits();
 const RFLAGS_VM: u64 = RFlags::VIRTUAL_8086_MODE.bits();
 /// Bits of `Segment::attributes`.
@@ -39,6 +40,11 @@ impl<'a> Registers<'a> {
         } else {
             16
         }
+    }
+
+    /// Whether linear addresses are translated.
+    pub(super) fn has_paging(&self) -> bool {
+        self.state.cr0 & CR0_PG != 0
     }
 
     /// Whether the guest's program is in ring 3.

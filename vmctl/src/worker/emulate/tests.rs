@@ -43,6 +43,12 @@ impl Space for Fake {
         true
     }
 
+    fn read_word(&mut self, gpa: u64) -> Option<u64> {
+        let mut bytes = [0; 8];
+        self.read_ram(gpa, &mut bytes)
+            .then(|| u64::from_le_bytes(bytes))
+    }
+
     fn write_ram(&mut self, gpa: u64, bytes: &[u8]) -> bool {
         let to = gpa as usize;
         match self.ram.get_mut(to..to + bytes.len()) {
@@ -372,10 +378,44 @@ fn page_faults_have_their_code_and_change_nothing() {
         result
     };
     let page = |address, code| Err(Fault::Page { address, code });
-    assert_eq!(fault(0x40_1000, 0x93), page(0x40_1000, 3), "read-only");
-    assert_eq!(fault(0x40_2000, 0x93), page(0x40_2000, 2), "not present");
+    // The offset is not that of the access at which the CPU stopped.
+    assert_eq!(fault(0x40_1008, 0x93), page(0x40_1008, 3), "read-only");
+    assert_eq!(fault(0x40_2008, 0x93), page(0x40_2008, 2), "not present");
     // In ring 3 the code itself is out of reach.
-    assert_eq!(fault(0x40_1000, 0xf3), page(0x40_0000, 5));
+    assert_eq!(fault(0x40_1008, 0xf3), page(0x40_0000, 5));
+}
+
+#[test]
+fn an_address_that_the_cpu_has_translated_is_not_translated_again() {
+    // Page 1 of the guest is not present any more.
+    let attempt = |code: &[u8], cause| {
+        let mut fake = Fake::new(&[]);
+        let mut s = state(64);
+        paged(&mut fake, &mut s, &[0x8003, 0]);
+        fake.ram[0x8000..0x8000 + code.len()].copy_from_slice(code);
+        s.rip = 0x40_0000;
+        (s.gpr[3], s.gpr[4]) = (0x40_1010, 0x40_0800);
+        emulate(&mut s, &mut fake, &[], cause).map(|()| fake.log)
+    };
+    let cause = |is_write| Cause::Memory {
+        gpa: DEVICE + 0x10,
+        is_write,
+    };
+    let fault = Err(Fault::Page {
+        address: 0x40_1010,
+        code: 0,
+    });
+    // mov ecx, [rbx]; push qword [rbx]
+    let (read, push) = ([0x8b, 0x0b], [0xff, 0x33]);
+    assert_eq!(attempt(&read, cause(false)), Ok(vec![('r', 0x10, 4, 0)]));
+    // An instruction with two operands may have stopped at the other one.
+    assert_eq!(attempt(&push, cause(false)), fault);
+    // mov [rbx], ecx: the CPU has checked a read alone.
+    let write_fault = Err(Fault::Page {
+        address: 0x40_1010,
+        code: 2,
+    });
+    assert_eq!(attempt(&[0x89, 0x0b], cause(false)), write_fault);
 }
 
 #[test]
