@@ -5,6 +5,11 @@
 //! `DESTROY`, whoever holds fds; after that they answer ENODEV. Errors are Linux errnos; a
 //! hypercall's status is handed on as the errno of its number.
 //!
+//! `read(2)` of a virtual CPU fd runs the virtual CPU until the guest needs the worker, and reads no bytes. It returns 0: see
+//! `intercept`; or EINTR: a signal, a kick, or the kernel wants the thread to pass through user space; or ENODEV: the
+//! partition is gone. It is no ioctl, because the kernel runs a process's seccomp filter at each ioctl whose
+//! number the filter looks at, and only once for a system call that is allowed with any arguments.
+//!
 //! At most one process at a time is attached to a partition, from CREATE or ATTACH until it has
 //! closed its fds of the partition and its virtual CPUs, or is dead. Its doorbells and irqfds end
 //! with that; memory and virtual CPUs stay. In any other process that has come by its fds (by
@@ -62,25 +67,21 @@ abi_consts! {
         PARTITION_MSI = super::ioc(super::WRITE, 0x15, size_of::<super::Msi>()),
         /// PARTITION, `SetProperty`.
         PARTITION_SET_PROPERTY = super::ioc(super::WRITE, 0x16, size_of::<super::SetProperty>()),
-        /// PARTITION, no argument: makes every VCPU_RUN return EINTR once, or at its next call.
+        /// PARTITION, no argument: makes each run of a virtual CPU return EINTR once, or at its next call.
         PARTITION_KICK_ALL = super::ioc(super::NONE, 0x17, 0),
         /// PARTITION, no argument: as DEV_DESTROY_PARTITION. The fds answer ENODEV afterwards.
         PARTITION_DESTROY = super::ioc(super::NONE, 0x18, 0),
         /// PARTITION, argument is an eventfd: signals it when the end of a level-triggered interrupt finds its consumer
         /// asleep. -1 unbinds the eventfd. EADDRINUSE where one is bound, ENOENT where none is.
         PARTITION_EOI_EVENTFD = super::ioc(super::NONE, 0x19, 0),
-        /// VCPU, no argument: runs until the guest needs the worker. 0: see `intercept`;
-        /// EINTR: a signal, a kick, or the kernel wants the thread to pass through user space;
-        /// ENODEV: the partition is gone. EBUSY, as from each of those that follow but KICK: a
-        /// thread is in one of them.
-        VCPU_RUN = super::ioc(super::NONE, 0x20, 0),
-        /// VCPU, no argument: state → page.
+        /// VCPU, no argument: state → page. EBUSY, as from `read` and from each of those that follow but KICK: a thread is in
+        /// one of them.
         VCPU_GET_STATE = super::ioc(super::NONE, 0x21, 0),
         /// VCPU, no argument: page → state.
         VCPU_SET_STATE = super::ioc(super::NONE, 0x22, 0),
         /// VCPU, `ApicAccess`.
         VCPU_APIC = super::ioc(super::BOTH, 0x23, size_of::<super::ApicAccess>()),
-        /// VCPU, no argument: makes a VCPU_RUN return EINTR once, or at its next call.
+        /// VCPU, no argument: makes a run of the virtual CPU return EINTR once, or at its next call.
         VCPU_KICK = super::ioc(super::NONE, 0x24, 0),
         /// VCPU, `SetCpuid`.
         VCPU_SET_CPUID = super::ioc(super::WRITE, 0x25, size_of::<super::SetCpuid>()),
@@ -311,7 +312,7 @@ abi_struct! {
 abi_enum! {
     /// Reserved for state that a successor worker reads; kept in `VcpuPage::driver`.
     pub enum DriverWord: u32 {
-        /// Index in `VcpuPage::driver` of the count of VCPU_RUN calls.
+        /// Index in `VcpuPage::driver` of the count of runs of the virtual CPU.
         Runs = 0,
     }
 }

@@ -78,12 +78,7 @@ static long locked_ioctl(struct mv_vcpu *vcpu, unsigned int command, unsigned lo
 {
 	struct mv_partition *partition = vcpu->partition;
 
-	/* Looked at again under the lock, which ending a partition waits for. */
-	if (mv_partition_ended(partition))
-		return -ENODEV;
 	switch (command) {
-	case MV_IOCTL_VCPU_RUN:
-		return mv_vcpu_run(vcpu);
 	case MV_IOCTL_VCPU_GET_STATE:
 		return mv_call2(MV_CALL_VCPU_GET_STATE, partition->id, vcpu->index, NULL);
 	case MV_IOCTL_VCPU_SET_STATE:
@@ -103,6 +98,18 @@ static void kick(struct mv_vcpu *vcpu)
 	mv_vcpu_wake(vcpu);
 }
 
+/* Takes the virtual CPU, unless another call has it or its partition has ended. */
+static int take(struct mv_vcpu *vcpu)
+{
+	if (!mutex_trylock(&vcpu->lock))
+		return -EBUSY;
+	/* Under the lock, which ending a partition waits for. */
+	if (!mv_partition_ended(vcpu->partition))
+		return 0;
+	mutex_unlock(&vcpu->lock);
+	return -ENODEV;
+}
+
 static long vcpu_ioctl(struct file *file, unsigned int command, unsigned long argument)
 {
 	struct vcpu_file *opened = file->private_data;
@@ -115,9 +122,29 @@ static long vcpu_ioctl(struct file *file, unsigned int command, unsigned long ar
 		kick(vcpu);
 		return 0;
 	}
-	if (!mutex_trylock(&vcpu->lock))
-		return -EBUSY;
+	result = take(vcpu);
+	if (result)
+		return result;
 	result = locked_ioctl(vcpu, command, argument);
+	mutex_unlock(&vcpu->lock);
+	return result;
+}
+
+/*
+ * Runs the virtual CPU. A filter of system calls has to look at the arguments of an ioctl each time, but not at those of
+ * a read (the kernel's cache of allowed calls), and each intercept is such a call.
+ */
+static ssize_t vcpu_read(struct file *file, char __user *buffer, size_t size, loff_t *position)
+{
+	struct vcpu_file *opened = file->private_data;
+	struct mv_vcpu *vcpu = opened->vcpu;
+	long result = mv_attachment_check(opened->attachment);
+
+	if (!result)
+		result = take(vcpu);
+	if (result)
+		return result;
+	result = mv_vcpu_run(vcpu);
 	mutex_unlock(&vcpu->lock);
 	return result;
 }
@@ -148,6 +175,7 @@ static int vcpu_release(struct inode *inode, struct file *file)
 
 static const struct file_operations vcpu_operations = {
 	.owner = THIS_MODULE,
+	.read = vcpu_read,
 	.unlocked_ioctl = vcpu_ioctl,
 	.mmap = vcpu_mmap,
 	.release = vcpu_release,

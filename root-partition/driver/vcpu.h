@@ -35,7 +35,7 @@ struct mv_vcpu {
 
 	/* Held by whoever runs it or changes its state: one at a time, others get EBUSY. */
 	struct mutex lock;
-	/* VCPU_RUN calls, and when the last one began, in jiffies. */
+	/* Runs by the worker, and when the last one began, in jiffies. */
 	u64 runs;
 	unsigned long entered;
 
@@ -43,7 +43,7 @@ struct mv_vcpu {
 	int cpu;
 	/* Something happened since the guest was last entered. */
 	int wake;
-	/* VCPU_RUN is to return. */
+	/* A run is to return. */
 	int kick;
 	/* Where the thread waits while the guest halts. */
 	wait_queue_head_t halted;
@@ -55,7 +55,7 @@ struct mv_vcpu {
 /* Opens a virtual CPU, and makes it if it is new: an fd. */
 long mv_vcpu_open(struct mv_attachment *attachment, u64 index);
 
-/* VCPU_RUN. Under vcpu->lock. */
+/* Runs it until its guest needs the worker. Under vcpu->lock. */
 long mv_vcpu_run(struct mv_vcpu *vcpu);
 
 /* There is something for it: it runs again if it halts, and looks if it runs. In any context. */
@@ -64,7 +64,7 @@ void mv_vcpu_wake(struct mv_vcpu *vcpu);
 /* The same for each in the set. */
 void mv_vcpus_wake(struct mv_partition *partition, u64 set);
 
-/* Makes each VCPU_RUN return. */
+/* Makes each run return. */
 void mv_vcpus_kick(struct mv_partition *partition);
 
 /* Waits until no virtual CPU of an ended partition runs; none does again. */

@@ -71,7 +71,7 @@ fn header_says_what_rust_says() {
     let has = |line: &str| assert!(header.contains(line), "no line {line:?}");
     has("MV_STATUS_NEED_PAGES                    (-12)");
     has("MV_CALL_VCPU_RUN                        0x302");
-    has("MV_IOCTL_VCPU_RUN                       0x5620");
+    has("MV_IOCTL_VCPU_KICK                      0x5624");
     has("MV_SIGNATURE                            \"MicrovisorHV\"");
     has("\tstruct mv_posted_write ring[128];");
     has("static_assert(offsetof(struct mv_vcpu_page, ring) == 2048,");

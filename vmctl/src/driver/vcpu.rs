@@ -50,7 +50,8 @@ impl Vcpu {
     ///
     /// [`Errno::INTR`]: a signal or a kick, or nothing: just run again; [`Errno::NODEV`]: the partition is gone.
     pub fn run(&mut self) -> Result<(), Errno> {
-        plain::<{ opcode(number::VCPU_RUN) }>(&self.fd)
+        // No bytes are read: it is the system call that runs the virtual CPU.
+        rustix::io::read(&self.fd, &mut [0_u8; 0]).map(drop)
     }
 
     /// Returns the handle that gets its thread out of [`Self::run`].

@@ -128,10 +128,11 @@ pub fn emulate(
         cause: Some(cause),
         has_one_operand: false,
     };
-    let bytes = cpu.fetch(known)?;
+    let (bytes, length) = cpu.fetch(known)?;
+    let bytes = &bytes[..length];
     let bits = cpu.registers.bits();
     let rip = cpu.registers.state.rip;
-    let mut decoder = Decoder::with_ip(bits, &bytes, rip, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
     let instruction = decoder.decode();
     match decoder.last_error() {
         DecoderError::None => {}
@@ -178,13 +179,13 @@ struct Cpu<'a, S> {
 }
 
 impl<S: Space> Cpu<'_, S> {
-    /// Instruction bytes: up to 15, fewer if the next page can't be fetched.
-    fn fetch(&mut self, known: &[u8]) -> Result<Vec<u8>, Fault> {
-        if known.len() >= MAX_LENGTH {
-            return Ok(known.to_vec());
+    /// Returns instruction bytes and their number: up to 15, fewer if the next page can't be fetched.
+    fn fetch(&mut self, known: &[u8]) -> Result<([u8; MAX_LENGTH], usize), Fault> {
+        if let Some(known) = known.first_chunk() {
+            return Ok((*known, MAX_LENGTH));
         }
         let at = self.registers.linear_rip();
-        let mut bytes = vec![0; MAX_LENGTH];
+        let mut bytes = [0; MAX_LENGTH];
         let first = MAX_LENGTH.min(0x1000 - (at as usize & 0xfff));
         self.read_linear(at, &mut bytes[..first], Access::FETCH)?;
         if first < MAX_LENGTH {
@@ -193,10 +194,10 @@ impl<S: Space> Cpu<'_, S> {
                 .read_linear(rest, &mut bytes[first..], Access::FETCH)
                 .is_err()
             {
-                bytes.truncate(first);
+                return Ok((bytes, first));
             }
         }
-        Ok(bytes)
+        Ok((bytes, MAX_LENGTH))
     }
 
     /// The fault of the page behind `have` bytes, which an instruction needed.

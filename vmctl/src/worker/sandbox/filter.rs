@@ -79,7 +79,6 @@ const IOCTLS: &[u64] = &[
     driver::PARTITION_MSI,
     driver::PARTITION_KICK_ALL,
     driver::PARTITION_DESTROY,
-    driver::VCPU_RUN,
     driver::VCPU_GET_STATE,
     driver::VCPU_SET_STATE,
     driver::VCPU_APIC,

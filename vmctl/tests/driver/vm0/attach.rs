@@ -204,7 +204,7 @@ fn a_living_worker_keeps_others_out_and_a_dead_one_leaves_all_but_itself() {
         worker.process.id()
     );
 
-    // In the middle of VCPU_RUN.
+    // In the middle of a run.
     worker.kill();
     eventually("nobody is attached", || {
         device.partition_info(id).unwrap().worker == 0

@@ -171,7 +171,6 @@ fn no_address_is_believed() {
                 number::PARTITION_KICK_ALL,
                 number::PARTITION_DESTROY,
                 number::PARTITION_EOI_EVENTFD,
-                number::VCPU_RUN,
                 number::VCPU_GET_STATE,
                 number::VCPU_SET_STATE,
                 number::VCPU_KICK,
