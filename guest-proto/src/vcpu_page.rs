@@ -59,6 +59,8 @@ abi_flags! {
         REP = 1 << 1,
         /// `state` holds the registers (always with Memory, Shutdown, STRING).
         STATE = 1 << 2,
+        /// With Memory: the access is to a register of the vLAPIC in xAPIC mode. If it is a read, `data` is the register's value.
+        APIC = 1 << 3,
     }
 }
 
@@ -75,7 +77,7 @@ abi_struct! {
         pub is_write: u8,
         /// Port, guest physical address, or number of a model-specific register.
         pub address: u64,
-        /// Value written.
+        /// Value written; with APIC, the value read.
         pub data: u64,
         /// Nested page fault error code (APM vol. 2 §15.25.6), or the exit code with EntryFailed.
         pub error_code: u64,
@@ -99,13 +101,16 @@ abi_flags! {
     pub struct ReplyFlags: u32 {
         /// `data` answers the read; with Msr, the write is done.
         DATA = 1 << 0,
-        /// Registers are to be taken from `state` (general registers, RIP and RFLAGS only).
+        /// Registers are to be taken from `state` (general registers, RIP and RFLAGS only). Another RIP ends an interrupt shadow.
         REGISTERS = 1 << 1,
         /// Inject the exception `exception` with `error_code` instead of completing; with
         /// REGISTERS after those: a string instruction that faults has made its progress.
         EXCEPTION = 1 << 2,
         /// XMM0 to XMM15 are to be taken from `vectors`.
         VECTORS = 1 << 3,
+        /// `data`, of 32 bits, is written to the register of the vLAPIC that an intercept with APIC was about, after the
+        /// registers are taken.
+        APIC = 1 << 4,
     }
 }
 
@@ -116,7 +121,7 @@ abi_struct! {
         pub flags: u32,
         /// Exception vector, 0 to 31.
         pub exception: u32,
-        /// Answer to a read.
+        /// Answer to a read, or value for the vLAPIC's register.
         pub data: u64,
         /// Error code of the exception.
         pub error_code: u64,

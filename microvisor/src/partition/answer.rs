@@ -201,11 +201,24 @@ impl Turn<'_> {
     }
 
     fn nested_fault(&mut self, fault: &NestedFault) -> RunExit {
+        let address = fault.address.as_u64();
+        let mut flags = InterceptFlags::STATE;
+        let mut data = 0;
         self.local.pending = Pending::Memory;
+        // The worker decodes the instruction, and needs no call for the register.
+        if let Some(register) = self.local.lapic.register_at(address) {
+            self.local.pending = Pending::Apic(register);
+            flags |= InterceptFlags::APIC;
+            if !fault.is_write() {
+                let now = self.now();
+                data = self.local.lapic.read_register(register, now).into();
+            }
+        }
         let intercept = Intercept {
-            flags: InterceptFlags::STATE.bits(),
+            flags: flags.bits(),
             is_write: fault.is_write().into(),
-            address: fault.address.as_u64(),
+            address,
+            data,
             error_code: fault.error_code,
             instruction_len: fault.instruction_len,
             instruction: fault.instruction,

@@ -85,8 +85,11 @@ pub fn run(
         with_state: false,
         tag: 0,
     };
-    turn.take_reply()?;
-    let end = match turn.prepare() {
+    let begun = match turn.take_reply()? {
+        Some(end) => Some(end),
+        None => turn.prepare(),
+    };
+    let end = match begun {
         Some(end) => end,
         None => turn.inside(cpu),
     };
@@ -280,13 +283,14 @@ impl Turn<'_> {
         self.local.deadline = deadline;
     }
 
-    /// Completes the instruction of the last turn's intercept by root's reply.
-    fn take_reply(&mut self) -> Result<(), RunError> {
+    /// Completes the instruction of the last turn's intercept by root's reply. Returns the turn's end if the guest does
+    /// not go on.
+    fn take_reply(&mut self) -> Result<Option<RunExit>, RunError> {
         // Kind, flags, size, direction: nothing is outstanding.
         self.set_word(offset_of!(Intercept, kind), 0);
         self.set_word(offset_of!(Intercept, kick_set), 0);
         if self.local.pending == Pending::None {
-            return Ok(());
+            return Ok(None);
         }
         let mut reply = self.page.reply.load();
         let pending = self.local.pending;
@@ -297,10 +301,18 @@ impl Turn<'_> {
         if flags.contains(ReplyFlags::EXCEPTION) && exception.is_none() {
             return Err(RunError::BadReply);
         }
+        let register = match (pending, flags.contains(ReplyFlags::APIC)) {
+            (_, false) => None,
+            (Pending::Apic(register), true) => {
+                let value = u32::try_from(reply.data).map_err(|_| RunError::BadReply)?;
+                Some((register, value))
+            }
+            _ => return Err(RunError::BadReply),
+        };
         reply.flags = 0;
         self.page.reply.store(&reply);
         self.local.pending = Pending::None;
-        if pending == Pending::Memory {
+        if matches!(pending, Pending::Memory | Pending::Apic(_)) {
             self.vcpu.counters.exit(if flags.is_empty() {
                 ExitKind::NestedFault
             } else {
@@ -329,12 +341,20 @@ impl Turn<'_> {
                 }
                 Pending::MsrRead => self.local.set_edx_eax(reply.data),
                 Pending::MsrWrite => {}
-                Pending::None | Pending::String | Pending::Memory => return Ok(()),
+                Pending::None | Pending::String | Pending::Memory | Pending::Apic(_) => {
+                    return Ok(None);
+                }
             }
             self.local.hw.skip();
         }
         // Otherwise the guest repeats its instruction.
-        Ok(())
+        let Some((register, value)) = register else {
+            return Ok(None);
+        };
+        let now = self.now();
+        let effect = self.local.lapic.write_register(register, value, now);
+        self.vcpu.publish(&self.local.lapic);
+        Ok(self.effect(effect))
     }
 }
 

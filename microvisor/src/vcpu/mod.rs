@@ -65,6 +65,8 @@ pub enum Pending {
     String,
     /// The emulation of a memory access, or RAM where there was none.
     Memory,
+    /// The emulation of an access to the vLAPIC's register at this offset.
+    Apic(u32),
 }
 
 /// The parts of a virtual CPU that only the holder of the claim works on.

@@ -74,21 +74,22 @@ pub(super) fn instruction(
             is_write,
         }
     };
+    bus.apic = Apic::of(intercept);
     let executed = emulate(state, bus, &intercept.instruction[..known], cause);
-    let vectors = match bus.changes_vectors {
-        true => ReplyFlags::VECTORS.bits(),
-        false => 0,
-    };
+    let mut flags = ReplyFlags::REGISTERS;
+    flags.set(ReplyFlags::VECTORS, bus.changes_vectors);
+    flags.set(ReplyFlags::APIC, bus.apic.written.is_some());
     let done = Reply {
-        flags: ReplyFlags::REGISTERS.bits() | vectors,
+        flags: flags.bits(),
+        data: bus.apic.written.unwrap_or_default().into(),
         ..Reply::default()
     };
     let exception = |vector, error_code: u32, fault_address| Reply {
-        flags: ReplyFlags::REGISTERS.bits() | ReplyFlags::EXCEPTION.bits(),
+        flags: (ReplyFlags::REGISTERS | ReplyFlags::EXCEPTION | flags & ReplyFlags::APIC).bits(),
         exception: vector,
         error_code: u64::from(error_code),
         fault_address,
-        ..Reply::default()
+        ..done
     };
     let at = intercept.address;
     match executed {
@@ -149,6 +150,31 @@ pub(super) struct Bus<'a, R> {
     registers: R,
     /// The instruction has changed XMM registers.
     changes_vectors: bool,
+    apic: Apic,
+}
+
+/// The register of the local APIC that an intercept is about.
+#[derive(Debug, Default)]
+struct Apic {
+    /// Its offset, if the intercept is about one.
+    register: Option<u32>,
+    /// Its value, which came with the intercept.
+    value: Option<u32>,
+    /// The value that the reply writes to it.
+    written: Option<u32>,
+}
+
+impl Apic {
+    fn of(intercept: &Intercept) -> Self {
+        let is_apic = intercept.flags & InterceptFlags::APIC.bits() != 0;
+        Self {
+            register: lapic_offset(intercept.address)
+                .filter(|_| is_apic)
+                .map(|offset| offset & !0xf),
+            value: (is_apic && intercept.is_write == 0).then_some(intercept.data as u32),
+            written: None,
+        }
+    }
 }
 
 impl<'a, R: Registers> Bus<'a, R> {
@@ -158,6 +184,37 @@ impl<'a, R: Registers> Bus<'a, R> {
             ram,
             registers,
             changes_vectors: false,
+            apic: Apic::default(),
+        }
+    }
+
+    /// Reads a register of the local APIC; `None` where it has none in memory.
+    fn read_apic(&mut self, register: u32) -> Option<u32> {
+        match self.apic.value {
+            Some(value) if self.apic.register == Some(register) => Some(value),
+            _ => {
+                self.finish_write();
+                self.registers.apic(register, None)
+            }
+        }
+    }
+
+    /// Writes a register of the local APIC. Returns false where it has none in memory.
+    fn write_apic(&mut self, register: u32, value: u32) -> bool {
+        self.finish_write();
+        if self.apic.register == Some(register) {
+            self.apic.written = Some(value);
+            // A later read of the same instruction gets the register's new value.
+            self.apic.value = None;
+            return true;
+        }
+        self.registers.apic(register, Some(value)).is_some()
+    }
+
+    /// Carries out the write that waits for the reply, before another access.
+    fn finish_write(&mut self) {
+        if let (Some(register), Some(value)) = (self.apic.register, self.apic.written.take()) {
+            self.registers.apic(register, Some(value));
         }
     }
 }
@@ -183,7 +240,7 @@ impl<R: Registers> Space for Bus<'_, R> {
 
     fn read_device(&mut self, gpa: u64, size: u8) -> u64 {
         if let Some(offset) = lapic_offset(gpa)
-            && let Some(register) = self.registers.apic(offset & !0xf, None)
+            && let Some(register) = self.read_apic(offset & !0xf)
         {
             // A register is 32 bits wide, and 16 bytes from the next.
             return u64::from(register)
@@ -197,7 +254,7 @@ impl<R: Registers> Space for Bus<'_, R> {
         if let Some(offset) = lapic_offset(gpa)
             && offset & 0xf == 0
             && size >= 4
-            && self.registers.apic(offset, Some(value as u32)).is_some()
+            && self.write_apic(offset, value as u32)
         {
             return;
         }
@@ -380,6 +437,49 @@ mod tests {
         let state = run(&[0xa1, 0x30, 0, 0xe0, 0xfe], layout::LAPIC, &mut no_apic);
         assert_eq!(state.gpr[0], 0xffff_ffff);
         assert_eq!(devices.stray_accesses(), 1);
+    }
+
+    #[test]
+    fn the_register_of_an_intercept_needs_no_call() {
+        let ram = Ram::new(4 << 20).unwrap();
+        let mut devices = Devices::new();
+        let mut run = |code: &[u8], is_write, offset| {
+            let mut state = guest(&ram, code);
+            (state.gpr[0], state.gpr[7]) = (7, layout::LAPIC + offset);
+            let mut intercept = touch(layout::LAPIC + offset);
+            intercept.flags |= InterceptFlags::APIC.bits();
+            intercept.is_write = u8::from(is_write);
+            intercept.data = 0x55;
+            let mut asked = Vec::new();
+            let mut fake = Fake::new(|register, value| {
+                asked.push((register, value));
+                Some(0x30)
+            });
+            let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
+            let reply = instruction(&intercept, &mut state, &mut bus).unwrap();
+            let written = reply.flags & ReplyFlags::APIC.bits() != 0;
+            (state.gpr[0], written.then_some(reply.data), asked)
+        };
+        // mov eax, [rdi]; mov [rdi], eax
+        assert_eq!(run(&[0x8b, 0x07], false, 0x20), (0x55, None, vec![]));
+        assert_eq!(run(&[0x89, 0x07], true, 0xf0), (7, Some(7), vec![]));
+        // or [rdi], eax: the intercept of a write has no value.
+        let read = vec![(0xf0, None)];
+        assert_eq!(run(&[0x09, 0x07], true, 0xf0), (7, Some(0x37), read));
+        // rep stosd over two registers and the reserved words between them: in the guest's order
+        let mut state = guest(&ram, &[0xf3, 0xab]);
+        (state.gpr[0], state.gpr[1], state.gpr[7]) = (9, 5, layout::LAPIC + 0x80);
+        let mut intercept = touch(layout::LAPIC + 0x80);
+        intercept.flags |= InterceptFlags::APIC.bits();
+        let mut asked = Vec::new();
+        let mut fake = Fake::new(|register, value| {
+            asked.push((register, value));
+            Some(0)
+        });
+        let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
+        let reply = instruction(&intercept, &mut state, &mut bus).unwrap();
+        assert_eq!(reply.flags, ReplyFlags::REGISTERS.bits());
+        assert_eq!(asked, [(0x80, Some(9)), (0x90, Some(9))]);
     }
 
     #[test]

@@ -110,6 +110,10 @@ impl Guest {
                 *register = *value;
             }
         }
+        // An interrupt shadow lasts for one instruction.
+        if state.rip != self.vmcb.save.rip {
+            self.vmcb.set_interrupt_shadow(false);
+        }
         let save = &mut self.vmcb.save;
         save.rip = state.rip;
         // Bits that do not exist would make VMRUN refuse.

@@ -134,6 +134,14 @@ impl VLapic {
         self.mode
     }
 
+    /// Returns the offset of the register that a guest physical address leads to, in xAPIC mode.
+    pub fn register_at(&self, address: u64) -> Option<u32> {
+        const OFFSET: u64 = 0xfff;
+        const REGISTER: u64 = 0xff0;
+        let is_here = self.mode == Mode::XApic && address & !OFFSET == DEFAULT_BASE;
+        is_here.then_some((address & REGISTER) as u32)
+    }
+
     /// Returns MSR APIC_BASE.
     pub fn apic_base(&self) -> u64 {
         let mode = match self.mode {

@@ -2,7 +2,7 @@
 
 use guest_proto::Status;
 use guest_proto::hypercall::Hypercall;
-use guest_proto::vcpu_page::InterceptKind;
+use guest_proto::vcpu_page::{InterceptFlags, InterceptKind, ReplyFlags};
 
 use crate::guest::code::code;
 use crate::guest::{Guest, Plan};
@@ -13,7 +13,9 @@ use crate::report::{Outcome, cases, equal};
 cases![
     x2apic_registers_follow_the_manual,
     the_apic_can_be_turned_off,
-    an_xapic_access_is_the_workers,
+    an_xapic_read_comes_with_the_value,
+    an_xapic_write_is_done_by_the_reply,
+    a_wide_xapic_write_is_refused,
     the_workers_half_of_an_access_works,
     apic_registers_have_a_range,
 ];
@@ -68,10 +70,73 @@ fn xapic(code: &[u8]) -> Outcome<Guest> {
     })
 }
 
-fn an_xapic_access_is_the_workers() -> Outcome {
+const APIC_ACCESS: u16 = InterceptFlags::STATE.bits() | InterceptFlags::APIC.bits();
+
+/// Goes behind the guest's instruction of `length` bytes, and has `value` written to the register of the intercept.
+fn reply_with_write(guest: &Guest, length: u64, value: u64) {
+    guest.emulate(0, |state| state.rip += length);
+    let page = guest.shared(0);
+    let mut reply = page.reply.load();
+    reply.flags |= ReplyFlags::APIC.bits();
+    reply.data = value;
+    page.reply.store(&reply);
+}
+
+fn an_xapic_read_comes_with_the_value() -> Outcome {
     let guest = xapic(code!["mov ebx, 0xfee00000", "mov eax, [rbx + 0x30]", "hlt",])?;
     let intercept = guest.intercept(0, InterceptKind::Memory)?;
     equal("address", intercept.address, 0xfee0_0030)?;
+    equal("flags", intercept.flags, APIC_ACCESS)?;
+    equal("version", intercept.data & 0xff, 0x14)?;
+    guest.emulate(0, |state| state.rip += 3);
+    guest.halt(0)?;
+    guest.end()?;
+    // The page behind it is not the APIC's.
+    let guest = xapic(code!["mov ebx, 0xfee01000", "mov eax, [rbx + 0x30]", "hlt",])?;
+    let intercept = guest.intercept(0, InterceptKind::Memory)?;
+    equal("flags", intercept.flags, InterceptFlags::STATE.bits())?;
+    equal("data", intercept.data, 0)?;
+    guest.end()
+}
+
+fn an_xapic_write_is_done_by_the_reply() -> Outcome {
+    // Enables the APIC, sends itself an interrupt, and ends the interrupt.
+    let guest = xapic(code![
+        "mov ebx, 0xfee00000",
+        "sti",
+        "mov [rbx + 0xf0], eax",
+        "mov [rbx + 0x300], eax",
+        "out 0x80, al",
+        "mov [rbx + 0xb0], eax",
+        "hlt",
+    ])?;
+    for (register, value) in [(0xf0, 0x1ff), (0x300, 0x4_0000 | u64::from(VECTOR))] {
+        let intercept = guest.intercept(0, InterceptKind::Memory)?;
+        equal("address", intercept.address, 0xfee0_0000 + register)?;
+        equal("flags", intercept.flags, APIC_ACCESS)?;
+        reply_with_write(&guest, 6, value);
+    }
+    guest.port()?;
+    equal("interrupts", guest.interrupts(VECTOR), 1)?;
+    let in_service = 0x100 + 0x10 * u64::from(VECTOR / 32);
+    let bit = 1 << (VECTOR % 32);
+    equal("in service", apic(&guest, in_service, 0).ok()?, bit)?;
+    let intercept = guest.intercept(0, InterceptKind::Memory)?;
+    equal("address", intercept.address, 0xfee0_00b0)?;
+    reply_with_write(&guest, 6, 0);
+    guest.halt(0)?;
+    equal("in service after EOI", apic(&guest, in_service, 0).ok()?, 0)?;
+    guest.end()
+}
+
+fn a_wide_xapic_write_is_refused() -> Outcome {
+    let guest = xapic(code!["mov ebx, 0xfee00080", "mov [rbx], eax", "hlt"])?;
+    guest.intercept(0, InterceptKind::Memory)?;
+    reply_with_write(&guest, 2, 1 << 32);
+    hv::call(Hypercall::VcpuRun, [guest.id, 0]).is(Status::InvalidArgument)?;
+    reply_with_write(&guest, 0, 0x20);
+    guest.halt(0)?;
+    equal("task priority", apic(&guest, 0x80, 0).ok()?, 0x20)?;
     guest.end()
 }
 

@@ -123,7 +123,9 @@ fn a_bad_reply_is_refused() -> Outcome {
         (ReplyFlags::EXCEPTION.bits(), 32),
         (ReplyFlags::EXCEPTION.bits(), 2),
         (ReplyFlags::EXCEPTION.bits(), u32::MAX),
-        (ReplyFlags::DATA.bits() | 1 << 4, 0),
+        (ReplyFlags::DATA.bits() | 1 << 5, 0),
+        // The intercept is not about a register of the vLAPIC.
+        (ReplyFlags::REGISTERS.bits() | ReplyFlags::APIC.bits(), 0),
     ];
     for (flags, exception) in bad {
         guest.shared(0).reply.store(&Reply {

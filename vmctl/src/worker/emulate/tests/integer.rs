@@ -1,5 +1,6 @@
 //! Shifts, products, bit counts, conditions, exchanges, the stack, and words of the system.
 
+use super::addresses::paged;
 use super::*;
 
 const CF: u64 = 1 << 0;
