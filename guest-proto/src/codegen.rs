@@ -98,6 +98,8 @@ pub const CATALOG: &[Section] = &[
             S(&vcpu_page::Segment::LAYOUT),
             C("RUN_STATE_", &vcpu_page::RunState::LAYOUT),
             S(&vcpu_page::VcpuState::LAYOUT),
+            S(&vcpu_page::ExecutionState::LAYOUT),
+            S(&vcpu_page::GeneralRegisters::LAYOUT),
             S(&vcpu_page::Vectors::LAYOUT),
             S(&vcpu_page::VcpuPage::LAYOUT),
         ],

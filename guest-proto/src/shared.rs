@@ -16,7 +16,7 @@ pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::vcpu_page::{Intercept, Reply, VcpuState, Vectors};
+use crate::vcpu_page::{ExecutionState, GeneralRegisters, Intercept, Reply, VcpuState, Vectors};
 
 /// A plain structure `T` of `N` 64-bit words, copied word by word. No order is implied: the caller
 /// knows by other means that the other side is done with it, or takes what it gets as an
@@ -51,11 +51,46 @@ impl<T: FromBytes + IntoBytes + zerocopy::Immutable, const N: usize> Words<T, N>
         }
     }
 
+    /// Copies out the first fields alone; each word is read once.
+    pub fn load_first<F: First<T>>(&self) -> F {
+        let mut value = F::new_zeroed();
+        for (bytes, word) in value.as_mut_bytes().chunks_exact_mut(8).zip(&self.words) {
+            bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        value
+    }
+
+    /// Copies in the first fields alone.
+    pub fn store_first<F: First<T>>(&self, value: &F) {
+        for (bytes, word) in value.as_bytes().chunks_exact(8).zip(&self.words) {
+            let mut raw = [0; 8];
+            raw.copy_from_slice(bytes);
+            word.store(u64::from_ne_bytes(raw), Ordering::Relaxed);
+        }
+    }
+
     /// One of its words, for a field that is wanted alone. `None` past the end.
     pub fn word(&self, index: usize) -> Option<&AtomicU64> {
         self.words.get(index)
     }
 }
+
+/// A structure of the fields that `T` begins with.
+pub trait First<T>: FromBytes + IntoBytes + zerocopy::Immutable {}
+
+macro_rules! first {
+    ($first:ident of $all:ident { $($field:ident),* $(,)? }) => {
+        impl First<$all> for $first {}
+        $( const _: () = assert!(
+            core::mem::offset_of!($first, $field) == core::mem::offset_of!($all, $field)
+        ); )*
+    };
+}
+
+first!(GeneralRegisters of VcpuState { gpr, rip, rflags });
+first!(ExecutionState of VcpuState {
+    gpr, rip, rflags, segment, ldtr, tr, gdtr, idtr, cr0, cr2, cr3, cr4, efer, pkru,
+});
 
 /// [`PostedInterrupts`](crate::vcpu_page::PostedInterrupts) as atomics.
 #[repr(C)]

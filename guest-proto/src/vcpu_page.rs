@@ -57,7 +57,7 @@ abi_flags! {
         STRING = 1 << 0,
         /// With a REP prefix.
         REP = 1 << 1,
-        /// `state` holds the registers (always with Memory, Shutdown, STRING).
+        /// `state` begins with an `ExecutionState` (always with Memory, Shutdown, STRING); the rest of it is old.
         STATE = 1 << 2,
         /// With Memory: the access is to a register of the vLAPIC in xAPIC mode. If it is a read, `data` is the register's value.
         APIC = 1 << 3,
@@ -243,6 +243,8 @@ abi_struct! {
         pub cr4: u64,
         /// Extended feature enables, without SVME.
         pub efer: u64,
+        /// PKRU where CR4.PKE is set, else 0; ignored by `vcpu_set_state`.
+        pub pkru: u64,
         /// Extended control register 0.
         pub xcr0: u64,
         /// DR0 to DR3.
@@ -275,12 +277,56 @@ abi_struct! {
         pub run_state: u32,
         /// 1: interrupts are blocked for one instruction (MOV SS, STI).
         pub interrupt_shadow: u32,
-        /// PKRU where CR4.PKE is set, else 0; ignored by `vcpu_set_state`.
-        pub pkru: u64,
         /// MSR SPEC_CTRL; 0 where the CPU has none.
         pub spec_ctrl: u64,
         /// Reserved, 0.
         pub reserved: [u64; 15],
+    }
+}
+
+abi_struct! {
+    /// The first fields of `VcpuState`: the registers by which one instruction executes.
+    pub struct ExecutionState: 352 {
+        /// General registers, as in `VcpuState`.
+        pub gpr: [u64; 16],
+        /// Instruction pointer.
+        pub rip: u64,
+        /// Flags.
+        pub rflags: u64,
+        /// ES CS SS DS FS GS.
+        pub segment: [Segment; 6],
+        /// Local descriptor table.
+        pub ldtr: Segment,
+        /// Task register.
+        pub tr: Segment,
+        /// Global descriptor table.
+        pub gdtr: Segment,
+        /// Interrupt descriptor table.
+        pub idtr: Segment,
+        /// Control register 0.
+        pub cr0: u64,
+        /// Control register 2.
+        pub cr2: u64,
+        /// Control register 3.
+        pub cr3: u64,
+        /// Control register 4.
+        pub cr4: u64,
+        /// Extended feature enables, without SVME.
+        pub efer: u64,
+        /// PKRU where CR4.PKE is set, else 0.
+        pub pkru: u64,
+    }
+}
+
+abi_struct! {
+    /// The first fields of both: the registers that an instruction changes.
+    pub struct GeneralRegisters: 144 {
+        /// General registers, as in `VcpuState`.
+        pub gpr: [u64; 16],
+        /// Instruction pointer.
+        pub rip: u64,
+        /// Flags.
+        pub rflags: u64,
     }
 }
 

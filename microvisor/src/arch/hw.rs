@@ -3,7 +3,7 @@
 //! [`Guest`] and [`Root`] are closed: one variant for each vendor. Nothing outside of `arch` knows a control block, and
 //! nothing inside of `arch` knows what an exit means to a guest.
 
-use guest_proto::vcpu_page::{VcpuState, Vectors};
+use guest_proto::vcpu_page::{ExecutionState, GeneralRegisters, VcpuState, Vectors};
 
 use super::exit::{BadState, Event, Exit, RawExit, TurnState};
 use super::svm;
@@ -164,8 +164,11 @@ door! {
     /// Fails with [`BadState`], and changes nothing.
     pub fn set_state(self: &mut Self, state: &VcpuState, xcr0_allowed: bool) -> Result<(), BadState>;
 
+    /// Returns the registers by which one instruction executes.
+    pub fn execution_state(self: &Self) -> ExecutionState;
+
     /// Sets general registers, RIP and RFLAGS.
-    pub fn set_registers(self: &mut Self, state: &VcpuState);
+    pub fn set_registers(self: &mut Self, registers: &GeneralRegisters);
 
     /// Returns the XMM registers. Outside of a turn.
     pub fn vectors(self: &Self) -> Vectors;

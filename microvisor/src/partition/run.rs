@@ -278,7 +278,9 @@ impl Turn<'_> {
         let deadline = self.deadline();
         self.set_word(offset_of!(Intercept, deadline), deadline);
         if self.with_state {
-            self.page.state.store(&self.local.state(self.now()));
+            self.page
+                .state
+                .store_first(&self.local.hw.execution_state());
         }
         self.local.deadline = deadline;
     }
@@ -321,7 +323,7 @@ impl Turn<'_> {
         }
         let hw = &mut self.local.hw;
         if flags.contains(ReplyFlags::REGISTERS) {
-            hw.set_registers(&self.page.state.load());
+            hw.set_registers(&self.page.state.load_first());
         }
         if flags.contains(ReplyFlags::VECTORS) {
             hw.set_vectors(&self.page.vectors.load());

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use guest_proto::cpuid::CpuidEntry;
 use guest_proto::driver::{ApicAccess, SetCpuid, ioctl as number};
-use guest_proto::vcpu_page::{Intercept, Reply, VcpuState, Vectors};
+use guest_proto::vcpu_page::{
+    ExecutionState, GeneralRegisters, Intercept, Reply, VcpuState, Vectors,
+};
 use rustix::io::Errno;
 
 use super::page::Mapping;
@@ -71,7 +73,7 @@ impl Vcpu {
     pub fn fetch_state(&mut self) -> Result<VcpuState, DriverError> {
         plain::<{ opcode(number::VCPU_GET_STATE) }>(&self.fd)
             .map_err(failed("read a virtual CPU's state"))?;
-        Ok(self.state())
+        Ok(self.page.state.load())
     }
 
     /// Sets the whole state.
@@ -80,7 +82,7 @@ impl Vcpu {
     ///
     /// The driver's errno.
     pub fn store_state(&mut self, state: &VcpuState) -> Result<(), DriverError> {
-        self.set_state(state);
+        self.page.state.store(state);
         plain::<{ opcode(number::VCPU_SET_STATE) }>(&self.fd)
             .map_err(failed("set a virtual CPU's state"))
     }
@@ -135,13 +137,17 @@ impl Vcpu {
     }
 
     /// The registers beside an intercept that has them.
-    pub fn state(&self) -> VcpuState {
-        self.page.state.load()
+    pub fn execution_state(&self) -> ExecutionState {
+        self.page.state.load_first()
     }
 
-    /// Puts registers where a [`Reply`] with `REGISTERS` is answered from.
-    pub fn set_state(&mut self, state: &VcpuState) {
-        self.page.state.store(state);
+    /// Puts registers where a [`Reply`] with `REGISTERS` is answered from: the general ones, RIP and RFLAGS.
+    pub fn set_registers(&mut self, state: &ExecutionState) {
+        self.page.state.store_first(&GeneralRegisters {
+            gpr: state.gpr,
+            rip: state.rip,
+            rflags: state.rflags,
+        });
     }
 
     /// Fetches the XMM registers from the microvisor, and the state beside an intercept once more.

@@ -2,7 +2,7 @@
 //! instruction on a port.
 //!
 //! [`emulate`] fetches and decodes (iced-x86) at the guest's instruction pointer, moves the data
-//! through a [`Space`], and changes the registers of a [`VcpuState`]; or it answers with the
+//! through a [`Space`], and changes the registers of a [`ExecutionState`]; or it answers with the
 //! [`Fault`] that the guest gets. Here are integer instructions, the stack's PUSH and POP, moves of SSE, and strings: what
 //! compilers use, and what test programs do. `docs/guests.md` lists them. The guest's page tables are walked in
 //! `paging` for every access, because a string's other end, or its next page, may be anywhere.
@@ -19,7 +19,7 @@ mod vector;
 
 use std::fmt;
 
-use guest_proto::vcpu_page::VcpuState;
+use guest_proto::vcpu_page::ExecutionState;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
 
 use paging::Access;
@@ -117,7 +117,7 @@ const MAX_LENGTH: usize = 15;
 ///
 /// Fails with the exception that the guest gets instead, or the reason why it can't go on.
 pub fn emulate(
-    state: &mut VcpuState,
+    state: &mut ExecutionState,
     space: &mut impl Space,
     known: &[u8],
     cause: Cause,
@@ -164,7 +164,7 @@ pub fn emulate(
 }
 
 /// Whether a program of the guest runs, in ring 3, and not its kernel.
-pub fn is_user(state: &mut VcpuState) -> bool {
+pub fn is_user(state: &mut ExecutionState) -> bool {
     Registers::new(state).is_user()
 }
 

@@ -7,7 +7,7 @@
 use std::sync::atomic::Ordering;
 
 use guest_proto::vcpu_page::{
-    Intercept, InterceptFlags, InterceptKind, Reply, ReplyFlags, VcpuState,
+    ExecutionState, Intercept, InterceptFlags, InterceptKind, Reply, ReplyFlags,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -56,7 +56,7 @@ pub(super) fn port(intercept: &Intercept, devices: &mut Devices) -> Reply {
 /// The guest can't go on.
 pub(super) fn instruction(
     intercept: &Intercept,
-    state: &mut VcpuState,
+    state: &mut ExecutionState,
     bus: &mut Bus<'_, impl Registers>,
 ) -> Result<Reply, End> {
     let rip = state.rip;
@@ -290,18 +290,18 @@ mod tests {
     const CODE: u64 = 0x1000;
 
     /// A CPU in flat 32-bit mode, without paging, at `code`.
-    fn guest(ram: &Ram, code: &[u8]) -> VcpuState {
+    fn guest(ram: &Ram, code: &[u8]) -> ExecutionState {
         ram.mapping().write_slice(code, GuestAddress(CODE)).unwrap();
         let flat = Segment {
             attributes: 0xc93,
             limit: u32::MAX,
             ..Segment::default()
         };
-        VcpuState {
+        ExecutionState {
             rip: CODE,
             cr0: 1,
             segment: [flat; 6],
-            ..VcpuState::default()
+            ..ExecutionState::default()
         }
     }
 

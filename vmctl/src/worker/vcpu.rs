@@ -95,11 +95,11 @@ fn answer(
     }
     match InterceptKind::from_raw(intercept.kind) {
         Some(InterceptKind::Port | InterceptKind::Memory) => {
-            let mut state = vcpu.state();
+            let mut state = vcpu.execution_state();
             let mut bus = Bus::new(&mut device_state.devices, vm.ram.mapping(), &mut *vcpu);
             let reply =
                 exit::instruction(intercept, &mut state, &mut bus).map_err(Conclusion::End)?;
-            vcpu.set_state(&state);
+            vcpu.set_registers(&state);
             Ok(reply)
         }
         Some(InterceptKind::Reset) => Err(Conclusion::Request(GuestRequest::Reset)),

@@ -1,6 +1,6 @@
 //! A virtual CPU's state between the control block and the ABI's form.
 
-use guest_proto::vcpu_page::VcpuState;
+use guest_proto::vcpu_page::{ExecutionState, GeneralRegisters, VcpuState};
 use x86_64::registers::control::{Cr0Flags, Cr4Flags};
 use x86_64::registers::rflags::RFlags;
 
@@ -28,9 +28,34 @@ fn is_wide(value: u64) -> bool {
 }
 
 impl Guest {
+    pub(crate) fn execution_state(&self) -> ExecutionState {
+        let save = &self.vmcb.save;
+        ExecutionState {
+            gpr: all_general(&self.vmcb, &self.registers),
+            rip: save.rip,
+            rflags: save.rflags,
+            segment: save.segment,
+            ldtr: save.ldtr,
+            tr: save.tr,
+            gdtr: save.gdtr,
+            idtr: save.idtr,
+            cr0: save.cr0,
+            cr2: save.cr2,
+            cr3: save.cr3,
+            cr4: save.cr4,
+            efer: save.efer(),
+            pkru: self.pkru(),
+        }
+    }
+
+    /// PKRU where CR4.PKE is set.
+    fn pkru(&self) -> u64 {
+        let has_pkru = self.vmcb.save.cr4 & Cr4Flags::PROTECTION_KEY_USER.bits() != 0;
+        if has_pkru { self.area.pkru().into() } else { 0 }
+    }
+
     pub(crate) fn state(&self) -> VcpuState {
         let save = &self.vmcb.save;
-        let has_pkru = save.cr4 & Cr4Flags::PROTECTION_KEY_USER.bits() != 0;
         VcpuState {
             gpr: all_general(&self.vmcb, &self.registers),
             rip: save.rip,
@@ -58,7 +83,7 @@ impl Guest {
             pat: save.g_pat,
             tsc_aux: self.extended.tsc_aux.into(),
             interrupt_shadow: self.vmcb.interrupt_shadow().into(),
-            pkru: if has_pkru { self.area.pkru().into() } else { 0 },
+            pkru: self.pkru(),
             spec_ctrl: self.extended.spec_ctrl,
             ..VcpuState::default()
         }
@@ -81,7 +106,11 @@ impl Guest {
         if bad {
             return Err(BadState);
         }
-        self.set_registers(state);
+        self.set_registers(&GeneralRegisters {
+            gpr: state.gpr,
+            rip: state.rip,
+            rflags: state.rflags,
+        });
         self.extended.xcr0 = state.xcr0;
         self.extended.debug = state.dr;
         self.extended.tsc_aux = state.tsc_aux as u32;
@@ -104,7 +133,7 @@ impl Guest {
         Ok(())
     }
 
-    pub(crate) fn set_registers(&mut self, state: &VcpuState) {
+    pub(crate) fn set_registers(&mut self, state: &GeneralRegisters) {
         for (n, value) in state.gpr.iter().enumerate() {
             if let Some(register) = general(&mut self.vmcb, &mut self.registers, n) {
                 *register = *value;

@@ -1,6 +1,6 @@
 //! The guest's registers by their iced-x86 names, and what its mode means for addresses.
 
-use guest_proto::vcpu_page::VcpuState;
+use guest_proto::vcpu_page::ExecutionState;
 use iced_x86::Register;
 use x86_64::registers::control::{Cr0Flags, EferFlags};
 use x86_64::registers::rflags::RFlags;
@@ -13,17 +13,17 @@ const RFLAGS_VM: u64 = RFlags::VIRTUAL_8086_MODE.bits();
 const SEGMENT_LONG: u16 = 1 << 9;
 const SEGMENT_BIG: u16 = 1 << 10;
 
-/// Index of CS and SS in `VcpuState::segment`.
+/// Index of CS and SS in `ExecutionState::segment`.
 const CS: usize = 1;
 const SS: usize = 2;
 
 /// A state, seen as registers.
 pub(super) struct Registers<'a> {
-    pub(super) state: &'a mut VcpuState,
+    pub(super) state: &'a mut ExecutionState,
 }
 
 impl<'a> Registers<'a> {
-    pub(super) fn new(state: &'a mut VcpuState) -> Self {
+    pub(super) fn new(state: &'a mut ExecutionState) -> Self {
         Self { state }
     }
 
@@ -108,7 +108,6 @@ impl<'a> Registers<'a> {
             32 => next & 0xffff_ffff,
             _ => next & 0xffff,
         };
-        self.state.interrupt_shadow = 0;
     }
 
     /// Value of a general register, or the selector in a segment register.

@@ -94,12 +94,12 @@ impl Space for Fake {
 }
 
 /// Ring 0 without paging: `long` mode only says how to decode.
-fn state(bits: u32) -> VcpuState {
-    let mut state = VcpuState {
+fn state(bits: u32) -> ExecutionState {
+    let mut state = ExecutionState {
         rip: CODE,
         rflags: 2,
         cr0: 1,
-        ..VcpuState::default()
+        ..ExecutionState::default()
     };
     let attributes = match bits {
         64 => {
@@ -125,7 +125,7 @@ const MEMORY: Cause = Cause::Memory {
 };
 
 /// What makes a CPU stop at `code`, which ends with the opcode if it is a string instruction.
-fn cause(code: &[u8], state: &VcpuState) -> Cause {
+fn cause(code: &[u8], state: &ExecutionState) -> Cause {
     let port = |size, is_write| Cause::Port {
         port: state.gpr[2] as u16,
         size,
@@ -138,7 +138,11 @@ fn cause(code: &[u8], state: &VcpuState) -> Cause {
     }
 }
 
-fn run(bits: u32, code: &[u8], set: impl FnOnce(&mut VcpuState, &mut Fake)) -> (VcpuState, Fake) {
+fn run(
+    bits: u32,
+    code: &[u8],
+    set: impl FnOnce(&mut ExecutionState, &mut Fake),
+) -> (ExecutionState, Fake) {
     let mut fake = Fake::new(code);
     let mut state = state(bits);
     set(&mut state, &mut fake);
@@ -171,7 +175,7 @@ fn moves_of_every_size() {
     });
     assert_eq!(s.gpr[0], 0x1122_ab44);
     // movsx rax, word [rbx]; movzx eax, byte [rbx]
-    let high = |s: &mut VcpuState, f: &mut Fake| {
+    let high = |s: &mut ExecutionState, f: &mut Fake| {
         s.gpr[3] = DEVICE;
         f.device[..2].copy_from_slice(&[0x80, 0xff]);
     };
@@ -333,7 +337,7 @@ fn what_is_not_emulated_says_its_bytes() {
 }
 
 /// A program in ring 3 with IOPL 0, whose task state segment at 0x8000 has its map of ports at offset 0x68.
-fn with_ports(fake: &mut Fake, s: &mut VcpuState, limit: u32) {
+fn with_ports(fake: &mut Fake, s: &mut ExecutionState, limit: u32) {
     s.segment[2].attributes = 0xf3;
     s.tr = Segment {
         attributes: 0x8b,
@@ -348,7 +352,7 @@ fn with_ports(fake: &mut Fake, s: &mut VcpuState, limit: u32) {
 fn a_program_has_the_ports_of_its_map() {
     // outsb to port 0x3f8: bit 0 of byte 0x7f of the map
     const BYTE: u64 = 0x8000 + 0x68 + 0x7f;
-    let outsb = |limit, map: u8, change: &dyn Fn(&mut VcpuState)| {
+    let outsb = |limit, map: u8, change: &dyn Fn(&mut ExecutionState)| {
         let mut fake = Fake::new(&[0x6e]);
         let mut s = state(64);
         s.gpr[2] = 0x3f8;
@@ -361,7 +365,7 @@ fn a_program_has_the_ports_of_its_map() {
         assert_eq!(fake.log.len(), usize::from(result.is_ok()));
         result
     };
-    let same = |_: &mut VcpuState| {};
+    let same = |_: &mut ExecutionState| {};
     assert_eq!(outsb(0x2068, 0, &same), Ok(()));
     assert_eq!(outsb(0x2068, 0xfe, &same), Ok(()));
     assert_eq!(outsb(0x2068, 1, &same), Err(Fault::Protection));
@@ -371,12 +375,12 @@ fn a_program_has_the_ports_of_its_map() {
     assert_eq!(outsb(103, 0, &same), Err(Fault::Protection));
     assert_eq!(outsb(102, 0, &same), Err(Fault::Protection));
     // A task state segment of 16 bits has none.
-    let narrow = |s: &mut VcpuState| s.tr.attributes = 0x83;
+    let narrow = |s: &mut ExecutionState| s.tr.attributes = 0x83;
     assert_eq!(outsb(0x2068, 0, &narrow), Err(Fault::Protection));
     // IOPL lets the program have every port, but not in virtual-8086 mode.
-    let iopl = |s: &mut VcpuState| s.rflags |= 3 << 12;
+    let iopl = |s: &mut ExecutionState| s.rflags |= 3 << 12;
     assert_eq!(outsb(0x68, 1, &iopl), Ok(()));
-    let ring_0 = |s: &mut VcpuState| s.segment[2].attributes = 0x93;
+    let ring_0 = |s: &mut ExecutionState| s.segment[2].attributes = 0x93;
     assert_eq!(outsb(0x68, 1, &ring_0), Ok(()));
     let mut s = state(16);
     (s.cr0, s.rflags) = (1, 2 | 3 << 12 | 1 << 17);

@@ -3,7 +3,7 @@
 use super::*;
 
 /// 4-level tables at 0x4000: linear 0x40_0000 + n pages.
-pub(super) fn paged(fake: &mut Fake, s: &mut VcpuState, pages: &[u64]) {
+pub(super) fn paged(fake: &mut Fake, s: &mut ExecutionState, pages: &[u64]) {
     s.cr0 |= 1 << 31;
     s.cr4 = 1 << 5;
     s.cr3 = 0x4000;
@@ -107,7 +107,7 @@ fn a_code_page_that_is_missing_faults_at_its_start() {
 
 #[test]
 fn other_page_table_formats() {
-    let walk = |s: &mut VcpuState, fake: &mut Fake, linear: u64| {
+    let walk = |s: &mut ExecutionState, fake: &mut Fake, linear: u64| {
         paging::translate(&Registers::new(s), fake, linear, Access::READ)
     };
     // 32-bit with a 4 MiB page

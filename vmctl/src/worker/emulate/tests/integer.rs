@@ -10,7 +10,7 @@ const SF: u64 = 1 << 7;
 const OF: u64 = 1 << 11;
 
 /// Runs `code` in 64-bit mode on `memory` at [RBX].
-fn on(memory: u64, code: &[u8], set: impl FnOnce(&mut VcpuState)) -> (VcpuState, u64) {
+fn on(memory: u64, code: &[u8], set: impl FnOnce(&mut ExecutionState)) -> (ExecutionState, u64) {
     let (state, fake) = run(64, code, |s, f| {
         s.gpr[3] = DEVICE;
         f.device[..8].copy_from_slice(&memory.to_le_bytes());
@@ -20,7 +20,7 @@ fn on(memory: u64, code: &[u8], set: impl FnOnce(&mut VcpuState)) -> (VcpuState,
     (state, u64::from_le_bytes(*bytes))
 }
 
-fn fault(code: &[u8], set: impl FnOnce(&mut VcpuState, &mut Fake)) -> Fault {
+fn fault(code: &[u8], set: impl FnOnce(&mut ExecutionState, &mut Fake)) -> Fault {
     let mut fake = Fake::new(code);
     let mut s = state(64);
     s.gpr[3] = DEVICE;
@@ -33,7 +33,7 @@ fn fault(code: &[u8], set: impl FnOnce(&mut VcpuState, &mut Fake)) -> Fault {
 
 #[test]
 fn shifts_and_rotations() {
-    let carry_in = |s: &mut VcpuState| s.rflags |= CF;
+    let carry_in = |s: &mut ExecutionState| s.rflags |= CF;
     const ALL: u64 = CF | OF | SF | PF;
     // The last column has the flags that are defined and change.
     for (code, before, after, flags, known) in [
@@ -149,7 +149,7 @@ fn conditions() {
 #[test]
 fn a_wide_exchange() {
     let registers = |low, high| {
-        move |s: &mut VcpuState| {
+        move |s: &mut ExecutionState| {
             (s.gpr[0], s.gpr[2]) = (low, high);
             s.gpr[1] = 0x5555;
         }

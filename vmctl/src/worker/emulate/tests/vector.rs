@@ -72,7 +72,7 @@ fn a_device_is_accessed_eight_bytes_at_a_time() {
     assert_eq!(fake.log, [('r', 8, 8, 0), ('r', 16, 8, 0)]);
 }
 
-fn fault(code: &[u8], set: impl FnOnce(&mut VcpuState)) -> (Fault, Fake) {
+fn fault(code: &[u8], set: impl FnOnce(&mut ExecutionState)) -> (Fault, Fake) {
     let mut fake = Fake::new(code);
     let mut s = state(64);
     s.cr4 = OSFXSR;
@@ -96,7 +96,7 @@ fn an_aligned_move_elsewhere_faults() {
 fn the_cpu_itself_says_that_the_registers_are_off() {
     let code = [0xf3, 0x0f, 0x7f, 0x1b];
     for set in [
-        (|s: &mut VcpuState| s.cr4 = 0) as fn(&mut VcpuState),
+        (|s: &mut ExecutionState| s.cr4 = 0) as fn(&mut ExecutionState),
         |s| s.cr0 |= 1 << 3,
         |s| s.cr0 |= 1 << 2,
     ] {
