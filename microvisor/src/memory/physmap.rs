@@ -5,7 +5,7 @@
 //! table has given to the microvisor alone.
 #![allow(unsafe_code, reason = "turns physical addresses into accesses")]
 
-use core::marker::PhantomData;
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_proto::limits::PAGE_SIZE;
@@ -116,8 +116,8 @@ impl PhysMap {
 #[derive(Debug)]
 pub struct Placed<T> {
     frame: OwnedFrame,
-    map: PhysMap,
-    owns: PhantomData<T>,
+    /// Where the frame is mapped: each exit of a guest comes here many times.
+    at: NonNull<T>,
 }
 
 impl<T> Placed<T> {
@@ -126,23 +126,20 @@ impl<T> Placed<T> {
     /// Moves `value` into the frame. Gives the frame back if it is not in `map`.
     pub fn new(map: PhysMap, frame: OwnedFrame, value: T) -> Result<Self, OwnedFrame> {
         let () = Self::FITS;
-        let Some(pointer) = map.pointer::<T>(frame.frame().base()) else {
+        let pointer = map.pointer::<T>(frame.frame().base());
+        let Some(at) = pointer.and_then(|pointer| NonNull::new(pointer.cast_mut())) else {
             return Err(frame);
         };
         // SAFETY: the frame is inside the map and page aligned, `T` fits (checked when compiled),
         // and `OwnedFrame` is the proof that nothing else uses it.
-        unsafe { pointer.cast_mut().write(value) };
-        Ok(Self {
-            frame,
-            map,
-            owns: PhantomData,
-        })
+        unsafe { at.write(value) };
+        Ok(Self { frame, at })
     }
 
     /// Moves the value out and gives the frame back.
     pub fn into_parts(self) -> (T, OwnedFrame) {
         // SAFETY: `new` put a `T` there, and `self` owns it and ends here.
-        let value = unsafe { self.as_ptr().read() };
+        let value = unsafe { self.at.read() };
         (value, self.frame)
     }
 
@@ -150,25 +147,23 @@ impl<T> Placed<T> {
     pub fn frame(&self) -> Frame {
         self.frame.frame()
     }
-
-    fn as_ptr(&self) -> *mut T {
-        (self.map.base + self.frame.frame().base().as_u64() as usize) as *mut T
-    }
 }
 
 impl<T> core::ops::Deref for Placed<T> {
     type Target = T;
 
+    #[inline]
     fn deref(&self) -> &T {
         // SAFETY: `new` put a `T` there and checked bounds; `self` owns the frame.
-        unsafe { &*self.as_ptr() }
+        unsafe { self.at.as_ref() }
     }
 }
 
 impl<T> core::ops::DerefMut for Placed<T> {
+    #[inline]
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: as in `deref`, and `&mut self` makes it exclusive.
-        unsafe { &mut *self.as_ptr() }
+        unsafe { self.at.as_mut() }
     }
 }
 
