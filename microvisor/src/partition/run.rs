@@ -114,8 +114,11 @@ impl Turn<'_> {
             let exit = self.local.hw.enter();
             let (id, index) = (self.partition.id().0, self.vcpu.index());
             trace::exit(cpu.index(), id, index, self.local.hw.raw_exit());
-            let cr8 = self.local.hw.read(Register::Cr8);
-            self.local.lapic.set_cr8(cr8 as u8);
+            let cr8 = self.local.hw.read(Register::Cr8) as u8;
+            // The answers to these only skip an instruction: what was decided at the last entry holds.
+            let is_simple = matches!(exit, Exit::Cpuid | Exit::Hypercall | Exit::Port(_))
+                && cr8 == self.local.lapic.cr8();
+            self.local.lapic.set_cr8(cr8);
             // A guest whose CR4.MCE is 0 shuts down at a machine check.
             let is_shutdown = matches!(exit, Exit::Shutdown);
             if matches!(exit, Exit::MachineCheck) || (is_shutdown && arch::in_machine_check()) {
@@ -123,6 +126,9 @@ impl Turn<'_> {
             }
             if let Some(end) = self.answer(exit) {
                 break end;
+            }
+            if is_simple && !self.has_news() {
+                continue;
             }
             if let Some(end) = self.prepare() {
                 break end;
@@ -137,6 +143,12 @@ impl Turn<'_> {
     /// Returns the guest's time-stamp counter.
     pub(super) fn now(&self) -> u64 {
         arch::tsc().wrapping_add(self.tsc_offset)
+    }
+
+    /// Returns whether something has arrived that [`Self::prepare`] takes over. The timer is not looked at: root's timer
+    /// ends the turn at the deadline.
+    fn has_news(&self) -> bool {
+        self.vcpu.has_signals() || self.page.posted.is_outstanding() || self.local.ring.is_behind()
     }
 
     /// Takes over what arrived, and decides what is injected. Returns the turn's end if the guest does not go on.

@@ -186,9 +186,14 @@ impl Vcpu {
         }
     }
 
+    /// Returns whether an INIT or SIPI has arrived.
+    pub fn has_signals(&self) -> bool {
+        self.signals.load(Ordering::Relaxed) != 0
+    }
+
     /// Takes the INIT and SIPI that have arrived.
     pub fn take_signals(&self) -> Option<Signals> {
-        if self.signals.load(Ordering::Relaxed) == 0 {
+        if !self.has_signals() {
             return None;
         }
         let signals = self.signals.swap(0, Ordering::AcqRel);
