@@ -21,7 +21,7 @@ pub const fn kind(exit: Exit) -> ExitKind {
         Exit::Msr { is_write: false } => ExitKind::MsrRead,
         Exit::Port(_) => ExitKind::Port,
         Exit::Hypercall => ExitKind::Hypercall,
-        Exit::NestedFault(_) => ExitKind::NestedFault,
+        Exit::NestedFault => ExitKind::NestedFault,
         Exit::Xsetbv => ExitKind::Xsetbv,
         Exit::DebugRegister => ExitKind::DebugRegister,
         Exit::Exception(_) | Exit::MachineCheck => ExitKind::Exception,

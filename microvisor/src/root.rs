@@ -90,7 +90,7 @@ fn answer(machine: &Machine, cpu: &mut Root, exit: Exit) {
             cpu.skip();
         }
         // Protected memory does not exist for root.
-        Exit::NestedFault(_) => cpu.inject(Event::GENERAL_PROTECTION),
+        Exit::NestedFault => cpu.inject(Event::GENERAL_PROTECTION),
         // Another CPU of root's cannot reset this one from under the microvisor.
         Exit::Init => match cpu.consume_init() {
             Some(true) => cpu.inject(Event::Nmi),

@@ -31,8 +31,9 @@ pub enum Exit {
     Port(PortAccess),
     /// VMMCALL or VMCALL.
     Hypercall,
-    /// Access to guest physical memory that is not mapped, or not for this access.
-    NestedFault(NestedFault),
+    /// Access to guest physical memory that is not mapped, or not for this access
+    /// ([`Guest::nested_fault`](super::hw::Guest::nested_fault)).
+    NestedFault,
     /// XSETBV.
     Xsetbv,
     /// INVD or WBINVD.

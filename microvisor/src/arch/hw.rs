@@ -5,7 +5,7 @@
 
 use guest_proto::vcpu_page::{ExecutionState, GeneralRegisters, VcpuState, Vectors};
 
-use super::exit::{BadState, Event, Exit, RawExit, TurnState};
+use super::exit::{BadState, Event, Exit, NestedFault, RawExit, TurnState};
 use super::svm;
 pub use super::svm::Cpu;
 use crate::memory::frame_table::OwnedFrame;
@@ -114,6 +114,9 @@ door! {
 
     /// Returns the last exit in the hardware's numbers.
     pub fn raw_exit(self: &Self) -> RawExit;
+
+    /// Returns the access that the last exit, [`Exit::NestedFault`], is about.
+    pub fn nested_fault(self: &Self) -> NestedFault;
 
     /// Skips the instruction that made the last exit.
     pub fn skip(self: &mut Self);

@@ -10,7 +10,7 @@ use x86_64::registers::control::Cr4Flags;
 
 use super::run::{EOI_TAG, Turn};
 use crate::arch;
-use crate::arch::exit::{Event, Exit, NestedFault, PortAccess};
+use crate::arch::exit::{Event, Exit, PortAccess};
 use crate::arch::hw::{Register, Window};
 use crate::counters;
 use crate::vcpu::Pending;
@@ -70,7 +70,7 @@ impl Turn<'_> {
                 hw.write(Register::Rax, KVM_ENOSYS);
                 hw.skip();
             }
-            Exit::NestedFault(fault) => end = Some(self.nested_fault(&fault)),
+            Exit::NestedFault => end = Some(self.nested_fault()),
             Exit::Xsetbv => self.xsetbv(),
             // Caches are coherent, and a guest's memory is its own.
             Exit::CacheFlush => hw.skip(),
@@ -200,7 +200,8 @@ impl Turn<'_> {
         posting
     }
 
-    fn nested_fault(&mut self, fault: &NestedFault) -> RunExit {
+    fn nested_fault(&mut self) -> RunExit {
+        let fault = self.local.hw.nested_fault();
         let address = fault.address.as_u64();
         let mut flags = InterceptFlags::STATE;
         let mut data = 0;

@@ -40,11 +40,11 @@ const NPF: u32 = 0x400;
 /// The CPU did not enter.
 pub(super) const INVALID: u32 = u32::MAX;
 
-/// Returns the exit, and the address after the instruction that made it.
-pub(super) fn decode(vmcb: &Vmcb, has_next_rip: bool) -> (Exit, u64) {
+/// Returns the exit.
+pub(super) fn decode(vmcb: &Vmcb) -> Exit {
     let code = vmcb.exit_code();
-    let (info1, info2) = vmcb.exit_info();
-    let exit = match code {
+    let (info1, _) = vmcb.exit_info();
+    match code {
         READ_DR..=WRITE_DR_LAST => Exit::DebugRegister,
         DEBUG => Exit::Exception(Event::DEBUG),
         INVALID_TSS..=PAGE_FAULT => {
@@ -63,7 +63,7 @@ pub(super) fn decode(vmcb: &Vmcb, has_next_rip: bool) -> (Exit, u64) {
         IRET => Exit::Return,
         INVD | WBINVD => Exit::CacheFlush,
         HLT => Exit::Halt,
-        IOIO => return (port(info1), info2),
+        IOIO => port(info1),
         MSR => Exit::Msr {
             is_write: info1 & 1 != 0,
         },
@@ -71,15 +71,20 @@ pub(super) fn decode(vmcb: &Vmcb, has_next_rip: bool) -> (Exit, u64) {
         VMMCALL => Exit::Hypercall,
         RSM | MONITOR..=MWAIT_ARMED | RDPRU | INVLPGA | VMRUN | VMLOAD..=SKINIT => Exit::Forbidden,
         XSETBV => Exit::Xsetbv,
-        NPF => Exit::NestedFault(nested_fault(vmcb, info1, info2)),
+        NPF => Exit::NestedFault,
         INVALID => Exit::Refused,
         other => Exit::Other(other),
-    };
-    let next = match vmcb.control.next_rip {
-        next if has_next_rip && next != 0 => next,
-        _ => vmcb.save.rip.wrapping_add(length(code)),
-    };
-    (exit, next)
+    }
+}
+
+/// Returns the address after the instruction that made the last exit.
+pub(super) fn next_rip(vmcb: &Vmcb, has_next_rip: bool) -> u64 {
+    let (_, info2) = vmcb.exit_info();
+    match (vmcb.exit_code(), vmcb.control.next_rip) {
+        (IOIO, _) => info2,
+        (_, next) if has_next_rip && next != 0 => next,
+        (code, _) => vmcb.save.rip.wrapping_add(length(code)),
+    }
 }
 
 /// Returns the length of the instruction without prefixes, which no compiler puts there. A guest that puts one there
@@ -104,7 +109,9 @@ fn port(info: u64) -> Exit {
     })
 }
 
-fn nested_fault(vmcb: &Vmcb, error_code: u64, address: u64) -> NestedFault {
+/// Returns the access of an exit for a nested fault.
+pub(super) fn nested_fault(vmcb: &Vmcb) -> NestedFault {
+    let (error_code, address) = vmcb.exit_info();
     let (instruction, instruction_len) = vmcb.instruction();
     NestedFault {
         address: Gpa::new(address),

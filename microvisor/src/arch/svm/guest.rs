@@ -11,7 +11,7 @@ use super::registers::{self, Registers};
 use super::vmcb::Vmcb;
 use super::{Cpu, exit, permissions, switch};
 use crate::arch::cpuid;
-use crate::arch::exit::{Event, Exit, RawExit, TurnState};
+use crate::arch::exit::{Event, Exit, NestedFault, RawExit, TurnState};
 use crate::arch::extended::{Area, Extended, Root};
 use crate::arch::hw::{Register, Window};
 use crate::memory::Hpa;
@@ -42,8 +42,6 @@ pub struct Guest {
     /// `Cpu::host` of the CPU of the turn.
     host: Hpa,
     asid: Asid,
-    /// The address after the instruction of the last exit.
-    next_rip: u64,
     has_next_rip: bool,
     /// The next entry is a step.
     step: Option<Step>,
@@ -82,7 +80,6 @@ impl Guest {
             root: Root::default(),
             host: Hpa::new(0),
             asid: Asid::default(),
-            next_rip: 0,
             has_next_rip: features.contains(SvmFeatures::NEXT_RIP_SAVE),
             step: None,
         };
@@ -138,8 +135,7 @@ impl Guest {
         unsafe { switch::enter(vmcb, &mut self.registers, self.host) };
         self.vmcb.entered();
         self.vmcb.keep_interrupted_event();
-        let (exit, next) = exit::decode(&self.vmcb, self.has_next_rip);
-        self.next_rip = next;
+        let exit = exit::decode(&self.vmcb);
         if matches!(exit, Exit::DebugRegister) {
             self.extended.load_debug(&mut self.root);
             self.vmcb.intercept_debug_registers(false);
@@ -152,6 +148,10 @@ impl Guest {
 
     pub(crate) fn raw_exit(&self) -> RawExit {
         self.vmcb.raw_exit()
+    }
+
+    pub(crate) fn nested_fault(&self) -> NestedFault {
+        exit::nested_fault(&self.vmcb)
     }
 
     /// By the trap flag, which IRET loads anew. Its faults are intercepted, lest they push it.
@@ -188,9 +188,10 @@ impl Guest {
     }
 
     pub(crate) fn skip(&mut self) {
+        let next = exit::next_rip(&self.vmcb, self.has_next_rip);
         self.vmcb.set_interrupt_shadow(false);
         let save = &mut self.vmcb.save;
-        save.rip = self.next_rip;
+        save.rip = next;
         if save.rflags & TRAP_FLAG != 0 {
             save.dr6 |= SINGLE_STEP;
             self.inject(Event::DEBUG);

@@ -60,8 +60,6 @@ pub struct Root {
     vmcb_physical: Hpa,
     cpu: Cpu,
     registers: Registers,
-    /// The address after the instruction of the last exit.
-    next_rip: u64,
     has_next_rip: bool,
     /// The CPU turns an INIT into #SX.
     redirects_init: bool,
@@ -97,9 +95,7 @@ impl Root {
         unsafe { switch::enter(self.vmcb_physical, &mut self.registers, self.cpu.host) };
         self.vmcb.entered();
         self.vmcb.forget_event();
-        let (exit, next) = exit::decode(self.vmcb, self.has_next_rip);
-        self.next_rip = next;
-        exit
+        exit::decode(self.vmcb)
     }
 
     pub(crate) fn raw_exit(&self) -> RawExit {
@@ -107,7 +103,7 @@ impl Root {
     }
 
     pub(crate) fn skip(&mut self) {
-        self.vmcb.save.rip = self.next_rip;
+        self.vmcb.save.rip = exit::next_rip(self.vmcb, self.has_next_rip);
         self.vmcb.set_interrupt_shadow(false);
     }
 

@@ -66,7 +66,6 @@ impl Root {
                 rsi: start.rsi,
                 ..Registers::default()
             },
-            next_rip: 0,
             // KVM and QEMU's TCG take R_INIT and do nothing with it.
             redirects_init: redirects && cpuid(1, 0).ecx & HYPERVISOR == 0,
             has_next_rip: svm_features().contains(SvmFeatures::NEXT_RIP_SAVE),

@@ -170,10 +170,7 @@ mod tests {
         assert_ne!(vmcb.control.intercept_exceptions.bits() & 1 << 18, 0);
         // APM vol. 2 appendix C: VMEXIT_EXCP0 is 0x40.
         vmcb.control.exit_code = 0x52;
-        assert_eq!(
-            crate::arch::svm::exit::decode(&vmcb, false).0,
-            Exit::MachineCheck
-        );
+        assert_eq!(crate::arch::svm::exit::decode(&vmcb), Exit::MachineCheck);
     }
 
     #[test]
