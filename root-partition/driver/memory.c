@@ -138,6 +138,22 @@ static unsigned int list_ranges(struct mv_partition *partition, const struct mv_
 	return count;
 }
 
+/*
+ * Writes `page`, which is held, and the pages behind it in its folio to `pages`, and holds those too; how many. The
+ * folio of a large page saves a lookup in the file for each of its pages, and cannot be split while it is held.
+ */
+static unsigned int hold_folio(struct page *page, struct page **pages, unsigned int room)
+{
+	struct folio *folio = page_folio(page);
+	unsigned long first = folio_page_idx(folio, page);
+	unsigned int n, count = min_t(unsigned long, room, folio_nr_pages(folio) - first);
+
+	folio_ref_add(folio, count - 1);
+	for (n = 0; n < count; n++)
+		pages[n] = folio_page(folio, first + n);
+	return count;
+}
+
 /* Takes pages of a chunk from the memfd, from `n` to `end`. `taken`: the first that it has not. */
 static int take(const struct mv_slot *slot, unsigned long chunk, unsigned int n, unsigned int end,
 		unsigned int *taken)
@@ -146,7 +162,7 @@ static int take(const struct mv_slot *slot, unsigned long chunk, unsigned int n,
 	/* What is held for the guest's life had better not stand where memory is to be movable. */
 	gfp_t gfp = mapping_gfp_mask(mapping) & ~__GFP_MOVABLE;
 
-	for (; n < end; n++) {
+	while (n < end) {
 		u64 place = guest_page(slot, chunk, n) - (slot->address >> PAGE_SHIFT);
 		struct page *page = shmem_read_mapping_page_gfp(
 			mapping, (slot->offset >> PAGE_SHIFT) + place, gfp);
@@ -156,7 +172,7 @@ static int take(const struct mv_slot *slot, unsigned long chunk, unsigned int n,
 			return PTR_ERR(page);
 		/* The guest's writes leave no trace in the tables that are looked at for this. */
 		set_page_dirty(page);
-		slot->chunks[chunk][n] = page;
+		n += hold_folio(page, &slot->chunks[chunk][n], end - n);
 		cond_resched();
 	}
 	*taken = n;
