@@ -3,6 +3,7 @@
 //! All of them run on the same emulated machine, whose time-stamp counter counts instructions. The operations are those
 //! of `root-partition/bench-kernel`.
 
+mod compare;
 mod profile;
 mod results;
 mod rows;
@@ -16,12 +17,13 @@ use crate::Result;
 use crate::files::context;
 use crate::parts::Parts;
 use results::Results;
+use rows::{NOT_BARE, ROWS};
 use systems::{Run, System};
 
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Measure only these rows, which the JSON file names
+    /// Measure only these rows; a wrong name lists them
     rows: Vec<String>,
     /// Measure only these systems
     #[arg(long, value_name = "SYSTEM", value_delimiter = ',')]
@@ -32,10 +34,39 @@ pub(crate) struct Options {
     /// Print instead in which functions the instructions of the rows are
     #[arg(long, requires = "rows")]
     profile: bool,
+    /// Measure nothing: print what has changed between two files that --json wrote
+    #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"], exclusive = true)]
+    compare: Vec<PathBuf>,
+}
+
+type Test = fn(&Parts) -> Result<()>;
+
+/// A run of the bench kernel on each system, in which every row is measured.
+pub(crate) const TESTS: &[(&str, Test)] = &[
+    ("bench: bare", |parts| check(parts, System::Bare)),
+    ("bench: KVM", |parts| check(parts, System::Kvm)),
+    ("bench: microvisor", |parts| {
+        check(parts, System::Microvisor)
+    }),
+];
+
+fn check(parts: &Parts, system: System) -> Result<()> {
+    let measured = Run::new(parts, &[])?.measure(system)?;
+    let missing = ROWS.iter().map(|row| row.id).find(|row| {
+        let is_wanted = system != System::Bare || !NOT_BARE.contains(row);
+        is_wanted && !measured.contains_key(*row)
+    });
+    missing.map_or(Ok(()), |row| Err(format!("{row} was not measured")))
 }
 
 /// Measures, and prints the table.
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if let [before, after] = &options.compare[..] {
+        let (before, after) = (Results::read(before)?, Results::read(after)?);
+        print!("{}", compare::text(&before, &after));
+        return Ok(());
+    }
+    options.rows.iter().try_for_each(|row| check_name(row))?;
     let parts = Parts::prepare(None)?;
     let mut run = Run::new(&parts, &options.rows)?;
     let mut results = Results::default();
@@ -59,4 +90,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     print!("{}", table::text(&results));
     Ok(())
+}
+
+fn check_name(row: &str) -> Result<()> {
+    let mut known = ROWS.iter().map(|row| row.id);
+    if known.clone().any(|known| known == row) {
+        return Ok(());
+    }
+    let first = known.next().unwrap_or_default();
+    let known = known.fold(first.to_owned(), |list, row| format!("{list}, {row}"));
+    Err(format!("{row}: no such row; the rows are {known}"))
 }

@@ -20,7 +20,7 @@ use crate::supervise::{self, Files};
 /// One thread for all CPUs. With a thread each, QEMU 10.0 corrupts a hypervisor on its first CPU: any
 /// other CPU that restores x87 state writes that CPU's `hflags2` (`cpu_clear_ignne`), unlocked, and
 /// brings back what GIF and nested paging were.
-pub(crate) const ACCELERATOR: &str = "tcg,thread=single";
+const ACCELERATOR: &str = "tcg,thread=single";
 /// Options of the microvisor's for QEMU's TCG.
 pub(crate) const TCG_OPTIONS: &str = "tpr-window=off";
 /// Arguments with which the time-stamp counter counts instructions.
@@ -233,13 +233,8 @@ impl Machine {
     }
 
     fn qemu(&self, parts: &Parts, folder: &RunFolder, script: Option<&Path>) -> Result<Command> {
-        let program = std::env::var(QEMU);
-        // QEMU goes when this process does, however it goes.
-        let mut qemu = Command::new("setpriv");
-        qemu.args(["--pdeathsig", "KILL"])
-            .arg(program.as_deref().unwrap_or("qemu-system-x86_64"))
-            .args(["-machine", "q35", "-accel", ACCELERATOR])
-            .args(["-cpu", &self.cpu, "-m", &self.memory])
+        let mut qemu = emulator();
+        qemu.args(["-cpu", &self.cpu, "-m", &self.memory])
             .args(["-smp", &self.cpus.to_string()])
             .args(["-display", "none", "-device", "virtio-blk-pci,drive=disk"])
             // A network of QEMU's own; the card's boot program is for machines that boot from it.
@@ -336,6 +331,16 @@ impl Machine {
         }
         Ok(qemu)
     }
+}
+
+/// Returns QEMU with the machine and the accelerator of all machines. It goes when this process does, however it goes.
+pub(crate) fn emulator() -> Command {
+    let program = std::env::var(QEMU);
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL"])
+        .arg(program.as_deref().unwrap_or("qemu-system-x86_64"))
+        .args(["-machine", "q35", "-accel", ACCELERATOR]);
+    qemu
 }
 
 /// What went wrong, with the end of the console's log and where the whole of it is.

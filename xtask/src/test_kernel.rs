@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::files::context;
-use crate::machine::{ACCELERATOR, ICOUNT, TCG_OPTIONS};
-use crate::packages::{self, QEMU};
+use crate::machine::{ICOUNT, TCG_OPTIONS, emulator};
+use crate::packages;
 use crate::run_folder::RunFolder;
 use crate::{Result, freestanding, supervise};
 
@@ -122,12 +122,8 @@ fn boot(cpus: u32, options: &str, more: &[&str], timeout: Duration) -> Result<En
 
 /// A machine without Linux: its kernel, with options after its path, is the only module.
 pub(crate) fn qemu(cpus: u32, microvisor: &Path, kernel: &str, log: &Path) -> Command {
-    let program = std::env::var(QEMU);
-    let mut qemu = Command::new("setpriv");
-    qemu.args(["--pdeathsig", "KILL"])
-        .arg(program.as_deref().unwrap_or("qemu-system-x86_64"))
-        .args(["-machine", "q35", "-accel", ACCELERATOR])
-        .args(["-cpu", "EPYC-Milan", "-m", "1G", "-smp", &cpus.to_string()])
+    let mut qemu = emulator();
+    qemu.args(["-cpu", "EPYC-Milan", "-m", "1G", "-smp", &cpus.to_string()])
         .args(["-display", "none", "-no-reboot", "-nic", "none"])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
         .args(["-monitor", "none", "-serial"])

@@ -1,11 +1,14 @@
 //! What was measured: samples of each row on each system.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::systems::System;
 use crate::Result;
+use crate::files::context;
 
 /// Samples of each row, by its identifier, on each system.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -24,6 +27,17 @@ pub(super) struct Samples {
 }
 
 impl Samples {
+    /// Returns the least and the most instructions that one operation takes.
+    pub(super) fn range(&self) -> (f64, f64) {
+        let each = |instructions: Option<&u64>| {
+            *instructions.unwrap_or(&0) as f64 / self.operations as f64
+        };
+        (
+            each(self.instructions.iter().min()),
+            each(self.instructions.iter().max()),
+        )
+    }
+
     /// Returns the instructions that one operation takes: the median of the samples.
     pub(super) fn median(&self) -> f64 {
         let mut sorted = self.instructions.clone();
@@ -34,6 +48,12 @@ impl Samples {
 }
 
 impl Results {
+    /// Reads what [`Self::to_json`] has made.
+    pub(super) fn read(file: &Path) -> Result<Self> {
+        let text = fs::read_to_string(file).map_err(context(file))?;
+        serde_json::from_str(&text).map_err(|error| format!("{}: {error}", file.display()))
+    }
+
     pub(super) fn to_json(&self) -> Result<String> {
         let json = serde_json::to_string_pretty(self);
         json.map_err(|error| format!("the results: {error}"))

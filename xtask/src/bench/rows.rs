@@ -27,6 +27,9 @@ const TOUCH: Option<f64> = Some(1.0);
 /// What no hypervisor has a part in, but for the interrupts of its own timer.
 const NATIVE: Option<f64> = Some(1.005);
 
+/// Rows that a bare machine does not have: there is nobody to call, and QEMU's own local APIC has no TSC deadline.
+pub(super) const NOT_BARE: [&str; 2] = ["hypercall", "tsc-deadline"];
+
 /// All rows, in the table's order.
 pub(super) const ROWS: &[Row] = &[
     row("cpuid", "CPUID", ANSWERED),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::profile::{self, Symbols};
 use super::results::{Measured, marked, parse};
 use crate::files::context;
-use crate::machine::{ACCELERATOR, Ended, ICOUNT, Machine};
-use crate::packages::QEMU;
+use crate::machine::{Ended, ICOUNT, Machine, emulator};
 use crate::parts::Parts;
 use crate::run_folder::RunFolder;
 use crate::{Result, freestanding, initramfs, modules, parts, root, supervise};
@@ -143,11 +142,8 @@ impl<'a> Run<'a> {
     fn bare(&self) -> Result<String> {
         let folder = RunFolder::new()?;
         let (log, errors) = (folder.join("console.log"), folder.join("qemu.log"));
-        let program = std::env::var(QEMU);
-        let mut qemu = Command::new("setpriv");
-        qemu.args(["--pdeathsig", "KILL"])
-            .arg(program.as_deref().unwrap_or("qemu-system-x86_64"))
-            .args(["-machine", "q35", "-accel", ACCELERATOR, "-cpu", CPU])
+        let mut qemu = emulator();
+        qemu.args(["-cpu", CPU])
             .args(["-m", "1G", "-display", "none", "-no-reboot", "-nic", "none"])
             .args(ICOUNT)
             .args(["-monitor", "none", "-serial"])

@@ -43,7 +43,7 @@ pub(super) fn text(results: &Results) -> String {
 }
 
 /// Writes a figure with the digits that matter.
-fn figure(value: Option<f64>) -> String {
+pub(super) fn figure(value: Option<f64>) -> String {
     match value {
         None => "–".into(),
         Some(value) if value < 100.0 => format!("{value:.1}"),
@@ -51,8 +51,8 @@ fn figure(value: Option<f64>) -> String {
     }
 }
 
-/// Writes lines in columns: the first one to the left, the others to the right.
-fn aligned(lines: &[[String; 6]]) -> String {
+/// Writes lines in columns: the first one and the last one to the left, the others to the right.
+pub(super) fn aligned(lines: &[[String; 6]]) -> String {
     let width = |column: usize| {
         let cells = lines.iter().map(|line| line[column].chars().count());
         cells.max().unwrap_or_default()
@@ -61,7 +61,6 @@ fn aligned(lines: &[[String; 6]]) -> String {
     for line in lines {
         let mut written = format!("{:<1$}", line[0], width(0));
         for (column, cell) in line.iter().enumerate().skip(1) {
-            // The mark behind a target stands to the right of the figures.
             written += &match column {
                 5 => format!("  {cell}"),
                 _ => format!("  {cell:>0$}", width(column)),

@@ -7,11 +7,11 @@ use std::time::Duration;
 use super::report::Report;
 use super::script::Script;
 use super::{LazyParts, door};
-use crate::image;
 use crate::machine::{CableEnd, Machine};
 use crate::parts::Parts;
 use crate::run_folder::RunFolder;
 use crate::{Result, root};
+use crate::{bench, image};
 
 pub(super) fn run(report: &mut Report, parts: &LazyParts, long: bool) -> Result<()> {
     for case in REFUSED {
@@ -20,7 +20,7 @@ pub(super) fn run(report: &mut Report, parts: &LazyParts, long: bool) -> Result<
         });
     }
     let mut tests: Vec<(String, Test)> = Vec::new();
-    for &(name, test) in door::TESTS {
+    for &(name, test) in door::TESTS.iter().chain(bench::TESTS) {
         if report.wants(name) {
             tests.push((name.to_owned(), Box::new(test)));
         }
