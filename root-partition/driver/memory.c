@@ -217,9 +217,9 @@ static int populate(struct mv_partition *partition, struct mv_slot *slot, unsign
 
 static struct mv_slot *find_slot(struct mv_partition *partition, u64 address)
 {
-	unsigned int n;
+	unsigned int n, end = smp_load_acquire(&partition->slots_end);
 
-	for (n = 0; n < MV_SLOTS; n++) {
+	for (n = 0; n < end; n++) {
 		struct mv_slot *slot = smp_load_acquire(&partition->slots[n]);
 
 		if (slot && address - slot->address < slot->size)
@@ -351,9 +351,12 @@ static int add_slot(struct mv_partition *partition, unsigned int number, struct 
 		if (other && overlaps(slot->address, slot->size, other->address, other->size))
 			error = -EADDRINUSE;
 	}
-	/* Pairs with find_slot. */
-	if (!error)
+	if (!error) {
+		/* Both pair with find_slot. */
 		smp_store_release(&partition->slots[number], slot);
+		if (number >= partition->slots_end)
+			smp_store_release(&partition->slots_end, number + 1);
+	}
 	mv_partition_unlock(partition);
 	return error;
 }

@@ -43,6 +43,8 @@ struct mv_partition {
 	unsigned int reserve_count;
 	/* Only ever filled in, so that they are read without the lock. */
 	struct mv_slot *slots[MV_SLOTS];
+	/* No slot from here on was ever used. */
+	unsigned int slots_end;
 	struct mv_vcpu *vcpus[MV_MAX_VCPUS];
 	/* A page to hand lists of memory ranges over in. */
 	struct mv_map_range *ranges;

@@ -337,9 +337,24 @@ impl Devices {
         self.serial.output()
     }
 
+    /// Whether no device has an interrupt, an output, a request or a change for anybody.
+    pub fn is_settled(&mut self) -> bool {
+        self.update_pins();
+        self.ioapic.is_settled()
+            && self.pci.is_settled()
+            && self.serial.output().is_empty()
+            && self.request.is_none()
+            && self.strays.is_settled()
+            && !self.power.has_changed()
+    }
+
+    fn update_pins(&mut self) {
+        self.ioapic.set_lines(PINS, self.pci.asserted());
+    }
+
     /// Interrupts to deliver since the last call.
     pub fn take_msis(&mut self) -> Vec<Msi> {
-        self.ioapic.set_lines(PINS, self.pci.asserted());
+        self.update_pins();
         self.ioapic.take_msis()
     }
 

@@ -9,6 +9,7 @@
 //! anywhere.
 
 mod alu;
+mod decoded;
 mod integer;
 mod paging;
 mod registers;
@@ -21,7 +22,9 @@ mod vector;
 use std::fmt;
 
 use guest_proto::vcpu_page::ExecutionState;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{DecoderError, Instruction, OpKind, Register};
+
+pub use decoded::Decoded;
 
 use paging::Access;
 use registers::Registers;
@@ -111,8 +114,8 @@ impl fmt::Display for Bytes {
 /// Longest instruction.
 const MAX_LENGTH: usize = 15;
 
-/// Emulates the instruction at the guest's instruction pointer, which stopped for `cause`. `known` are
-/// its bytes, if the CPU gave them. On a fault `state` may have the progress of a string instruction, as on the CPU.
+/// Emulates the instruction at the guest's instruction pointer, which stopped for `cause`. `decoded` has
+/// those that the virtual CPU has executed before, `known` are its bytes, if the CPU gave them. On a fault `state` may have the progress of a string instruction, as on the CPU.
 ///
 /// # Errors
 ///
@@ -120,6 +123,7 @@ const MAX_LENGTH: usize = 15;
 pub fn emulate(
     state: &mut ExecutionState,
     space: &mut impl Space,
+    decoded: &mut Decoded,
     known: &[u8],
     cause: Cause,
 ) -> Result<(), Fault> {
@@ -130,19 +134,16 @@ pub fn emulate(
         has_one_operand: false,
     };
     let (bytes, length) = cpu.fetch(known)?;
-    let bytes = &bytes[..length];
     let bits = cpu.registers.bits();
     let rip = cpu.registers.state.rip;
-    let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
-    let instruction = decoder.decode();
-    match decoder.last_error() {
-        DecoderError::None => {}
+    let instruction = match decoded.decode(bits, rip, &bytes, length) {
+        Ok(instruction) => instruction,
         // All bytes that could be had are not an instruction.
-        DecoderError::NoMoreBytes if bytes.len() < MAX_LENGTH => {
-            return Err(cpu.fetch_fault(bytes.len()));
+        Err(DecoderError::NoMoreBytes) if length < MAX_LENGTH => {
+            return Err(cpu.fetch_fault(length));
         }
-        _ => return Err(Fault::UndefinedOpcode),
-    }
+        Err(_) => return Err(Fault::UndefinedOpcode),
+    };
     let not_emulated = || Fault::NotEmulated(Bytes(bytes[..instruction.len()].to_vec()));
     let done = if instruction.is_string_instruction() {
         cpu.string(&instruction)?
@@ -167,6 +168,26 @@ pub fn emulate(
 /// Whether a program of the guest runs, in ring 3, and not its kernel.
 pub fn is_user(state: &mut ExecutionState) -> bool {
     Registers::new(state).is_user()
+}
+
+/// A guest physical address, and what is known about it.
+#[derive(Clone, Copy)]
+enum Place {
+    /// The CPU has found no RAM there.
+    Device(u64),
+    /// RAM or a device.
+    Unknown(u64),
+}
+
+impl Place {
+    fn gpa(self) -> u64 {
+        let (Self::Device(gpa) | Self::Unknown(gpa)) = self;
+        gpa
+    }
+
+    fn may_be_ram(self) -> bool {
+        matches!(self, Self::Unknown(_))
+    }
 }
 
 /// The guest's registers and what they reach.
@@ -221,9 +242,9 @@ impl<S: Space> Cpu<'_, S> {
         }
     }
 
-    /// Returns the guest physical address of a linear one. The CPU has translated and checked the address of the access that
-    /// made it stop. An instruction with one operand in memory, which is at the same offset in its page, makes that access.
-    fn translate(&mut self, linear: u64, access: Access) -> Result<u64, Fault> {
+    /// Returns the place of a linear address. The CPU has translated and checked the address of the access that made it
+    /// stop. An instruction with one operand in memory, which is at the same offset in its page, makes that access.
+    fn translate(&mut self, linear: u64, access: Access) -> Result<Place, Fault> {
         const OFFSET: u64 = 0xfff;
         match self.cause {
             Some(Cause::Memory { gpa, is_write })
@@ -232,9 +253,9 @@ impl<S: Space> Cpu<'_, S> {
                     && gpa & OFFSET == linear & OFFSET
                     && is_write >= access.is_write() =>
             {
-                Ok(gpa)
+                Ok(Place::Device(gpa))
             }
-            _ => paging::translate(&self.registers, self.space, linear, access),
+            _ => paging::translate(&self.registers, self.space, linear, access).map(Place::Unknown),
         }
     }
 
@@ -269,9 +290,10 @@ impl<S: Space> Cpu<'_, S> {
         let mut done = 0;
         for (from, part) in parts(at, size) {
             let from = self.registers.truncate(from);
-            let gpa = self.translate(from, Access::READ)?;
+            let place = self.translate(from, Access::READ)?;
             let into = &mut value[done..done + usize::from(part)];
-            if !self.space.read_ram(gpa, into) {
+            let gpa = place.gpa();
+            if !place.may_be_ram() || !self.space.read_ram(gpa, into) {
                 self.reach_device(gpa, false)?;
                 for (gpa, bytes) in (gpa..).step_by(8).zip(into.chunks_mut(8)) {
                     let word = self.space.read_device(gpa, bytes.len() as u8).to_le_bytes();
@@ -285,18 +307,18 @@ impl<S: Space> Cpu<'_, S> {
 
     /// Writes 1 to 16 bytes at a linear address, as [`Self::store`]; to a device, 8 at a time.
     fn store_wide(&mut self, at: u64, size: u8, value: u128) -> Result<(), Fault> {
-        let mut places = [(0, 0); 2];
+        let mut places = [(Place::Unknown(0), 0); 2];
         let mut count = 0;
         for (to, part) in parts(at, size) {
             let to = self.registers.truncate(to);
-            let gpa = self.translate(to, Access::WRITE)?;
-            places[count] = (gpa, part);
+            places[count] = (self.translate(to, Access::WRITE)?, part);
             count += 1;
         }
         let mut bytes = &value.to_le_bytes()[..];
-        for &(gpa, part) in &places[..count] {
+        for &(place, part) in &places[..count] {
             let (now, rest) = bytes.split_at(usize::from(part));
-            if !self.space.write_ram(gpa, now) {
+            let gpa = place.gpa();
+            if !place.may_be_ram() || !self.space.write_ram(gpa, now) {
                 self.reach_device(gpa, true)?;
                 for (gpa, bytes) in (gpa..).step_by(8).zip(now.chunks(8)) {
                     let mut word = [0; 8];

@@ -12,7 +12,7 @@ use guest_proto::vcpu_page::{
 use vm_memory::{Bytes, GuestAddress};
 
 use super::devices::Devices;
-use super::emulate::{Cause, Fault, Space, emulate, is_user};
+use super::emulate::{Cause, Decoded, Fault, Space, emulate, is_user};
 use super::end::End;
 use super::journal;
 use super::memory::{Memory, layout};
@@ -58,6 +58,7 @@ pub(super) fn instruction(
     intercept: &Intercept,
     state: &mut ExecutionState,
     bus: &mut Bus<'_, impl Registers>,
+    decoded: &mut Decoded,
 ) -> Result<Reply, End> {
     let rip = state.rip;
     let known = usize::from(intercept.instruction_len).min(intercept.instruction.len());
@@ -75,7 +76,7 @@ pub(super) fn instruction(
         }
     };
     bus.apic = Apic::of(intercept);
-    let executed = emulate(state, bus, &intercept.instruction[..known], cause);
+    let executed = emulate(state, bus, decoded, &intercept.instruction[..known], cause);
     let mut flags = ReplyFlags::REGISTERS;
     flags.set(ReplyFlags::VECTORS, bus.changes_vectors);
     flags.set(ReplyFlags::APIC, bus.apic.written.is_some());
@@ -393,7 +394,7 @@ mod tests {
         let mut devices = Devices::new();
         let mut fake = Fake::new(no_apic);
         let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
-        let reply = instruction(&intercept, &mut state, &mut bus).unwrap();
+        let reply = instruction(&intercept, &mut state, &mut bus, &mut Decoded::default()).unwrap();
         assert_eq!(reply.flags, ReplyFlags::REGISTERS.bits());
         assert_eq!((state.rip, state.gpr[1]), (CODE + 2, 0));
         assert_eq!(devices.serial_output(), b"hello");
@@ -407,7 +408,8 @@ mod tests {
             let mut state = guest(&ram, code);
             let mut fake = Fake::new(apic);
             let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
-            let reply = instruction(&touch(gpa), &mut state, &mut bus).unwrap();
+            let reply =
+                instruction(&touch(gpa), &mut state, &mut bus, &mut Decoded::default()).unwrap();
             assert_eq!(reply.flags, ReplyFlags::REGISTERS.bits());
             state
         };
@@ -456,7 +458,8 @@ mod tests {
                 Some(0x30)
             });
             let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
-            let reply = instruction(&intercept, &mut state, &mut bus).unwrap();
+            let reply =
+                instruction(&intercept, &mut state, &mut bus, &mut Decoded::default()).unwrap();
             let written = reply.flags & ReplyFlags::APIC.bits() != 0;
             (state.gpr[0], written.then_some(reply.data), asked)
         };
@@ -477,7 +480,7 @@ mod tests {
             Some(0)
         });
         let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
-        let reply = instruction(&intercept, &mut state, &mut bus).unwrap();
+        let reply = instruction(&intercept, &mut state, &mut bus, &mut Decoded::default()).unwrap();
         assert_eq!(reply.flags, ReplyFlags::REGISTERS.bits());
         assert_eq!(asked, [(0x80, Some(9)), (0x90, Some(9))]);
     }
@@ -491,7 +494,7 @@ mod tests {
         let mut fake = Fake::new(no_apic);
         let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
         let at = touch(layout::IOAPIC);
-        let reply = instruction(&at, &mut state, &mut bus);
+        let reply = instruction(&at, &mut state, &mut bus, &mut Decoded::default());
         let end = reply.unwrap_err();
         assert_eq!(end.cause, EndCause::Crashed);
         assert!(end.reason.contains("0f 0b at rip 0x1000"), "{}", end.reason);
@@ -500,7 +503,7 @@ mod tests {
         state.cr0 |= 1 << 31;
         state.cr3 = 0x3000;
         state.cr2 = 0;
-        let reply = instruction(&at, &mut state, &mut bus).unwrap();
+        let reply = instruction(&at, &mut state, &mut bus, &mut Decoded::default()).unwrap();
         assert_eq!(
             reply.flags & ReplyFlags::EXCEPTION.bits(),
             ReplyFlags::EXCEPTION.bits()
@@ -520,7 +523,12 @@ mod tests {
         for (ring, is_end) in [(0, true), (3, false)] {
             let mut state = guest(&ram, &code);
             state.segment[2].attributes |= ring << 5;
-            let answer = instruction(&touch(layout::IOAPIC), &mut state, &mut bus);
+            let answer = instruction(
+                &touch(layout::IOAPIC),
+                &mut state,
+                &mut bus,
+                &mut Decoded::default(),
+            );
             assert_eq!(answer.is_err(), is_end, "ring {ring}");
             if let Ok(reply) = answer {
                 assert_eq!(
@@ -550,7 +558,13 @@ mod tests {
             let mut state = guest(&ram, &code);
             state.cr4 = 1 << 9;
             let mut bus = Bus::new(&mut devices, ram.mapping(), &mut fake);
-            let reply = instruction(&touch(layout::IOAPIC), &mut state, &mut bus).unwrap();
+            let reply = instruction(
+                &touch(layout::IOAPIC),
+                &mut state,
+                &mut bus,
+                &mut Decoded::default(),
+            )
+            .unwrap();
             assert_eq!(reply.flags, ReplyFlags::REGISTERS.bits() | flags);
         }
         // Register 1 of the I/O APIC: its version.

@@ -185,6 +185,11 @@ impl Bus {
         })
     }
 
+    /// Whether no change and no removed device waits to be taken.
+    pub fn is_settled(&self) -> bool {
+        self.effects.is_empty() && self.removed.is_empty()
+    }
+
     /// Takes the changes since the last call.
     pub fn take_effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)

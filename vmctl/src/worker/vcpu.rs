@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::clock::Clock;
 use super::devices::GuestRequest;
+use super::emulate::Decoded;
 use super::end::End;
 use super::exit::{self, Bus, Registers};
 use super::msr::Msrs;
@@ -29,9 +30,10 @@ pub(super) fn spawn(
 }
 
 fn run(index: usize, vcpu: &mut Vcpu, mut msrs: Msrs, vm: &Vm) {
+    let mut decoded = Decoded::default();
     while vm.gate.pass() {
         match vcpu.run() {
-            Ok(()) => turn(vcpu, &mut msrs, vm),
+            Ok(()) => turn(vcpu, &mut msrs, &mut decoded, vm),
             Err(Errno::INTR) => {}
             Err(Errno::NODEV) => vm.conclude(Conclusion::End(End::failed(
                 "the partition was destroyed while the worker ran it",
@@ -64,7 +66,7 @@ impl Registers for &mut Vcpu {
 }
 
 /// Answers one intercept.
-fn turn(vcpu: &mut Vcpu, msrs: &mut Msrs, vm: &Vm) {
+fn turn(vcpu: &mut Vcpu, msrs: &mut Msrs, decoded: &mut Decoded, vm: &Vm) {
     let intercept = vcpu.intercept();
     if intercept.kind == InterceptKind::Msr.raw() {
         let reply = msrs.answer(&intercept, vm.ram.mapping());
@@ -72,7 +74,7 @@ fn turn(vcpu: &mut Vcpu, msrs: &mut Msrs, vm: &Vm) {
     }
     let mut device_state = vm.device_state();
     device_state.drain();
-    let answer = answer(&intercept, vcpu, vm, &mut device_state);
+    let answer = answer(&intercept, vcpu, vm, &mut device_state, decoded);
     let full = device_state.is_full();
     vm.settle(device_state);
     match answer {
@@ -89,6 +91,7 @@ fn answer(
     vcpu: &mut Vcpu,
     vm: &Vm,
     device_state: &mut DeviceState,
+    decoded: &mut Decoded,
 ) -> Result<Reply, Conclusion> {
     if exit::is_plain_port(intercept) {
         return Ok(exit::port(intercept, &mut device_state.devices));
@@ -97,8 +100,8 @@ fn answer(
         Some(InterceptKind::Port | InterceptKind::Memory) => {
             let mut state = vcpu.execution_state();
             let mut bus = Bus::new(&mut device_state.devices, vm.ram.mapping(), &mut *vcpu);
-            let reply =
-                exit::instruction(intercept, &mut state, &mut bus).map_err(Conclusion::End)?;
+            let reply = exit::instruction(intercept, &mut state, &mut bus, decoded)
+                .map_err(Conclusion::End)?;
             vcpu.set_registers(&state);
             Ok(reply)
         }

@@ -217,6 +217,10 @@ impl Vm {
 
     /// Gives the devices back, and lets out what came out of them.
     pub(super) fn settle(&self, mut device_state: MutexGuard<'_, DeviceState>) {
+        // Most accesses have no effect beside their answer.
+        if device_state.devices.is_settled() && !device_state.typing_waits {
+            return;
+        }
         let msis = device_state.devices.take_msis();
         let request = device_state.devices.take_request();
         let effects = device_state.devices.take_effects();

@@ -173,6 +173,11 @@ impl Ioapic {
         self.outgoing.push(message(value));
     }
 
+    /// Whether no message waits.
+    pub(super) fn is_settled(&self) -> bool {
+        self.outgoing.is_empty()
+    }
+
     pub(super) fn take_msis(&mut self) -> Vec<Msi> {
         std::mem::take(&mut self.outgoing)
     }

@@ -84,6 +84,11 @@ impl Power {
         self.is_asleep = is_asleep;
     }
 
+    /// Whether the guest has gone to sleep or woken up since [`Self::take_change`].
+    pub(super) fn has_changed(&self) -> bool {
+        self.has_changed
+    }
+
     /// Whether the guest has gone to sleep or woken up since the last call.
     pub(super) fn take_change(&mut self) -> bool {
         std::mem::take(&mut self.has_changed)

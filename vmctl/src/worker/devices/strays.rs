@@ -63,6 +63,11 @@ impl Strays {
         }
     }
 
+    /// Whether none waits to be taken.
+    pub(super) fn is_settled(&self) -> bool {
+        self.fresh.is_empty()
+    }
+
     pub(super) fn take(&mut self) -> Vec<Stray> {
         std::mem::take(&mut self.fresh)
     }

@@ -136,3 +136,27 @@ fn an_end_of_interrupt_reaches_the_ioapic() {
     devices.posted(&eoi);
     assert_eq!(devices.stray_accesses(), 0);
 }
+
+#[test]
+fn devices_are_settled_once_all_is_taken() {
+    let mut devices = Devices::new();
+    redirect_serial(&mut devices);
+    assert!(devices.is_settled());
+    devices.write_port(port::SERIAL + 1, 1, 2);
+    assert!(!devices.is_settled(), "an interrupt");
+    devices.take_msis();
+    devices.write_port(port::SERIAL, 1, u64::from(b'x'));
+    devices.take_msis();
+    assert!(!devices.is_settled(), "output");
+    devices.serial_output().clear();
+    devices.write_port(port::I8042, 1, I8042_RESET.into());
+    assert!(!devices.is_settled(), "a request");
+    devices.take_request();
+    devices.write_port(port::SLEEP, 1, 1);
+    assert!(!devices.is_settled(), "the guest sleeps");
+    devices.take_sleep_change();
+    devices.read_port(0x9999, 1);
+    assert!(!devices.is_settled(), "an access to nothing");
+    devices.take_strays();
+    assert!(devices.is_settled());
+}

@@ -119,6 +119,16 @@ fn state(bits: u32) -> ExecutionState {
     state
 }
 
+/// Emulates an instruction that was not decoded before.
+fn emulate(
+    state: &mut ExecutionState,
+    fake: &mut Fake,
+    known: &[u8],
+    cause: Cause,
+) -> Result<(), Fault> {
+    super::emulate(state, fake, &mut Decoded::default(), known, cause)
+}
+
 const MEMORY: Cause = Cause::Memory {
     gpa: DEVICE,
     is_write: true,
