@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use guest_proto::vcpu_page::{
     ExecutionState, Intercept, InterceptFlags, InterceptKind, Reply, ReplyFlags,
 };
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::devices::Devices;
 use super::emulate::{Cause, Decoded, Fault, Space, emulate, is_user};
@@ -228,7 +228,9 @@ fn lapic_offset(gpa: u64) -> Option<u32> {
 
 impl<R: Registers> Space for Bus<'_, R> {
     fn read_ram(&mut self, gpa: u64, bytes: &mut [u8]) -> bool {
-        self.ram.read_slice(bytes, GuestAddress(gpa)).is_ok()
+        // No read crosses a page, so it is in one region.
+        let slice = self.ram.get_slice(GuestAddress(gpa), bytes.len());
+        slice.is_ok_and(|slice| slice.copy_to(bytes) == bytes.len())
     }
 
     fn read_word(&mut self, gpa: u64) -> Option<u64> {
