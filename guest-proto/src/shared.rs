@@ -34,34 +34,34 @@ impl<T: FromBytes + IntoBytes + zerocopy::Immutable, const N: usize> Words<T, N>
     /// Copies it out; each word is read once.
     pub fn load(&self) -> T {
         const { Self::FITS };
-        let mut value = T::new_zeroed();
-        for (bytes, word) in value.as_mut_bytes().chunks_exact_mut(8).zip(&self.words) {
-            bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
-        }
-        value
+        self.copy_out()
+    }
+
+    /// Copies out the first fields alone; each word is read once.
+    pub fn load_first<F: First<T>>(&self) -> F {
+        self.copy_out()
     }
 
     /// Copies `value` in.
     pub fn store(&self, value: &T) {
         const { Self::FITS };
-        for (bytes, word) in value.as_bytes().chunks_exact(8).zip(&self.words) {
-            let mut raw = [0; 8];
-            raw.copy_from_slice(bytes);
-            word.store(u64::from_ne_bytes(raw), Ordering::Relaxed);
-        }
+        self.copy_in(value);
     }
 
-    /// Copies out the first fields alone; each word is read once.
-    pub fn load_first<F: First<T>>(&self) -> F {
-        let mut value = F::new_zeroed();
+    /// Copies in the first fields alone.
+    pub fn store_first<F: First<T>>(&self, value: &F) {
+        self.copy_in(value);
+    }
+
+    fn copy_out<V: FromBytes + IntoBytes>(&self) -> V {
+        let mut value = V::new_zeroed();
         for (bytes, word) in value.as_mut_bytes().chunks_exact_mut(8).zip(&self.words) {
             bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
         }
         value
     }
 
-    /// Copies in the first fields alone.
-    pub fn store_first<F: First<T>>(&self, value: &F) {
+    fn copy_in(&self, value: &(impl IntoBytes + zerocopy::Immutable)) {
         for (bytes, word) in value.as_bytes().chunks_exact(8).zip(&self.words) {
             let mut raw = [0; 8];
             raw.copy_from_slice(bytes);
@@ -76,7 +76,30 @@ impl<T: FromBytes + IntoBytes + zerocopy::Immutable, const N: usize> Words<T, N>
 }
 
 /// A structure of the fields that `T` begins with.
-pub trait First<T>: FromBytes + IntoBytes + zerocopy::Immutable {}
+pub trait First<T: FromBytes + IntoBytes + zerocopy::Immutable>:
+    FromBytes + IntoBytes + zerocopy::Immutable + Sized
+{
+    /// Returns the first fields of a whole structure.
+    fn of(all: &T) -> Self {
+        let mut first = Self::new_zeroed();
+        copy(all.as_bytes(), first.as_mut_bytes());
+        first
+    }
+
+    /// Returns a whole structure that begins with these fields. The others are 0.
+    fn extended(&self) -> T {
+        let mut all = T::new_zeroed();
+        copy(self.as_bytes(), all.as_mut_bytes());
+        all
+    }
+}
+
+/// Copies as many bytes as the shorter slice has.
+fn copy(from: &[u8], to: &mut [u8]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = *from;
+    }
+}
 
 macro_rules! first {
     ($first:ident of $all:ident { $($field:ident),* $(,)? }) => {
@@ -88,6 +111,7 @@ macro_rules! first {
 }
 
 first!(GeneralRegisters of VcpuState { gpr, rip, rflags });
+first!(GeneralRegisters of ExecutionState { gpr, rip, rflags });
 first!(ExecutionState of VcpuState {
     gpr, rip, rflags, segment, ldtr, tr, gdtr, idtr, cr0, cr2, cr3, cr4, efer, pkru,
 });
@@ -206,4 +230,35 @@ mod layout {
         intercept, reply, driver, posted, producer, consumer, state, vectors, reserved, ring
     );
     const _: () = assert!(size_of::<SharedPage>() == size_of::<VcpuPage>());
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_fields_are_those_of_the_whole() {
+        let all = VcpuState {
+            gpr: core::array::from_fn(|n| n as u64 + 1),
+            rip: 17,
+            rflags: 18,
+            pkru: 44,
+            xcr0: 45,
+            ..VcpuState::default()
+        };
+        let page = SharedPage::new();
+        page.state.store(&all);
+        let first: ExecutionState = page.state.load_first();
+        assert_eq!((first, first.pkru), (ExecutionState::of(&all), 44));
+        let beginning = VcpuState { xcr0: 0, ..all };
+        assert_eq!(first.extended(), beginning, "the others are 0");
+        // The fields behind them stay.
+        page.state.store(&VcpuState {
+            xcr0: 45,
+            ..VcpuState::default()
+        });
+        page.state.store_first(&GeneralRegisters::of(&first));
+        let expected = VcpuState { pkru: 0, ..all };
+        assert_eq!(page.state.load(), expected);
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use guest_proto::cpuid::CpuidEntry;
 use guest_proto::driver::{ApicAccess, SetCpuid, ioctl as number};
+use guest_proto::shared::First;
 use guest_proto::vcpu_page::{
     ExecutionState, GeneralRegisters, Intercept, Reply, VcpuState, Vectors,
 };
@@ -143,11 +144,7 @@ impl Vcpu {
 
     /// Puts registers where a [`Reply`] with `REGISTERS` is answered from: the general ones, RIP and RFLAGS.
     pub fn set_registers(&mut self, state: &ExecutionState) {
-        self.page.state.store_first(&GeneralRegisters {
-            gpr: state.gpr,
-            rip: state.rip,
-            rflags: state.rflags,
-        });
+        self.page.state.store_first(&GeneralRegisters::of(state));
     }
 
     /// Fetches the XMM registers from the microvisor, and the state beside an intercept once more.

@@ -1,5 +1,6 @@
 //! A virtual CPU's state between the control block and the ABI's form.
 
+use guest_proto::shared::First;
 use guest_proto::vcpu_page::{ExecutionState, GeneralRegisters, VcpuState};
 use x86_64::registers::control::{Cr0Flags, Cr4Flags};
 use x86_64::registers::rflags::RFlags;
@@ -30,6 +31,7 @@ fn is_wide(value: u64) -> bool {
 impl Guest {
     pub(crate) fn execution_state(&self) -> ExecutionState {
         let save = &self.vmcb.save;
+        let has_pkru = save.cr4 & Cr4Flags::PROTECTION_KEY_USER.bits() != 0;
         ExecutionState {
             gpr: all_general(&self.vmcb, &self.registers),
             rip: save.rip,
@@ -44,32 +46,13 @@ impl Guest {
             cr3: save.cr3,
             cr4: save.cr4,
             efer: save.efer(),
-            pkru: self.pkru(),
+            pkru: if has_pkru { self.area.pkru().into() } else { 0 },
         }
-    }
-
-    /// PKRU where CR4.PKE is set.
-    fn pkru(&self) -> u64 {
-        let has_pkru = self.vmcb.save.cr4 & Cr4Flags::PROTECTION_KEY_USER.bits() != 0;
-        if has_pkru { self.area.pkru().into() } else { 0 }
     }
 
     pub(crate) fn state(&self) -> VcpuState {
         let save = &self.vmcb.save;
         VcpuState {
-            gpr: all_general(&self.vmcb, &self.registers),
-            rip: save.rip,
-            rflags: save.rflags,
-            segment: save.segment,
-            ldtr: save.ldtr,
-            tr: save.tr,
-            gdtr: save.gdtr,
-            idtr: save.idtr,
-            cr0: save.cr0,
-            cr2: save.cr2,
-            cr3: save.cr3,
-            cr4: save.cr4,
-            efer: save.efer(),
             xcr0: self.extended.xcr0,
             dr: self.extended.debug,
             dr6: save.dr6,
@@ -83,9 +66,8 @@ impl Guest {
             pat: save.g_pat,
             tsc_aux: self.extended.tsc_aux.into(),
             interrupt_shadow: self.vmcb.interrupt_shadow().into(),
-            pkru: self.pkru(),
             spec_ctrl: self.extended.spec_ctrl,
-            ..VcpuState::default()
+            ..self.execution_state().extended()
         }
     }
 
@@ -106,11 +88,7 @@ impl Guest {
         if bad {
             return Err(BadState);
         }
-        self.set_registers(&GeneralRegisters {
-            gpr: state.gpr,
-            rip: state.rip,
-            rflags: state.rflags,
-        });
+        self.set_registers(&GeneralRegisters::of(state));
         self.extended.xcr0 = state.xcr0;
         self.extended.debug = state.dr;
         self.extended.tsc_aux = state.tsc_aux as u32;
