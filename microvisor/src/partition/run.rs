@@ -85,14 +85,8 @@ pub fn run(
         with_state: false,
         tag: 0,
     };
-    let begun = match turn.take_reply()? {
-        Some(end) => Some(end),
-        None => turn.prepare(),
-    };
-    let end = match begun {
-        Some(end) => end,
-        None => turn.inside(cpu),
-    };
+    let begun = turn.take_reply()?.or_else(|| turn.prepare());
+    let end = begun.unwrap_or_else(|| turn.inside(cpu));
     turn.report();
     vcpu.counters.run();
     Ok(u64::from(end.raw()) | u64::from(turn.tag) << 16)

@@ -2,7 +2,7 @@
 //! instruction on a port.
 //!
 //! [`emulate`] fetches and decodes (iced-x86) at the guest's instruction pointer, moves the data
-//! through a [`Space`], and changes the registers of a [`ExecutionState`]; or it answers with the
+//! through a [`Space`], and changes the registers of an [`ExecutionState`]; or it answers with the
 //! [`Fault`] that the guest gets. Here are integer instructions, the stack's PUSH and POP, moves of SSE, and strings: what
 //! compilers use, and what test programs do. `docs/guests.md` lists them. The guest's page tables are walked in
 //! `paging` for every access but the one that made the CPU stop, because a string's other end, or its next page, may be

@@ -125,7 +125,10 @@ impl Bus {
     /// Puts a device into the slot that it was made for.
     pub fn insert(&mut self, slot: u8, mut device: Box<Transport>) {
         device.connect(&mut self.effects);
-        self.slots.insert(usize::from(slot), device);
+        let slot = usize::from(slot);
+        if slot < SLOTS {
+            self.slots.insert(slot, device);
+        }
     }
 
     /// Does the same as [`Self::insert`] while the guest runs, and tells the guest by the registers of hot plug.

@@ -41,11 +41,10 @@ impl Decoded {
         length: usize,
     ) -> Result<Instruction, DecoderError> {
         let place = &mut self.0[(rip ^ rip >> 4) as usize % KEPT];
-        match place {
-            Some(entry) if entry.rip == rip && entry.bits == bits && entry.bytes == *bytes => {
-                return Ok(entry.instruction);
-            }
-            _ => {}
+        if let Some(entry) = place
+            && (entry.bits, entry.rip, &entry.bytes) == (bits, rip, bytes)
+        {
+            return Ok(entry.instruction);
         }
         let mut decoder = Decoder::with_ip(bits, &bytes[..length], rip, DecoderOptions::NONE);
         let instruction = decoder.decode();
