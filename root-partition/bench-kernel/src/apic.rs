@@ -31,7 +31,8 @@ const APIC_ENABLED: u64 = 1 << 11;
 const TO_SELF: u32 = 0b01 << 18;
 /// The self-IPI register of the x2APIC.
 const SELF_IPI: u32 = 0x83f;
-const MASKED: u32 = 1 << 16;
+/// In an entry of the local vector table: no interrupt.
+pub const MASKED: u32 = 1 << 16;
 const DIVIDE_BY_1: u32 = 0b1011;
 const ENABLED: u32 = 0x1ff;
 
@@ -67,7 +68,7 @@ impl Apic {
     /// Returns the APIC in x2APIC mode, if the CPU has that.
     pub fn x2apic() -> Option<Self> {
         const X2APIC: u32 = 1 << 21;
-        if cpu::cpuid(1).ecx & X2APIC == 0 {
+        if cpu::cpuid(1, 0).ecx & X2APIC == 0 {
             return None;
         }
         cpu::write_msr(BASE, cpu::read_msr(BASE) | X2APIC_ENABLED);
@@ -99,19 +100,24 @@ impl Apic {
 
     /// Sends this CPU an interrupt.
     pub fn interrupt_self(self) {
+        let vector = u32::from(self.vector());
         match self {
-            Self::Xapic => self.write(register::COMMAND, TO_SELF | u32::from(XAPIC_VECTOR)),
-            Self::X2apic => cpu::write_msr(SELF_IPI, X2APIC_VECTOR.into()),
+            Self::Xapic => self.write(register::COMMAND, TO_SELF | vector),
+            Self::X2apic => cpu::write_msr(SELF_IPI, vector.into()),
         }
     }
 
     /// Has the timer interrupt once after so many ticks of the APIC's clock.
     pub fn arm_timer(self, ticks: u32) {
-        let vector = match self {
+        self.write(register::TIMER, self.vector().into());
+        self.write(register::TIMER_INITIAL, ticks);
+    }
+
+    /// Returns the vector whose handler ends its interrupts in this way.
+    fn vector(self) -> u8 {
+        match self {
             Self::Xapic => XAPIC_VECTOR,
             Self::X2apic => X2APIC_VECTOR,
-        };
-        self.write(register::TIMER, vector.into());
-        self.write(register::TIMER_INITIAL, ticks);
+        }
     }
 }

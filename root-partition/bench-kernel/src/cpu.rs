@@ -1,43 +1,12 @@
-//! Instructions that Rust has no words for.
+//! Instructions that Rust has no words for, beside those of the test kernel.
 #![allow(unsafe_code, reason = "privileged instructions")]
 
 use core::arch::asm;
-use core::arch::x86_64::CpuidResult;
 
 use x86_64::registers::control::Cr3;
 use x86_64::registers::model_specific::Msr;
 
-/// Reads a byte from a port.
-pub fn read_port(port: u16) -> u8 {
-    let value;
-    // SAFETY: no port that is named here touches memory.
-    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack)) };
-    value
-}
-
-/// Writes a byte to a port.
-pub fn write_port(port: u16, value: u8) {
-    // SAFETY: as in `read_port`.
-    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) };
-}
-
-/// CPUID, which the compiler does not leave out.
-pub fn cpuid(leaf: u32) -> CpuidResult {
-    let (eax, ebx, ecx, edx);
-    // SAFETY: every 64-bit CPU has it; RBX, which belongs to the compiler, is kept.
-    unsafe {
-        asm!("mov {t:r}, rbx", "cpuid", "xchg {t:r}, rbx", t = out(reg) ebx,
-            inlateout("eax") leaf => eax, inlateout("ecx") 0 => ecx, out("edx") edx,
-            options(nomem, nostack));
-    }
-    CpuidResult { eax, ebx, ecx, edx }
-}
-
-/// Time-stamp counter.
-pub fn tsc() -> u64 {
-    // SAFETY: every 64-bit CPU has it, and it reads only the counter.
-    unsafe { core::arch::x86_64::_rdtsc() }
-}
+pub use test_kernel::cpu::{cpuid, read_port, tsc, write_port};
 
 /// Reads a model-specific register that this CPU has.
 pub fn read_msr(register: u32) -> u64 {

@@ -1,17 +1,17 @@
 //! A kernel that measures what operations cost: the same image runs on a bare machine, and as a guest of
 //! any hypervisor that boots by PVH.
 //!
-//! `measure` takes the time of an operation and prints it, `rows` are the operations. The other modules are the
-//! little that a kernel needs. Each line `bench - ID: OPERATIONS: TICKS TICKS...` on COM1 is a result, in ticks of
+//! `measure` takes the time of operations and prints it, `rows` are the operations. The other modules, and the console and
+//! ports of the test kernel, are the little that a kernel needs. Each line `bench - ID: OPERATIONS: TICKS TICKS...` on COM1 is a result, in ticks of
 //! the time-stamp counter, and `bench - end` is the last line.
 #![no_std]
 
 use core::fmt;
 
 use measure::Bench;
+use test_kernel::console;
 
 pub mod apic;
-pub mod console;
 pub mod cpu;
 pub mod measure;
 pub mod rows;

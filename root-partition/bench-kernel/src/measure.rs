@@ -2,7 +2,9 @@
 
 use core::fmt::{self, Display};
 
-use crate::{console, cpu};
+use test_kernel::console;
+
+use crate::cpu;
 
 /// How often a row is measured.
 const SAMPLES: usize = 5;

@@ -1,12 +1,14 @@
 //! The operations that are measured.
 
+use test_kernel::console::COM1;
 use x86_64::instructions::interrupts;
 
-use crate::apic::{Apic, register};
-use crate::console::{COM1, SCRATCH};
+use crate::apic::{Apic, MASKED, register};
 use crate::measure::{Bench, ticks};
 use crate::{cpu, trap};
 
+/// A register of COM1 that keeps what is written to it, without any effect.
+const SCRATCH: u16 = COM1 + 7;
 /// How often most operations are repeated.
 const OFTEN: u64 = 1000;
 const PAGE: u64 = 4096;
@@ -58,7 +60,7 @@ fn drop_value(value: impl Copy) {
 
 fn instructions(bench: &mut Bench) {
     bench.row("cpuid", OFTEN, |times| {
-        repeat(times, || drop_value(cpu::cpuid(0).eax));
+        repeat(times, || drop_value(cpu::cpuid(0, 0).eax));
     });
     if is_guest() {
         bench.row("hypercall", OFTEN, |times| repeat(times, cpu::hypercall));
@@ -73,7 +75,7 @@ fn is_guest() -> bool {
     const SIGNATURES: u32 = 0x4000_0000;
     const HYPERVISOR: u32 = 1 << 31;
     const TCG: u32 = u32::from_le_bytes(*b"TCGT");
-    cpu::cpuid(1).ecx & HYPERVISOR != 0 && cpu::cpuid(SIGNATURES).ebx != TCG
+    cpu::cpuid(1, 0).ecx & HYPERVISOR != 0 && cpu::cpuid(SIGNATURES, 0).ebx != TCG
 }
 
 fn ports(bench: &mut Bench) {
@@ -148,9 +150,8 @@ fn wait_for_timer(apic: Apic, ticks: u32) {
 fn deadline(bench: &mut Bench, apic: Apic) {
     const DEADLINE: u32 = 1 << 24;
     const MODE: u32 = 0b10 << 17;
-    const MASKED: u32 = 1 << 16;
     const TSC_DEADLINE: u32 = 0x6e0;
-    if cpu::cpuid(1).ecx & DEADLINE == 0 {
+    if cpu::cpuid(1, 0).ecx & DEADLINE == 0 {
         return;
     }
     apic.write(register::TIMER, MODE | MASKED);

@@ -4,7 +4,8 @@ use core::fmt::{self, Write};
 
 use crate::cpu;
 
-const COM1: u16 = 0x3f8;
+/// The data register of COM1.
+pub const COM1: u16 = 0x3f8;
 const LINE_STATUS: u16 = COM1 + 5;
 const TRANSMITTER_EMPTY: u8 = 1 << 5;
 /// QEMU's `isa-debug-exit`: the machine ends with the status `value << 1 | 1`.
