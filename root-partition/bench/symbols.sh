@@ -1,10 +1,10 @@
 # begin_symbols, add_symbols PID, end_symbols: with $bench_profile, write the names of the kernel's functions and the files
-# that processes have mapped to the scratch disk. Only add_symbols, which is short, runs beside the guest.
+# that a process has mapped to the scratch disk. Only add_symbols runs beside the guest: scripts call it only for a profile.
 begin_symbols() {
     [ -z "$bench_profile" ] || cat /proc/kallsyms >/tmp/symbols
 }
 add_symbols() {
-    [ -z "$bench_profile" ] || cat "/proc/$1/maps" >>/tmp/symbols
+    cat "/proc/$1/maps" >>/tmp/symbols
 }
 end_symbols() {
     [ -z "$bench_profile" ] || { cat /tmp/symbols >/dev/vda && sync; }

@@ -93,11 +93,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn check_name(row: &str) -> Result<()> {
-    let mut known = ROWS.iter().map(|row| row.id);
-    if known.clone().any(|known| known == row) {
+    let known: Vec<_> = ROWS.iter().map(|row| row.id).collect();
+    if known.contains(&row) {
         return Ok(());
     }
-    let first = known.next().unwrap_or_default();
-    let known = known.fold(first.to_owned(), |list, row| format!("{list}, {row}"));
+    let known = known.join(", ");
     Err(format!("{row}: no such row; the rows are {known}"))
 }

@@ -9,7 +9,7 @@ const SMALLEST: f64 = 0.01;
 
 /// Returns a table of the rows that have changed beyond their noise.
 pub(super) fn text(before: &Results, after: &Results) -> String {
-    let header = ["instructions", "system", "before", "after", "change", ""];
+    let header = ["instructions", "system", "before", "after", "change"];
     let mut lines = vec![header.map(str::to_owned)];
     for row in ROWS {
         for (system, measured) in &before.0 {
@@ -24,7 +24,6 @@ pub(super) fn text(before: &Results, after: &Results) -> String {
                     figure(Some(before.median())),
                     figure(Some(after.median())),
                     format!("{:+.1} %", 100.0 * change),
-                    String::new(),
                 ]);
             }
         }

@@ -52,7 +52,7 @@ pub(super) fn figure(value: Option<f64>) -> String {
 }
 
 /// Writes lines in columns: the first one and the last one to the left, the others to the right.
-pub(super) fn aligned(lines: &[[String; 6]]) -> String {
+pub(super) fn aligned<const COLUMNS: usize>(lines: &[[String; COLUMNS]]) -> String {
     let width = |column: usize| {
         let cells = lines.iter().map(|line| line[column].chars().count());
         cells.max().unwrap_or_default()
@@ -61,9 +61,9 @@ pub(super) fn aligned(lines: &[[String; 6]]) -> String {
     for line in lines {
         let mut written = format!("{:<1$}", line[0], width(0));
         for (column, cell) in line.iter().enumerate().skip(1) {
-            written += &match column {
-                5 => format!("  {cell}"),
-                _ => format!("  {cell:>0$}", width(column)),
+            written += &match column + 1 == COLUMNS {
+                true => format!("  {cell}"),
+                false => format!("  {cell:>0$}", width(column)),
             };
         }
         text += written.trim_end();

@@ -10,8 +10,7 @@ use super::{LazyParts, door};
 use crate::machine::{CableEnd, Machine};
 use crate::parts::Parts;
 use crate::run_folder::RunFolder;
-use crate::{Result, root};
-use crate::{bench, image};
+use crate::{Result, bench, image, root};
 
 pub(super) fn run(report: &mut Report, parts: &LazyParts, long: bool) -> Result<()> {
     for case in REFUSED {
