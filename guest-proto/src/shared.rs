@@ -81,29 +81,24 @@ pub trait First<T: FromBytes + IntoBytes + zerocopy::Immutable>:
 {
     /// Returns the first fields of a whole structure.
     fn of(all: &T) -> Self {
-        let mut first = Self::new_zeroed();
-        copy(all.as_bytes(), first.as_mut_bytes());
-        first
+        let first = Self::read_from_prefix(all.as_bytes());
+        // It is not longer than the whole: `first!` checks this.
+        first.map_or_else(|_| Self::new_zeroed(), |(first, _)| first)
     }
 
     /// Returns a whole structure that begins with these fields. The others are 0.
     fn extended(&self) -> T {
         let mut all = T::new_zeroed();
-        copy(self.as_bytes(), all.as_mut_bytes());
+        // As above.
+        let _ = self.write_to_prefix(all.as_mut_bytes());
         all
-    }
-}
-
-/// Copies as many bytes as the shorter slice has.
-fn copy(from: &[u8], to: &mut [u8]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = *from;
     }
 }
 
 macro_rules! first {
     ($first:ident of $all:ident { $($field:ident),* $(,)? }) => {
         impl First<$all> for $first {}
+        const _: () = assert!(size_of::<$first>() <= size_of::<$all>());
         $( const _: () = assert!(
             core::mem::offset_of!($first, $field) == core::mem::offset_of!($all, $field)
         ); )*
