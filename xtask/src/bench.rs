@@ -17,7 +17,7 @@ use crate::Result;
 use crate::files::context;
 use crate::parts::Parts;
 use results::Results;
-use rows::{NOT_BARE, ROWS};
+use rows::ROWS;
 use systems::{Run, System};
 
 /// Options of `cargo xtask bench`.
@@ -52,11 +52,11 @@ pub(crate) const TESTS: &[(&str, Test)] = &[
 
 fn check(parts: &Parts, system: System) -> Result<()> {
     let measured = Run::new(parts, &[])?.measure(system)?;
-    let missing = ROWS.iter().map(|row| row.id).find(|row| {
-        let is_wanted = system != System::Bare || !NOT_BARE.contains(row);
-        is_wanted && !measured.contains_key(*row)
+    let missing = ROWS.iter().find(|row| {
+        let is_wanted = row.is_bare || system != System::Bare;
+        is_wanted && !measured.contains_key(row.id)
     });
-    missing.map_or(Ok(()), |row| Err(format!("{row} was not measured")))
+    missing.map_or(Ok(()), |row| Err(format!("{} was not measured", row.id)))
 }
 
 /// Measures, and prints the table.

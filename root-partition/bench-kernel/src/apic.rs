@@ -85,7 +85,7 @@ impl Apic {
     /// Reads a register.
     pub fn read(self, register: u32) -> u32 {
         match self {
-            Self::Xapic => cpu::read_memory(PAGE + u64::from(register)),
+            Self::Xapic => cpu::read(PAGE + u64::from(register)),
             Self::X2apic => cpu::read_msr(0x800 + register / 16) as u32,
         }
     }
@@ -93,7 +93,7 @@ impl Apic {
     /// Writes a register.
     pub fn write(self, register: u32, value: u32) {
         match self {
-            Self::Xapic => cpu::write_memory(PAGE + u64::from(register), value),
+            Self::Xapic => cpu::write(PAGE + u64::from(register), value),
             Self::X2apic => cpu::write_msr(0x800 + register / 16, value.into()),
         }
     }
@@ -105,6 +105,25 @@ impl Apic {
             Self::Xapic => self.write(register::COMMAND, TO_SELF | vector),
             Self::X2apic => cpu::write_msr(SELF_IPI, vector.into()),
         }
+    }
+
+    /// Sends another CPU an interrupt, in x2APIC mode.
+    pub fn interrupt(self, id: u32) {
+        self.command(id, X2APIC_VECTOR.into());
+    }
+
+    /// Starts another CPU at an address below 1 MiB, in x2APIC mode (Intel SDM volume 3, "MP initialization").
+    pub fn start(self, id: u32, address: u64) {
+        const INIT: u32 = 0b101 << 8;
+        const STARTUP: u32 = 0b110 << 8;
+        const ASSERT: u32 = 1 << 14;
+        self.command(id, ASSERT | INIT);
+        self.command(id, ASSERT | STARTUP | (address >> 12) as u32);
+    }
+
+    fn command(self, id: u32, command: u32) {
+        const X2APIC_COMMAND: u32 = 0x830;
+        cpu::write_msr(X2APIC_COMMAND, u64::from(id) << 32 | u64::from(command));
     }
 
     /// Has the timer interrupt once after so many ticks of the APIC's clock.

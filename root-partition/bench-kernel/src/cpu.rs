@@ -61,7 +61,7 @@ pub fn mark_end() {
 /// none, or if it is not UTF-8.
 pub fn command_line(start_info: u64) -> &'static str {
     const COMMAND_LINE: u64 = 24;
-    let address = read_memory(start_info + COMMAND_LINE);
+    let address: u32 = read(start_info + COMMAND_LINE);
     if address == 0 {
         return "";
     }
@@ -77,16 +77,34 @@ pub fn triple_fault() -> ! {
     unsafe { asm!("lidt [{}]", "ud2", in(reg) &no_table, options(noreturn)) };
 }
 
+/// Reads four bytes from a port and the next three.
+pub fn read_port32(port: u16) -> u32 {
+    let value;
+    // SAFETY: no port that is named here touches memory.
+    unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack)) };
+    value
+}
+
+/// A number that one access reads or writes.
+pub trait Word: Copy {}
+
+impl Word for u8 {}
+impl Word for u16 {}
+impl Word for u32 {}
+impl Word for u64 {}
+
 /// Reads device registers or memory.
-pub fn read_memory(address: u64) -> u32 {
+#[inline(always)]
+pub fn read<W: Word>(address: u64) -> W {
     // SAFETY: all of the lower 4 GiB is mapped; a read there has no effect on this kernel.
-    unsafe { (address as *const u32).read_volatile() }
+    unsafe { (address as *const W).read_volatile() }
 }
 
 /// Writes device registers, or memory that this kernel does not use for anything else.
-pub fn write_memory(address: u64, value: u32) {
-    // SAFETY: as in `read_memory`; the callers' addresses are those of devices, or above the kernel's image.
-    unsafe { (address as *mut u32).write_volatile(value) };
+#[inline(always)]
+pub fn write<W: Word>(address: u64, value: W) {
+    // SAFETY: as in `read`; the callers' addresses are those of devices, or outside of the kernel's image.
+    unsafe { (address as *mut W).write_volatile(value) };
 }
 
 /// Copies a KiB from one place to another, in 128 steps of eight bytes. The callers' memory is above the kernel's image.

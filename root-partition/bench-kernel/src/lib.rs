@@ -2,8 +2,9 @@
 //! any hypervisor that boots by PVH.
 //!
 //! `measure` takes the time of operations and prints it, `rows` are the operations. The other modules, and the console and
-//! ports of the test kernel, are the little that a kernel needs. Each line `bench - ID: OPERATIONS: TICKS TICKS...` on COM1 is a result, in ticks of
-//! the time-stamp counter, and `bench - end` is the last line.
+//! ports of the test kernel, are the little that a kernel needs. The first line on COM1 is
+//! `bench - begin`, each line `bench - ID: OPERATIONS: TICKS TICKS...` is a result, in ticks of the time-stamp counter, and
+//! `bench - end` is the last line.
 #![no_std]
 
 use core::fmt;
@@ -14,11 +15,15 @@ use test_kernel::console;
 pub mod apic;
 pub mod cpu;
 pub mod measure;
+pub mod pci;
 pub mod rows;
+pub mod second;
 pub mod trap;
+pub mod virtio;
 
 /// Measures rows, and ends the machine. `start_info` is the address that PVH leaves in EBX.
 pub fn main(start_info: u64) -> ! {
+    console::line(format_args!("bench - begin"));
     trap::init();
     apic::disable_legacy();
     let mut bench = Bench::new(cpu::command_line(start_info));

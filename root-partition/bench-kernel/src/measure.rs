@@ -40,6 +40,13 @@ impl Bench {
         }
     }
 
+    /// Whether the command line has an option.
+    pub fn has_option(&self, option: &str) -> bool {
+        self.command_line
+            .split_ascii_whitespace()
+            .any(|word| word == option)
+    }
+
     fn wants(&self, id: &str) -> bool {
         let mut options = self.command_line.split_ascii_whitespace();
         let rows = options.find_map(|option| option.strip_prefix("rows="));

@@ -1,11 +1,13 @@
 //! The operations that are measured.
 
+mod devices;
+
 use test_kernel::console::COM1;
 use x86_64::instructions::interrupts;
 
 use crate::apic::{Apic, MASKED, register};
 use crate::measure::{Bench, ticks};
-use crate::{cpu, trap};
+use crate::{cpu, second, trap};
 
 /// A register of COM1 that keeps what is written to it, without any effect.
 const SCRATCH: u16 = COM1 + 7;
@@ -24,16 +26,25 @@ const TIMER_TICKS: u32 = 200_000;
 /// Ticks until the programs that started this guest have done their work: a second.
 const SETTLING_TICKS: u32 = 1_000_000_000;
 
-/// Measures each row.
+/// Measures each row of a machine with one CPU and a serial port; or with the option `devices` those of virtio devices and
+/// of a second CPU, which the machine must have then.
 pub fn run(bench: &mut Bench) {
     let xapic = Apic::xapic();
     xapic.enable();
     wait_for_timer(xapic, SETTLING_TICKS);
+    if bench.has_option("devices") {
+        if let Some(x2apic) = Apic::x2apic() {
+            x2apic.enable();
+            devices::run(bench);
+            second_cpu(bench, x2apic);
+        }
+        return;
+    }
     instructions(bench);
     ports(bench);
     apic(bench, xapic, &XAPIC);
     bench.row("ioapic-read", OFTEN, |times| {
-        repeat(times, || drop_value(cpu::read_memory(0xfec0_0010)));
+        repeat(times, || drop_value(cpu::read::<u32>(0xfec0_0010)));
     });
     if let Some(x2apic) = Apic::x2apic() {
         apic(bench, x2apic, &X2APIC);
@@ -162,6 +173,26 @@ fn deadline(bench: &mut Bench, apic: Apic) {
     });
 }
 
+/// Interrupts for a second CPU, which answers each one as long as it halts between them.
+fn second_cpu(bench: &mut Bench, apic: Apic) {
+    second::start(apic);
+    bench.row("ipi-halted", OFTEN, |times| {
+        repeat(times / 2, || {
+            let answered = trap::interrupts() + 2;
+            apic.interrupt(second::ID);
+            while trap::interrupts() < answered {
+                interrupts::enable_and_hlt();
+                interrupts::disable();
+            }
+        });
+    });
+    second::begin_spinning(apic);
+    bench.row("ipi-running", OFTEN / 10, |times| {
+        repeat(times, || apic.interrupt(second::ID));
+    });
+    second::end_spinning();
+}
+
 fn memory(bench: &mut Bench) {
     let pages = LARGE_PAGE / PAGE * TOUCHES / 4;
     bench.samples("touch-4k", pages, |index| {
@@ -179,7 +210,7 @@ fn memory(bench: &mut Bench) {
 
 /// Ticks that writing one word to each of some pages takes.
 fn touch(start: u64, pages: u64, size: u64) -> u64 {
-    ticks(|| (0..pages).for_each(|page| cpu::write_memory(start + page * size, 1)))
+    ticks(|| (0..pages).for_each(|page| cpu::write(start + page * size, 1_u32)))
 }
 
 /// Reads words all over 16 MiB that were touched, in the order of a linear congruential generator.
@@ -189,6 +220,6 @@ fn random_reads(times: u64) {
     repeat(times, || {
         at = at.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let offset = u64::from(at >> 8) & WORDS;
-        drop_value(cpu::read_memory(SMALL_TOUCHES + offset));
+        drop_value(cpu::read::<u32>(SMALL_TOUCHES + offset));
     });
 }

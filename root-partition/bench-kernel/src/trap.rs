@@ -13,7 +13,7 @@ use crate::apic::{X2APIC_VECTOR, XAPIC_VECTOR};
 
 struct Table(UnsafeCell<InterruptDescriptorTable>);
 
-// SAFETY: `init` fills it before anything reads it, and then only the one CPU's own hardware does.
+// SAFETY: `init` fills it before anything reads it, and then only the hardware of the CPUs does.
 unsafe impl Sync for Table {}
 
 static IDT: Table = Table(UnsafeCell::new(InterruptDescriptorTable::new()));
@@ -38,7 +38,7 @@ bench_x2apic:
     push rax
     push rcx
     push rdx
-    inc qword ptr [{interrupts}]
+    lock inc qword ptr [{interrupts}]
     mov ecx, 0x80b                  /* end of interrupt */
     xor eax, eax
     xor edx, edx
@@ -70,6 +70,12 @@ extern "C" fn exception(frame: &[u64; 4]) -> ! {
     ))
 }
 
+/// Loads the table on another CPU, after [`init`].
+pub fn load() {
+    // SAFETY: the table is complete, and nothing changes it any more.
+    unsafe { (*IDT.0.get()).load_unsafe() };
+}
+
 /// Fills and loads the table. Exceptions all come to one report, which does not name their vector.
 pub fn init() {
     let address = |symbol: *const u8| VirtAddr::new(symbol as u64);
@@ -84,6 +90,6 @@ pub fn init() {
         idt.page_fault.set_handler_addr(exception);
         idt[XAPIC_VECTOR].set_handler_addr(address(&raw const bench_xapic));
         idt[X2APIC_VECTOR].set_handler_addr(address(&raw const bench_x2apic));
-        idt.load_unsafe();
     }
+    load();
 }

@@ -50,7 +50,10 @@ mod tests {
     use super::*;
 
     fn results(cpuid: &str) -> Results {
-        let rows = parse(&format!("bench - cpuid: 10: {cpuid}\nbench - end\n")).unwrap();
+        let rows = parse(&format!(
+            "bench - begin\nbench - cpuid: 10: {cpuid}\nbench - end\n"
+        ))
+        .unwrap();
         Results([(System::Kvm, rows)].into())
     }
 

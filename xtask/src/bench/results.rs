@@ -65,19 +65,22 @@ impl Results {
     }
 }
 
-/// Reads what the bench kernel printed, among other lines. Fails if it did not come to its end.
+/// Reads what runs of the bench kernel printed, among other lines. Fails if one of them did not come to its end.
 pub(super) fn parse(console: &str) -> Result<Measured> {
     let lines = console
         .lines()
         .filter_map(|line| line.strip_prefix("bench - "));
     let mut measured = Measured::new();
+    let (mut begun, mut ended) = (0, 0);
     for line in lines {
-        if line.trim_end() == "end" {
-            return Ok(measured);
+        match line.trim_end() {
+            "begin" => begun += 1,
+            "end" => ended += 1,
+            line => measured.extend(row(line).map(|(row, samples)| (row.to_owned(), samples))),
         }
-        if let Some((row, samples)) = row(line) {
-            measured.insert(row.to_owned(), samples);
-        }
+    }
+    if begun > 0 && begun == ended {
+        return Ok(measured);
     }
     let last = console.lines().next_back().unwrap_or_default();
     Err(format!(
@@ -117,15 +120,19 @@ mod tests {
 
     #[test]
     fn lines_of_the_bench_kernel_are_read() {
-        let measured =
-            parse("SeaBIOS\nbench - cpuid: 10: 40 50 4000\r\n....\nbench - end\n").unwrap();
-        assert_eq!(measured.len(), 1);
+        let measured = parse(
+            "SeaBIOS\nbench - begin\r\nbench - cpuid: 10: 40 50 4000\r\n....\nbench - end\n\
+                   bench - begin\nbench - doorbell: 10: 50\nbench - end\n",
+        )
+        .unwrap();
+        assert_eq!(measured.len(), 2);
         assert_eq!(measured["cpuid"].median(), 5.0);
     }
 
     #[test]
     fn a_kernel_that_stopped_is_an_error() {
-        let error = parse("bench - cpuid: 10: 40\nbench - stopped: exception").unwrap_err();
+        let error =
+            parse("bench - begin\nbench - cpuid: 10: 40\nbench - stopped: exception").unwrap_err();
         assert!(error.contains("stopped: exception"), "{error}");
         assert!(row("cpuid: 0: 1").is_none());
     }

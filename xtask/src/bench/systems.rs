@@ -50,13 +50,17 @@ const SYMBOLS: &str = "symbols.sh";
 const KERNEL: &str = "bench-kernel";
 /// Debian's QEMU, which runs in the emulated machine.
 const NESTED_QEMU: &str = "/usr/bin/qemu-system-x86_64";
-/// Firmware of QEMU's `microvm`.
-const FIRMWARE: [&str; 2] = [
+/// Firmware of QEMU's `microvm` and `q35`, and what loads a kernel with both.
+const FIRMWARE: [&str; 4] = [
     "/usr/share/seabios/bios-microvm.bin",
+    "/usr/share/seabios/bios-256k.bin",
+    "/usr/share/qemu/kvmvapic.bin",
     "/usr/share/qemu/pvh.bin",
 ];
 /// The module of KVM for AMD's CPUs.
 const KVM: &str = "arch/x86/kvm/kvm-amd";
+/// The module of disks in memory.
+const BRD: &str = "drivers/block/brd";
 
 /// A run of the bench kernel.
 pub(super) struct Run<'a> {
@@ -169,9 +173,7 @@ impl<'a> Run<'a> {
         for file in libraries.chain(FIRMWARE).chain([NESTED_QEMU]) {
             machine.add_file(Path::new(file), file)?;
         }
-        for (number, module) in (10..).zip(modules::in_order(&self.parts.kernel, KVM)?) {
-            machine.add_file(&module, &format!("/lib/kvm/{number}.ko"))?;
-        }
+        self.add_modules(&mut machine, KVM)?;
         Ok(machine)
     }
 
@@ -188,8 +190,19 @@ impl<'a> Run<'a> {
             ..Machine::default()
         };
         machine.add_file(&self.kernel, KERNEL)?;
+        self.add_modules(&mut machine, BRD)?;
         machine.add_file(&root().join(SCRIPTS).join(SYMBOLS), SYMBOLS)?;
         Ok(machine)
+    }
+
+    /// Adds a module and what it depends on, with names that tell the order in which they load.
+    fn add_modules(&self, machine: &mut Machine, path: &str) -> Result<()> {
+        let name = Path::new(path).file_name().unwrap_or_default();
+        let folder = Path::new("/lib").join(name);
+        for (number, module) in (10..).zip(modules::in_order(&self.parts.kernel, path)?) {
+            machine.add_file(&module, &format!("{}/{number}.ko", folder.display()))?;
+        }
+        Ok(())
     }
 
     /// Runs a script, and returns what it prints.
