@@ -106,19 +106,17 @@ impl Own {
         MACHINE.call_once(|| {
             let frames = FrameTable::new(physical, self.start, self.layout.frames);
             for range in map.usable() {
-                for frame in end_of(range.start)..range.end.frame().number() {
-                    frames.boot_root(Frame::new(frame));
-                }
-            }
-            let mut reserved = 0;
-            for range in [image, self.range()] {
-                for frame in range.start.frame().number()..end_of(range.end) {
-                    frames.boot_reserve(Frame::new(frame));
-                    reserved += 1;
-                }
+                frames.boot_root(end_of(range.start)..range.end.frame().number());
             }
             let first_table = self.start.offset(Self::table_bytes(&self.layout)).frame();
-            let root = RootMap::new(&physical, first_table, self.layout, &frames);
+            let mut root = RootMap::new(&physical, first_table, self.layout);
+            let mut reserved = 0;
+            for range in [image, self.range()] {
+                let range = range.start.frame().number()..end_of(range.end);
+                frames.boot_reserve(range.clone());
+                reserved += range.end - range.start;
+                range.for_each(|frame| root.unmap(&physical, Frame::new(frame)));
+            }
             let waiting = nested::boot::build_waiting(
                 &physical,
                 first_table.offset(self.layout.table_frames()),

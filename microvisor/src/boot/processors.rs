@@ -60,13 +60,13 @@ pub(super) fn start_others(
         return Err(Error::NoLowMemory);
     }
     memory.write_apic(ICR, ALL_BUT_SELF | ASSERT | INIT);
-    pause();
+    pause(SHORT);
     let page = low::TRAMPOLINE.frame().number() as u32;
     memory.write_apic(ICR, ALL_BUT_SELF | ASSERT | STARTUP | page);
     let running = || code.started.load(Ordering::Acquire) + 1;
     let all = eventually(|| running() >= listed);
     // The interrupts reach every CPU, also one that the MADT does not list.
-    pause();
+    pause(SHORT);
     let running = running();
     if u64::from(running) > MAX_CPUS {
         return Err(Error::TooManyCpus(running));
@@ -92,23 +92,31 @@ pub(super) fn wait_for_others(cpus: u32) -> Result<(), Error> {
     })
 }
 
-/// Returns whether `done` becomes true within two seconds or more: an emulated machine may be slow.
+/// Ticks of a 5 GHz TSC in two seconds: an emulated machine may be slow.
+const LONG: u64 = 10_000_000_000;
+/// Ticks of a 5 GHz TSC in 200 µs. CPUs with SVM and nested paging need no time between INIT and start-up interrupt (Linux,
+/// `smp_set_init_udelay`), and begin with the trampoline within microseconds.
+const SHORT: u64 = 1_000_000;
+
+/// Returns whether `done` becomes true within two seconds or more.
 fn eventually(done: impl Fn() -> bool) -> bool {
-    (0..100).any(|_| {
-        let is_done = done();
-        if !is_done {
-            pause();
+    let start = arch::tsc();
+    loop {
+        let is_over = arch::tsc().wrapping_sub(start) > LONG;
+        if done() {
+            return true;
         }
-        is_done
-    })
+        if is_over {
+            return false;
+        }
+        core::hint::spin_loop();
+    }
 }
 
-/// Waits for 10 ms or more, as the manual asks after INIT.
-fn pause() {
-    /// Ticks of a 5 GHz TSC in 20 ms.
-    const TICKS: u64 = 100_000_000;
-    let end = arch::tsc().wrapping_add(TICKS);
-    while (end.wrapping_sub(arch::tsc()) as i64) > 0 {
+/// Waits for so many ticks of the time-stamp counter.
+fn pause(ticks: u64) {
+    let start = arch::tsc();
+    while arch::tsc().wrapping_sub(start) < ticks {
         core::hint::spin_loop();
     }
 }

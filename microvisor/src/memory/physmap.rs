@@ -50,6 +50,16 @@ impl PhysMap {
         Some(unsafe { &*pointer })
     }
 
+    /// Returns aligned 64-bit words from `at` on, or `None` if they are misaligned or not all inside of the mapping.
+    pub fn words(&self, at: Hpa, count: usize) -> Option<&[AtomicU64]> {
+        let first = self.atomic(at)?;
+        let bytes = (count as u64).checked_mul(8)?;
+        (bytes <= self.size - at.as_u64()).then(|| {
+            // SAFETY: as in `atomic`, for each word: all of them are inside of the mapping.
+            unsafe { core::slice::from_raw_parts(first, count) }
+        })
+    }
+
     /// Returns a page that root, a worker and the microvisor share, or `None` if it is outside of the mapping.
     pub fn shared_page(&self, frame: Frame) -> Option<&SharedPage> {
         let pointer = self.pointer::<SharedPage>(frame.base())?;
@@ -61,31 +71,25 @@ impl PhysMap {
     /// and leaves `to` as it is, if they are not, or if the place is outside of the mapping.
     #[must_use]
     pub fn read(&self, at: Hpa, to: &mut [u8]) -> bool {
-        if !self.contains_words(at, to.len()) {
-            return false;
+        let words = self.words_of(at, to.len());
+        let is_inside = words.is_some();
+        let words = words.unwrap_or_default();
+        for (bytes, word) in to.chunks_exact_mut(8).zip(words) {
+            bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
         }
-        for (n, bytes) in to.chunks_exact_mut(8).enumerate() {
-            if let Some(word) = self.atomic(Hpa::new(at.as_u64() + 8 * n as u64)) {
-                bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
-            }
-        }
-        true
+        is_inside
     }
 
     /// Copies to memory, under the conditions of [`PhysMap::read`].
     #[must_use]
     pub fn write(&self, at: Hpa, from: &[u8]) -> bool {
-        if !self.contains_words(at, from.len()) {
-            return false;
+        let words = self.words_of(at, from.len());
+        let is_inside = words.is_some();
+        let (bytes, _) = from.as_chunks();
+        for (bytes, word) in bytes.iter().zip(words.unwrap_or_default()) {
+            word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
         }
-        for (n, bytes) in from.chunks_exact(8).enumerate() {
-            let mut raw = [0; 8];
-            raw.copy_from_slice(bytes);
-            if let Some(word) = self.atomic(Hpa::new(at.as_u64() + 8 * n as u64)) {
-                word.store(u64::from_ne_bytes(raw), Ordering::Relaxed);
-            }
-        }
-        true
+        is_inside
     }
 
     /// Fills a frame with zeros. Nothing happens for a frame outside of the mapping.
@@ -98,11 +102,10 @@ impl PhysMap {
         }
     }
 
-    fn contains_words(&self, at: Hpa, len: usize) -> bool {
-        at.as_u64().is_multiple_of(8)
-            && len.is_multiple_of(8)
-            && at.as_u64() <= self.size
-            && len as u64 <= self.size - at.as_u64()
+    /// Returns the words that `len` bytes at `at` are, if they are whole words of the mapping.
+    fn words_of(&self, at: Hpa, len: usize) -> Option<&[AtomicU64]> {
+        let words = self.words(at, len / 8)?;
+        len.is_multiple_of(8).then_some(words)
     }
 
     fn pointer<T>(&self, at: Hpa) -> Option<*const T> {

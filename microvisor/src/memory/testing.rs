@@ -58,13 +58,10 @@ impl Fake {
         let first = frames - reserved;
         let table = FrameTable::new(map, Frame::new(first).base(), frames);
         let ram_end = first - HOLE;
-        for n in 1..ram_end {
-            table.boot_root(Frame::new(n));
-        }
-        for n in first..frames {
-            table.boot_reserve(Frame::new(n));
-        }
-        let root = RootMap::new(&map, Frame::new(first + table_frames), layout, &table);
+        table.boot_root(1..ram_end);
+        table.boot_reserve(first..frames);
+        let mut root = RootMap::new(&map, Frame::new(first + table_frames), layout);
+        (first..frames).for_each(|n| root.unmap(&map, Frame::new(n)));
         let first_waiting = Frame::new(frames - boot::WAITING_TABLES);
         let waiting = boot::build_waiting(&map, first_waiting, WAITING);
         let epochs = Epochs::new();

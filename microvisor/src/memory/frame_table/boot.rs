@@ -1,9 +1,10 @@
 //! Fills in the frame table.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{FrameTable, Owner, PAYLOAD_NONE, word};
-use crate::memory::{Frame, Hpa, PhysMap};
+use crate::memory::{Hpa, PhysMap};
 
 impl FrameTable {
     /// Returns the bytes that a table for `frames` frames takes.
@@ -21,27 +22,28 @@ impl FrameTable {
             deposited: AtomicU64::new(0),
             guest: AtomicU64::new(0),
         };
-        for n in 0..frames {
-            if let Some(entry) = table.entry(Frame::new(n)) {
-                entry.store(word(Owner::Absent, PAYLOAD_NONE), Ordering::Relaxed);
-            }
-        }
+        table.boot(0..frames, Owner::Absent);
         table
     }
 
-    /// Gives a frame to root at boot.
-    pub fn boot_root(&self, frame: Frame) {
-        self.boot(frame, Owner::Root);
+    /// Gives frames to root at boot, by their numbers.
+    pub fn boot_root(&self, frames: Range<u64>) {
+        self.boot(frames, Owner::Root);
     }
 
-    /// Gives a frame to the microvisor at boot.
-    pub fn boot_reserve(&self, frame: Frame) {
-        self.boot(frame, Owner::Reserved);
+    /// Gives frames to the microvisor at boot, by their numbers.
+    pub fn boot_reserve(&self, frames: Range<u64>) {
+        self.boot(frames, Owner::Reserved);
     }
 
-    fn boot(&self, frame: Frame, owner: Owner) {
-        if let Some(entry) = self.entry(frame) {
-            entry.store(word(owner, PAYLOAD_NONE), Ordering::Release);
+    /// Sets entries all at once: a machine has millions.
+    fn boot(&self, frames: Range<u64>, owner: Owner) {
+        let end = frames.end.min(self.frames);
+        let count = end.saturating_sub(frames.start) as usize;
+        let first = Hpa::new(self.base.as_u64() + Self::bytes(frames.start));
+        let value = word(owner, PAYLOAD_NONE);
+        for entry in self.map.words(first, count).unwrap_or_default() {
+            entry.store(value, Ordering::Release);
         }
     }
 }
