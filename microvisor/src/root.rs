@@ -9,10 +9,11 @@ use crate::arch::{self, paging};
 use crate::hypercall::{self, Call};
 use crate::machine::{Machine, MemoryTypes};
 use crate::memory::Frame;
+use crate::panic;
 use crate::partition::run;
+use crate::trace::Trace;
 use crate::vcpu::msr::write_efer;
 use crate::{console, counters};
-use crate::{panic, trace};
 use msr::Write;
 
 mod a20;
@@ -69,7 +70,7 @@ fn next_exit(machine: &Machine, cpu: &mut Root) -> Exit {
     if panic::happened() {
         arch::halt();
     }
-    trace::exit(cpu.index(), 0, cpu.index() as u8, cpu.raw_exit());
+    Trace::new(cpu.index(), 0, cpu.index() as u8).exit(cpu.raw_exit());
     #[cfg(feature = "fault-injection")]
     crate::fault::after_exit();
     if let Some(counters) = machine.root_counters.get(cpu.index()) {

@@ -35,18 +35,34 @@ static CPUS: [Ring; MAX_CPUS as usize] = [const {
     }
 }; MAX_CPUS as usize];
 
-/// Notes an exit. Only physical CPU `cpu` itself calls this: there is one writer, and no locked
-/// instruction.
-#[inline]
-pub fn exit(cpu: usize, partition: u8, vcpu: u8, raw: RawExit) {
-    let Some(ring) = CPUS.get(cpu) else { return };
-    let next = ring.next.load(Ordering::Relaxed);
-    let who = u64::from(partition) << 40 | u64::from(vcpu) << 32;
-    let words = [who | u64::from(raw.code), raw.info.0, raw.info.1, raw.rip];
-    for (slot, word) in ring.slots[next as usize % KEPT].iter().zip(words) {
-        slot.store(word, Ordering::Relaxed);
+/// Notes the exits of one virtual CPU while it runs on one physical CPU.
+#[derive(Debug)]
+pub struct Trace {
+    ring: &'static Ring,
+    /// Partition and virtual CPU, as in a slot's first word.
+    who: u64,
+}
+
+impl Trace {
+    /// Begins the notes of virtual CPU `vcpu` on physical CPU `cpu`.
+    pub fn new(cpu: usize, partition: u8, vcpu: u8) -> Self {
+        Self {
+            ring: &CPUS[cpu % CPUS.len()],
+            who: u64::from(partition) << 40 | u64::from(vcpu) << 32,
+        }
     }
-    ring.next.store(next + 1, Ordering::Relaxed);
+
+    /// Notes an exit. Only the physical CPU itself calls this: there is one writer, and no locked instruction.
+    #[inline]
+    pub fn exit(&self, raw: RawExit) {
+        let next = self.ring.next.load(Ordering::Relaxed);
+        let first = self.who | u64::from(raw.code);
+        let words = [first, raw.info.0, raw.info.1, raw.rip];
+        for (slot, word) in self.ring.slots[next as usize % KEPT].iter().zip(words) {
+            slot.store(word, Ordering::Relaxed);
+        }
+        self.ring.next.store(next + 1, Ordering::Relaxed);
+    }
 }
 
 /// Returns the last exits on `cpu`, the latest first.
@@ -91,7 +107,7 @@ mod tests {
                 vcpu,
                 raw,
             } = made(n);
-            exit(5, partition, vcpu, raw);
+            Trace::new(5, partition, vcpu).exit(raw);
         }
         let kept: std::vec::Vec<_> = last(5).collect();
         let expected: std::vec::Vec<_> = (3..KEPT as u64 + 3).rev().map(made).collect();

@@ -160,10 +160,12 @@ pub(super) fn apic(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
         if !write {
             return Ok(local.lapic.read_register(offset, now).into());
         }
-        let effect = local.lapic.write_register(offset, value, now);
-        vcpu.publish(&local.lapic);
-        Ok(match effect {
-            Effect::None => 0,
+        Ok(match local.lapic.write_register(offset, value, now) {
+            Effect::None | Effect::Timer => 0,
+            Effect::Address => {
+                vcpu.publish(&local.lapic);
+                0
+            }
             Effect::LevelEoi(vector) => {
                 // Only a turn can tell root that the consumer sleeps.
                 local.ring.note_eoi(vector);

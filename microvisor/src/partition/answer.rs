@@ -20,6 +20,16 @@ use crate::vcpu::vlapic::{Effect, Mode};
 /// KVM's answer to a hypercall that it does not have (Linux `include/uapi/linux/kvm_para.h`).
 const KVM_ENOSYS: u64 = 1000_u64.wrapping_neg();
 
+/// What an exit's answer did.
+pub(super) enum Answer {
+    /// It skipped an instruction that changes nothing on which the next entry depends.
+    Skipped,
+    /// It changed something: the next entry is prepared anew.
+    Changed,
+    /// It ends the turn.
+    End(RunExit),
+}
+
 /// What a port write was to the partition's doorbells.
 enum Posting {
     /// The worker must answer it: no doorbell has the port, or the ring is full.
@@ -31,14 +41,14 @@ enum Posting {
 }
 
 impl Turn<'_> {
-    /// Answers and counts an exit. Returns the turn's end if the turn is over.
-    pub(super) fn answer(&mut self, exit: Exit) -> Option<RunExit> {
+    /// Answers and counts an exit.
+    pub(super) fn answer(&mut self, exit: Exit) -> Answer {
         let mut kind = counters::kind(exit);
-        let mut end = None;
+        let mut answer = Answer::Changed;
         let hw = &mut self.local.hw;
         match exit {
             Exit::Interrupt | Exit::Nmi | Exit::Init | Exit::MachineCheck => {
-                end = Some(RunExit::Interrupt);
+                answer = Answer::End(RunExit::Interrupt);
             }
             Exit::InterruptWindow => hw.set_window(Window::Closed),
             Exit::Return => {
@@ -49,7 +59,10 @@ impl Turn<'_> {
                 hw.watch_return(false);
             }
             Exit::Returned => self.local.nmi_return = None,
-            Exit::Cpuid => self.cpuid(),
+            Exit::Cpuid => {
+                self.cpuid();
+                answer = Answer::Skipped;
+            }
             Exit::Halt => {
                 hw.skip();
                 // A trap of this very instruction ends it at once.
@@ -57,20 +70,24 @@ impl Turn<'_> {
                     self.local.run_state = RunState::Halted;
                 }
             }
-            Exit::Msr { is_write } => end = self.msr(is_write),
+            Exit::Msr { is_write } => answer = self.msr(is_write),
             Exit::Port(access) => match self.post(access) {
-                Posting::None => end = Some(self.port(access)),
-                Posting::Posted => kind = ExitKind::Posted,
+                Posting::None => answer = Answer::End(self.port(access)),
+                Posting::Posted => {
+                    kind = ExitKind::Posted;
+                    answer = Answer::Skipped;
+                }
                 Posting::Wake(tag) => {
                     kind = ExitKind::Posted;
-                    end = Some(self.notify(tag));
+                    answer = Answer::End(self.notify(tag));
                 }
             },
             Exit::Hypercall => {
                 hw.write(Register::Rax, KVM_ENOSYS);
                 hw.skip();
+                answer = Answer::Skipped;
             }
-            Exit::NestedFault => end = Some(self.nested_fault()),
+            Exit::NestedFault => answer = Answer::End(self.nested_fault()),
             Exit::Xsetbv => self.xsetbv(),
             // Caches are coherent, and a guest's memory is its own.
             Exit::CacheFlush => hw.skip(),
@@ -78,17 +95,19 @@ impl Turn<'_> {
             Exit::Exception(event) => hw.inject(event),
             Exit::Forbidden => hw.inject(Event::INVALID_OPCODE),
             Exit::PerformanceCounter => hw.inject(Event::GENERAL_PROTECTION),
-            Exit::Shutdown => end = Some(self.stopped(InterceptKind::Shutdown, 0)),
-            Exit::Refused => end = Some(self.stopped(InterceptKind::EntryFailed, u64::MAX)),
+            Exit::Shutdown => answer = Answer::End(self.stopped(InterceptKind::Shutdown, 0)),
+            Exit::Refused => {
+                answer = Answer::End(self.stopped(InterceptKind::EntryFailed, u64::MAX));
+            }
             Exit::Other(code) => {
-                end = Some(self.stopped(InterceptKind::EntryFailed, code.into()));
+                answer = Answer::End(self.stopped(InterceptKind::EntryFailed, code.into()));
             }
         }
         // The reply tells which kind a nested fault is.
         if kind != ExitKind::NestedFault {
             self.vcpu.counters.exit(kind);
         }
-        end
+        answer
     }
 
     fn stopped(&mut self, kind: InterceptKind, error_code: u64) -> RunExit {
@@ -229,21 +248,26 @@ impl Turn<'_> {
     }
 
     /// Carries out the effect of a write to the vLAPIC.
-    pub(super) fn effect(&mut self, effect: Effect) -> Option<RunExit> {
+    pub(super) fn effect(&mut self, effect: Effect) -> Answer {
         match effect {
-            Effect::None => None,
+            Effect::None => Answer::Changed,
+            Effect::Timer => self.armed(),
+            Effect::Address => {
+                self.vcpu.publish(&self.local.lapic);
+                Answer::Changed
+            }
             Effect::LevelEoi(vector) => match self.local.ring.push_eoi(self.page, vector) {
-                Push::PostedWake => Some(self.notify(EOI_TAG)),
-                Push::Posted | Push::Full => None,
+                Push::PostedWake => Answer::End(self.notify(EOI_TAG)),
+                Push::Posted | Push::Full => Answer::Changed,
             },
             Effect::Send(message) => {
                 let sender = Some(self.vcpu.index());
                 let kick = self.partition.deliver(self.host.memory, sender, &message);
                 if kick == 0 {
-                    return None;
+                    return Answer::Changed;
                 }
                 self.vcpu.counters.exit(ExitKind::Ipi);
-                Some(self.kick(kick))
+                Answer::End(self.kick(kick))
             }
         }
     }

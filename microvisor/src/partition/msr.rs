@@ -1,8 +1,8 @@
 //! RDMSR and WRMSR of a guest.
 
-use guest_proto::vcpu_page::{Intercept, InterceptKind, RunExit};
+use guest_proto::vcpu_page::{Intercept, InterceptKind};
 
-use super::answer::host_cpuid;
+use super::answer::{Answer, host_cpuid};
 use super::run::Turn;
 use crate::arch;
 use crate::arch::exit::Event;
@@ -26,26 +26,31 @@ impl From<GeneralProtection> for Refusal {
 }
 
 impl Turn<'_> {
-    /// Answers RDMSR or WRMSR of the register in ECX. Returns the turn's end if the turn is over.
-    pub(super) fn msr(&mut self, is_write: bool) -> Option<RunExit> {
+    /// Answers RDMSR or WRMSR of the register in ECX.
+    pub(super) fn msr(&mut self, is_write: bool) -> Answer {
         let number = self.local.hw.read(Register::Rcx) as u32;
         let value = self.local.edx_eax();
         let done = if is_write {
             self.write_msr(number, value)
         } else {
+            let deadline = self.local.lapic.deadline();
             self.read_msr(number).map(|value| {
                 self.local.set_edx_eax(value);
-                None
+                // A read of the timer can find that its deadline has passed, and raises its interrupt.
+                match self.local.lapic.deadline() == deadline {
+                    true => Answer::Skipped,
+                    false => Answer::Changed,
+                }
             })
         };
         match done {
-            Ok(end) => {
+            Ok(answer) => {
                 self.local.hw.skip();
-                end
+                answer
             }
             Err(Refusal::Fault) => {
                 self.local.hw.inject(Event::GENERAL_PROTECTION);
-                None
+                Answer::Changed
             }
             Err(Refusal::Worker) => {
                 self.local.pending = match is_write {
@@ -58,7 +63,7 @@ impl Turn<'_> {
                     data: if is_write { value } else { 0 },
                     ..Intercept::default()
                 };
-                Some(self.intercept(InterceptKind::Msr, intercept))
+                Answer::End(self.intercept(InterceptKind::Msr, intercept))
             }
         }
     }
@@ -81,7 +86,7 @@ impl Turn<'_> {
         })
     }
 
-    fn write_msr(&mut self, number: u32, value: u64) -> Result<Option<RunExit>, Refusal> {
+    fn write_msr(&mut self, number: u32, value: u64) -> Result<Answer, Refusal> {
         let now = self.now();
         let local = &mut *self.local;
         match msr::classify(number).ok_or(Refusal::Worker)? {
@@ -96,7 +101,6 @@ impl Turn<'_> {
             }
             Msr::TscDeadline | Msr::X2Apic(_) => {
                 let effect = local.lapic.write_msr(number, value, now)?;
-                self.vcpu.publish(&local.lapic);
                 return Ok(self.effect(effect));
             }
             Msr::SpecCtrl => {
@@ -115,7 +119,7 @@ impl Turn<'_> {
             }
             Msr::Pat => local.hw.write(Register::Pat, msr::write_pat(value)?),
         }
-        Ok(None)
+        Ok(Answer::Changed)
     }
 
     fn adjust_tsc(&mut self, adjust: u64) {

@@ -15,11 +15,12 @@ use guest_proto::vcpu_page::{
 };
 
 use super::Partition;
+use super::answer::Answer;
 use crate::arch::exit::{Event, Exit, TurnState};
 use crate::arch::hw::{Cpu, Register, Window};
 use crate::arch::{self, CpuFacts};
 use crate::memory::{Frame, Memory};
-use crate::trace;
+use crate::trace::Trace;
 use crate::vcpu::{Local, Pending, Vcpu};
 
 pub use guest_proto::hypercall::doorbell_tags::EOI as EOI_TAG;
@@ -104,25 +105,25 @@ impl Turn<'_> {
             tsc_offset: self.tsc_offset,
         };
         self.local.hw.load(cpu, &state);
+        let trace = Trace::new(cpu.index(), self.partition.id().0, self.vcpu.index());
         let end = loop {
             let exit = self.local.hw.enter();
-            let (id, index) = (self.partition.id().0, self.vcpu.index());
-            trace::exit(cpu.index(), id, index, self.local.hw.raw_exit());
+            trace.exit(self.local.hw.raw_exit());
             let cr8 = self.local.hw.read(Register::Cr8) as u8;
-            // The answers to these only skip an instruction: what was decided at the last entry holds.
-            let is_simple = matches!(exit, Exit::Cpuid | Exit::Hypercall | Exit::Port(_))
-                && cr8 == self.local.lapic.cr8();
+            let is_same = cr8 == self.local.lapic.cr8();
             self.local.lapic.set_cr8(cr8);
-            // A guest whose CR4.MCE is 0 shuts down at a machine check.
-            let is_shutdown = matches!(exit, Exit::Shutdown);
-            if matches!(exit, Exit::MachineCheck) || (is_shutdown && arch::in_machine_check()) {
-                cpu.note_machine_check();
-            }
-            if let Some(end) = self.answer(exit) {
-                break end;
-            }
-            if is_simple && !self.has_news() {
-                continue;
+            match self.answer(exit) {
+                // What was decided at the last entry holds.
+                Answer::Skipped if is_same && !self.has_news() => continue,
+                Answer::Skipped | Answer::Changed => {}
+                Answer::End(end) => {
+                    // A guest whose CR4.MCE is 0 shuts down at a machine check.
+                    let is_shutdown = matches!(exit, Exit::Shutdown) && arch::in_machine_check();
+                    if is_shutdown || matches!(exit, Exit::MachineCheck) {
+                        cpu.note_machine_check();
+                    }
+                    break end;
+                }
             }
             if let Some(end) = self.prepare() {
                 break end;
@@ -249,6 +250,17 @@ impl Turn<'_> {
         deadline.map_or(0, |at| roots_time(at, self.tsc_offset, arch::tsc()))
     }
 
+    /// The answer to a write of the timer's registers. Root's timer ends the turn at the deadline that root knows: it need not
+    /// know a later one.
+    pub(super) fn armed(&self) -> Answer {
+        let known = self.local.deadline;
+        match self.deadline() {
+            0 => Answer::Skipped,
+            deadline if known != 0 && known <= deadline => Answer::Skipped,
+            _ => Answer::Changed,
+        }
+    }
+
     /// Fills the page's `intercept` in.
     pub(super) fn intercept(&mut self, kind: InterceptKind, intercept: Intercept) -> RunExit {
         self.with_state = intercept.flags & InterceptFlags::STATE.bits() != 0;
@@ -361,8 +373,10 @@ impl Turn<'_> {
         };
         let now = self.now();
         let effect = self.local.lapic.write_register(register, value, now);
-        self.vcpu.publish(&self.local.lapic);
-        Ok(self.effect(effect))
+        match self.effect(effect) {
+            Answer::End(end) => Ok(Some(end)),
+            Answer::Skipped | Answer::Changed => Ok(None),
+        }
     }
 }
 

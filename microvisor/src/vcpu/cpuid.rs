@@ -39,8 +39,75 @@ pub struct State {
     pub xcr0: u64,
 }
 
-/// The answers of a virtual CPU, in ascending order of leaf and subleaf.
-pub type Table = Vec<CpuidEntry, { limits::MAX_CPUID_ENTRIES as usize }>;
+/// The answers of a virtual CPU.
+#[derive(Debug)]
+pub struct Table {
+    /// In ascending order of leaf and subleaf.
+    entries: Vec<Entry, { limits::MAX_CPUID_ENTRIES as usize }>,
+    /// The index of the first entry of each [`bucket`], or [`NO_ENTRY`]. A search by halves would be a third of an exit.
+    first: [u8; BUCKETS],
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    leaf: u32,
+    subleaf: u32,
+    /// The entry answers for this subleaf alone.
+    has_subleaf: bool,
+    answer: Leaf,
+}
+
+const BUCKETS: usize = 256;
+const NO_ENTRY: u8 = u8::MAX;
+
+/// Returns the bucket of a leaf: each leaf that guests ask for has its own.
+fn bucket(leaf: u32) -> usize {
+    (leaf & 0x3f | leaf >> 30 << 6) as usize
+}
+
+impl Table {
+    /// Makes a table without entries.
+    pub const fn new() -> Self {
+        Self {
+            entries: Vec::new(),
+            first: [NO_ENTRY; BUCKETS],
+        }
+    }
+
+    /// Appends an entry. Returns false if the table is full, or the entry is not the next in order.
+    fn push(&mut self, entry: Entry) -> bool {
+        let key = |entry: &Entry| (entry.leaf, entry.subleaf);
+        let is_next = self
+            .entries
+            .last()
+            .is_none_or(|last| key(last) < key(&entry));
+        let index = self.entries.len() as u8;
+        if !is_next || self.entries.push(entry).is_err() {
+            return false;
+        }
+        if let Some(first) = self.first.get_mut(bucket(entry.leaf))
+            && *first == NO_ENTRY
+        {
+            *first = index;
+        }
+        true
+    }
+
+    /// Returns the answer for a leaf: that of the last entry up to the subleaf, if the entry is for this one or for all.
+    fn find(&self, leaf: u32, subleaf: u32) -> Option<Leaf> {
+        let first = *self.first.get(bucket(leaf))?;
+        let mut found = None;
+        for entry in self.entries.get(usize::from(first)..)? {
+            if entry.leaf == leaf && entry.subleaf <= subleaf {
+                found = Some(entry);
+            } else if entry.leaf >= leaf {
+                break;
+            }
+        }
+        let found = found?;
+        (!found.has_subleaf || found.subleaf == subleaf).then_some(found.answer)
+    }
+}
 
 /// XCR0 bits that a guest may set: x87, SSE, AVX, AVX-512's three, protection keys.
 pub const XCR0_ALLOWED: u64 = 0b10_1110_0111;
@@ -170,9 +237,8 @@ pub fn append(table: &mut Table, host: impl Fn(u32, u32) -> Leaf, entry: &CpuidE
     let Some(flags) = CpuidFlags::from_bits(entry.flags) else {
         return false;
     };
-    let is_next = table.last().is_none_or(|last| key(last) < key(entry));
     let has_subleaf = flags.contains(CpuidFlags::SUBLEAF);
-    if entry.reserved != 0 || !is_next || (entry.subleaf != 0 && !has_subleaf) {
+    if entry.reserved != 0 || (entry.subleaf != 0 && !has_subleaf) {
         return false;
     }
     let covers = |bound: &&Bound| {
@@ -184,25 +250,22 @@ pub fn append(table: &mut Table, host: impl Fn(u32, u32) -> Leaf, entry: &CpuidE
     };
     let host = leaf_of(host, entry.leaf);
     let allowed = |host: u32, n: usize| host & from_host[n] | free[n];
-    let entry = CpuidEntry {
-        eax: entry.eax & allowed(host.eax, 0),
-        ebx: entry.ebx & allowed(host.ebx, 1),
-        ecx: entry.ecx & allowed(host.ecx, 2),
-        edx: entry.edx & allowed(host.edx, 3),
-        ..*entry
-    };
-    table.push(entry).is_ok()
-}
-
-/// Returns the place of an entry in its table's order. A search needs it at each step, so it is one load.
-fn key(entry: &CpuidEntry) -> u64 {
-    let [place, ..]: [u64; 4] = zerocopy::transmute!(*entry);
-    place.rotate_left(32)
+    table.push(Entry {
+        leaf: entry.leaf,
+        subleaf: entry.subleaf,
+        has_subleaf,
+        answer: Leaf {
+            eax: entry.eax & allowed(host.eax, 0),
+            ebx: entry.ebx & allowed(host.ebx, 1),
+            ecx: entry.ecx & allowed(host.ecx, 2),
+            edx: entry.edx & allowed(host.edx, 3),
+        },
+    })
 }
 
 /// Returns the answer of a guest's CPUID for `leaf` and `subleaf`.
 pub fn answer(
-    table: &[CpuidEntry],
+    table: &Table,
     host: impl Fn(u32, u32) -> Leaf,
     state: &State,
     leaf: u32,
@@ -211,23 +274,15 @@ pub fn answer(
     if leaf == 0xd {
         return xsave(host, state.xcr0, subleaf);
     }
-    let place = u64::from(leaf) << 32 | u64::from(subleaf);
-    let after = table.partition_point(|entry| key(entry) <= place);
-    let is_right = |entry: &&CpuidEntry| {
-        entry.leaf == leaf
-            && (entry.subleaf == subleaf || entry.flags & CpuidFlags::SUBLEAF.bits() == 0)
+    let Some(found) = table.find(leaf, subleaf) else {
+        return Leaf::default();
     };
-    let found = table.get(..after).and_then(<[_]>::last).filter(is_right);
-    let Some(&CpuidEntry {
+    let Leaf {
         eax,
         ebx,
         mut ecx,
         mut edx,
-        ..
-    }) = found
-    else {
-        return Leaf::default();
-    };
+    } = found;
     match leaf {
         1 if state.osxsave => ecx |= OSXSAVE,
         7 if state.ospke && subleaf == 0 => ecx |= OSPKE,
@@ -438,7 +493,7 @@ mod tests {
         assert_eq!(bounded(none, 7, 0), leaf4(0, TSC_ADJUST, 0, 0));
         let own = X2APIC | TSC_DEADLINE | HYPERVISOR;
         assert_eq!(bounded(none, 1, 0), leaf4(!0, !0, own, APIC | HTT));
-        assert_eq!(answer(&[], none, &STATE, 0xd, 0), Leaf::default());
+        assert_eq!(answer(&Table::new(), none, &STATE, 0xd, 0), Leaf::default());
         assert_eq!(xcr0_allowed(none), 0);
     }
 
@@ -488,7 +543,7 @@ mod tests {
         ] {
             assert!(!append(&mut table, all, &bad), "{bad:x?}");
         }
-        assert_eq!(table.len(), 1);
+        assert_eq!(table.entries.len(), 1);
     }
 
     #[test]

@@ -63,6 +63,10 @@ pub enum Mode {
 pub enum Effect {
     /// Only [`VLapic::next_interrupt`] and [`VLapic::deadline`] may have changed.
     None,
+    /// Only [`VLapic::deadline`] may have changed.
+    Timer,
+    /// [`VLapic::address`] may have changed.
+    Address,
     /// The service of this level-triggered vector ended: tell its source.
     LevelEoi(u8),
     /// Deliver this message to other virtual CPUs, and to this one if it is a target.
@@ -344,8 +348,27 @@ impl VLapic {
     /// altogether raise one interrupt.
     #[inline]
     pub fn expire(&mut self, now: u64) {
-        if self.timer.expire(now) {
+        self.expired(now);
+    }
+
+    /// Does the same. Returns whether the deadline had passed.
+    #[inline]
+    fn expired(&mut self, now: u64) -> bool {
+        let is_over = self.timer.expire(now);
+        if is_over {
             self.trigger(Lvt::Timer);
+        }
+        is_over
+    }
+
+    /// Changes the timer by `change`, at guest TSC `now`. What has expired before is raised before.
+    fn set_timer(&mut self, now: u64, change: impl FnOnce(&mut Timer)) -> Effect {
+        let was_over = self.expired(now);
+        change(&mut self.timer);
+        if self.expired(now) || was_over {
+            Effect::None
+        } else {
+            Effect::Timer
         }
     }
 

@@ -151,10 +151,7 @@ impl VLapic {
         now: u64,
     ) -> Result<Effect, GeneralProtection> {
         if msr == MSR_TSC_DEADLINE {
-            self.expire(now);
-            self.timer.set_tsc_deadline(value);
-            self.expire(now);
-            return Ok(Effect::None);
+            return Ok(self.set_timer(now, |timer| timer.set_tsc_deadline(value)));
         }
         let register = self.x2apic_register(msr)?;
         if register == number::ICR {
@@ -207,8 +204,14 @@ impl VLapic {
     /// Writes the register at `offset` of the APIC page (bits 11:4 count) in xAPIC mode.
     pub fn write_register(&mut self, offset: u32, value: u32, now: u64) -> Effect {
         match offset >> 4 & 0xff {
-            number::LDR => self.ldr = (value >> 24) as u8,
-            number::DFR => self.flat = value >> 28 == 15,
+            number::LDR => {
+                self.ldr = (value >> 24) as u8;
+                return Effect::Address;
+            }
+            number::DFR => {
+                self.flat = value >> 28 == 15;
+                return Effect::Address;
+            }
             number::ICR_HIGH => {
                 self.icr = self.icr & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32;
             }
@@ -280,18 +283,17 @@ impl VLapic {
                     self.expire(now);
                     self.lvt.iter_mut().for_each(|entry| *entry |= Lvt::MASKED);
                 }
+                return Some(Effect::Address);
             }
             number::ESR => {
                 self.esr = self.esr_new;
                 self.esr_new = 0;
             }
             number::TIMER_INITIAL => {
-                self.expire(now);
-                self.timer.set_initial(value, now);
+                return Some(self.set_timer(now, |timer| timer.set_initial(value, now)));
             }
             number::TIMER_DIVIDE => {
-                self.expire(now);
-                self.timer.set_divide(value as u8, now);
+                return Some(self.set_timer(now, |timer| timer.set_divide(value as u8, now)));
             }
             _ => self.write_lvt(Lvt::from_number(register)?, value, now),
         }

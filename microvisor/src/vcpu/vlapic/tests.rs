@@ -15,13 +15,13 @@ const GHZ: TscRate = TscRate::from_khz(1_000_000);
 
 fn x2apic(id: u8) -> VLapic {
     let mut apic = VLapic::new(id, id == 0, true, GHZ);
-    assert_eq!(apic.write_msr(0x80f, 0x1ff, 0), Ok(Effect::None));
+    assert_eq!(apic.write_msr(0x80f, 0x1ff, 0), Ok(Effect::Address));
     apic
 }
 
 fn xapic(id: u8) -> VLapic {
     let mut apic = VLapic::new(id, id == 0, false, GHZ);
-    assert_eq!(apic.write_register(0xf0, 0x1ff, 0), Effect::None);
+    assert_eq!(apic.write_register(0xf0, 0x1ff, 0), Effect::Address);
     apic
 }
 
@@ -287,7 +287,7 @@ fn errors_show_after_the_write_and_interrupt_once() {
 fn software_disable_masks_the_table() {
     let mut apic = x2apic(0);
     assert_eq!(apic.write_msr(0x835, 0x700, 0), Ok(Effect::None));
-    assert_eq!(apic.write_msr(0x80f, 0xff, 0), Ok(Effect::None));
+    assert_eq!(apic.write_msr(0x80f, 0xff, 0), Ok(Effect::Address));
     assert_eq!(apic.read_msr(0x835, 0), Ok(0x1_0700));
     assert_eq!(apic.write_msr(0x836, 0x400, 0), Ok(Effect::None));
     assert_eq!(apic.read_msr(0x836, 0), Ok(0x1_0400));

@@ -1,6 +1,7 @@
 //! A guest's timer as root sees it, and root's own as the guest does.
 
 use crate::guest::code::code;
+use crate::guest::layout::COUNTS;
 use crate::guest::{Exit, Guest};
 use crate::report::{Outcome, cases, ensure, equal};
 use crate::{apic, cpu, second, trap};
@@ -9,6 +10,7 @@ cases![
     a_deadline_is_a_timer,
     a_one_shot_timer_fires_once,
     a_periodic_timer_fires_again,
+    a_deadline_that_a_read_finds_over_interrupts_at_once,
     the_tsc_is_the_guests_to_set,
     a_physical_interrupt_ends_a_turn,
 ];
@@ -95,6 +97,43 @@ fn a_periodic_timer_fires_again() -> Outcome {
         deadline = next;
         ensure("interrupts", guest.interrupts(VECTOR) >= n)?;
     }
+    guest.end()
+}
+
+fn a_deadline_that_a_read_finds_over_interrupts_at_once() -> Outcome {
+    const TSC_DEADLINE: u64 = 2 << 17;
+    // Reads the deadline until it is 0, and then how many interrupts came.
+    let guest = Guest::new(code![
+        "mov ecx, 0x80f",
+        "mov eax, 0x1ff",
+        "xor edx, edx",
+        "wrmsr",
+        "mov ecx, 0x832",
+        "mov eax, ebx",
+        "wrmsr",
+        "sti",
+        "rdtsc",
+        "shl rdx, 32",
+        "or rax, rdx",
+        "add rax, 1000000",
+        "mov rdx, rax",
+        "shr rdx, 32",
+        "mov ecx, 0x6e0",
+        "wrmsr",
+        "2: rdmsr",
+        "or eax, edx",
+        "jnz 2b",
+        "mov rbp, [rsi]",
+        "3: hlt",
+        "jmp 3b",
+    ])?;
+    guest.end_interrupts();
+    let mut state = guest.state(0)?;
+    state.gpr[3] = TSC_DEADLINE | u64::from(VECTOR);
+    state.gpr[6] = COUNTS + 8 * u64::from(VECTOR);
+    guest.set_state(0, &state)?;
+    guest.run_to_halt(0)?;
+    equal("interrupts", guest.state(0)?.gpr[5], 1)?;
     guest.end()
 }
 

@@ -98,7 +98,7 @@ proptest! {
                 }
                 Op::Enable(on) => {
                     let value = if on { 0x1ff } else { 0xff };
-                    prop_assert_eq!(apic.write_msr(0x80f, value, 0), Ok(Effect::None));
+                    prop_assert_eq!(apic.write_msr(0x80f, value, 0), Ok(Effect::Address));
                     model.enabled = on;
                 }
             }

@@ -4,7 +4,7 @@ use super::*;
 
 fn timer(lvt: u64, divide: u64) -> VLapic {
     let mut apic = x2apic(0);
-    assert_eq!(apic.write_msr(0x83e, divide, 0), Ok(Effect::None));
+    assert_eq!(apic.write_msr(0x83e, divide, 0), Ok(Effect::Timer));
     assert_eq!(apic.write_msr(0x832, lvt, 0), Ok(Effect::None));
     apic
 }
@@ -13,7 +13,7 @@ fn timer(lvt: u64, divide: u64) -> VLapic {
 fn one_shot_counts_down_once() {
     // Divider encoding 0b1011: by 1.
     let mut apic = timer(0x40, 0b1011);
-    assert_eq!(apic.write_msr(0x838, 1000, 5000), Ok(Effect::None));
+    assert_eq!(apic.write_msr(0x838, 1000, 5000), Ok(Effect::Timer));
     assert_eq!(apic.deadline(), Some(6000));
     assert_eq!(apic.read_msr(0x839, 5300), Ok(700));
     apic.expire(5999);
@@ -38,7 +38,7 @@ fn every_divider() {
         (11, 1),
     ] {
         let mut apic = timer(0x40, encoding);
-        assert_eq!(apic.write_msr(0x838, 10, 100), Ok(Effect::None));
+        assert_eq!(apic.write_msr(0x838, 10, 100), Ok(Effect::Timer));
         assert_eq!(apic.deadline(), Some(100 + 10 * divider), "{encoding:#b}");
     }
 }
@@ -61,7 +61,7 @@ fn the_bus_clock_is_a_gigahertz_whatever_the_tsc() {
 #[test]
 fn periodic_keeps_its_phase_and_merges_what_was_missed() {
     let mut apic = timer(0x2_0040, 0b1011);
-    assert_eq!(apic.write_msr(0x838, 1_000_000, 0), Ok(Effect::None));
+    assert_eq!(apic.write_msr(0x838, 1_000_000, 0), Ok(Effect::Timer));
     apic.expire(1_000_000);
     assert_eq!(inject(&mut apic), Some(0x40));
     assert_eq!(apic.deadline(), Some(2_000_000));
@@ -69,7 +69,7 @@ fn periodic_keeps_its_phase_and_merges_what_was_missed() {
     assert_eq!(apic.highest_request(), Some(0x40));
     assert_eq!(apic.deadline(), Some(6_000_000));
     assert_eq!(apic.read_msr(0x839, 5_600_000), Ok(400_000));
-    assert_eq!(apic.write_msr(0x838, 0, 5_600_000), Ok(Effect::None));
+    assert_eq!(apic.write_msr(0x838, 0, 5_600_000), Ok(Effect::Timer));
     assert_eq!(apic.deadline(), None);
 }
 
@@ -83,7 +83,7 @@ fn a_period_is_not_shorter_than_200_us() {
         (2_000, 0b1010, 256_000),
     ] {
         let mut apic = timer(0x2_0040, divide);
-        assert_eq!(apic.write_msr(0x838, count, 0), Ok(Effect::None));
+        assert_eq!(apic.write_msr(0x838, count, 0), Ok(Effect::Timer));
         assert_eq!(apic.deadline(), Some(expected), "{count}");
         apic.expire(expected);
         assert_eq!(apic.deadline(), Some(2 * expected), "{count}");
@@ -103,11 +103,14 @@ fn a_period_is_not_shorter_than_200_us() {
 #[test]
 fn tsc_deadline() {
     let mut apic = timer(0x4_0040, 0);
-    assert_eq!(apic.write_msr(MSR_TSC_DEADLINE, 500, 100), Ok(Effect::None));
+    assert_eq!(
+        apic.write_msr(MSR_TSC_DEADLINE, 500, 100),
+        Ok(Effect::Timer)
+    );
     assert_eq!(apic.read_msr(MSR_TSC_DEADLINE, 100), Ok(500));
     assert_eq!(apic.deadline(), Some(500));
     // The counting registers are dead in this mode.
-    assert_eq!(apic.write_msr(0x838, 7, 100), Ok(Effect::None));
+    assert_eq!(apic.write_msr(0x838, 7, 100), Ok(Effect::Timer));
     assert_eq!(apic.read_msr(0x838, 100), Ok(0));
     assert_eq!(apic.read_msr(0x839, 100), Ok(0));
     apic.adjust_tsc(1000);
@@ -121,16 +124,16 @@ fn tsc_deadline() {
     assert_eq!(inject(&mut apic), Some(0x40));
     assert_eq!(
         apic.write_msr(MSR_TSC_DEADLINE, 2000, 900),
-        Ok(Effect::None)
+        Ok(Effect::Timer)
     );
-    assert_eq!(apic.write_msr(MSR_TSC_DEADLINE, 0, 900), Ok(Effect::None));
+    assert_eq!(apic.write_msr(MSR_TSC_DEADLINE, 0, 900), Ok(Effect::Timer));
     assert_eq!(apic.deadline(), None);
 }
 
 #[test]
 fn tsc_deadline_is_ignored_in_other_modes_and_switching_disarms() {
     let mut apic = timer(0x40, 0b1011);
-    assert_eq!(apic.write_msr(MSR_TSC_DEADLINE, 500, 0), Ok(Effect::None));
+    assert_eq!(apic.write_msr(MSR_TSC_DEADLINE, 500, 0), Ok(Effect::Timer));
     assert_eq!(apic.deadline(), None);
     let _ = apic.write_msr(0x838, 100, 0);
     let _ = apic.write_msr(0x832, 0x2_0040, 50);
