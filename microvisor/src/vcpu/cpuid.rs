@@ -8,10 +8,12 @@ use guest_proto::cpuid::bit::{
     APIC, ARAT, CMP_LEGACY, HTT, HYPERVISOR, INVARIANT_TSC, TSC_ADJUST, TSC_DEADLINE, X2APIC,
 };
 use guest_proto::cpuid::{CpuidEntry, CpuidFlags};
-use guest_proto::limits;
-use heapless::Vec;
 
 use crate::arch::AREA_SIZE;
+use table::Entry;
+pub use table::Table;
+
+mod table;
 
 /// An answer of CPUID.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,76 +39,6 @@ pub struct State {
     pub ospke: bool,
     /// XCR0 now.
     pub xcr0: u64,
-}
-
-/// The answers of a virtual CPU.
-#[derive(Debug)]
-pub struct Table {
-    /// In ascending order of leaf and subleaf.
-    entries: Vec<Entry, { limits::MAX_CPUID_ENTRIES as usize }>,
-    /// The index of the first entry of each [`bucket`], or [`NO_ENTRY`]. A search by halves would be a third of an exit.
-    first: [u8; BUCKETS],
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    leaf: u32,
-    subleaf: u32,
-    /// The entry answers for this subleaf alone.
-    has_subleaf: bool,
-    answer: Leaf,
-}
-
-const BUCKETS: usize = 256;
-const NO_ENTRY: u8 = u8::MAX;
-
-/// Returns the bucket of a leaf: each leaf that guests ask for has its own.
-fn bucket(leaf: u32) -> usize {
-    (leaf & 0x3f | leaf >> 30 << 6) as usize
-}
-
-impl Table {
-    /// Makes a table without entries.
-    pub const fn new() -> Self {
-        Self {
-            entries: Vec::new(),
-            first: [NO_ENTRY; BUCKETS],
-        }
-    }
-
-    /// Appends an entry. Returns false if the table is full, or the entry is not the next in order.
-    fn push(&mut self, entry: Entry) -> bool {
-        let key = |entry: &Entry| (entry.leaf, entry.subleaf);
-        let is_next = self
-            .entries
-            .last()
-            .is_none_or(|last| key(last) < key(&entry));
-        let index = self.entries.len() as u8;
-        if !is_next || self.entries.push(entry).is_err() {
-            return false;
-        }
-        if let Some(first) = self.first.get_mut(bucket(entry.leaf))
-            && *first == NO_ENTRY
-        {
-            *first = index;
-        }
-        true
-    }
-
-    /// Returns the answer for a leaf: that of the last entry up to the subleaf, if the entry is for this one or for all.
-    fn find(&self, leaf: u32, subleaf: u32) -> Option<Leaf> {
-        let first = *self.first.get(bucket(leaf))?;
-        let mut found = None;
-        for entry in self.entries.get(usize::from(first)..)? {
-            if entry.leaf == leaf && entry.subleaf <= subleaf {
-                found = Some(entry);
-            } else if entry.leaf >= leaf {
-                break;
-            }
-        }
-        let found = found?;
-        (!found.has_subleaf || found.subleaf == subleaf).then_some(found.answer)
-    }
 }
 
 /// XCR0 bits that a guest may set: x87, SSE, AVX, AVX-512's three, protection keys.
@@ -543,7 +475,7 @@ mod tests {
         ] {
             assert!(!append(&mut table, all, &bad), "{bad:x?}");
         }
-        assert_eq!(table.entries.len(), 1);
+        assert_eq!(table.len(), 1);
     }
 
     #[test]
