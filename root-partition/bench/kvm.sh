@@ -1,5 +1,5 @@
 # Runs the bench kernel twice as a guest of KVM and QEMU, and prints its lines: as the smallest machine that QEMU has, and as
-# one with PCI and virtio devices. $bench_rows are the rows that it measures.
+# one with PCI and virtio devices. $bench_options are options of the kernel.
 . ./symbols.sh
 for module in /lib/kvm-amd/*; do
     insmod "$module" || exit 1
@@ -9,7 +9,7 @@ begin_symbols
 run() {
     log=$1 options=$2
     shift 2
-    /usr/bin/qemu-system-x86_64 -accel kvm -cpu host -m 512M -kernel bench-kernel -append "$options ${bench_rows:+rows=$bench_rows}" \
+    /usr/bin/qemu-system-x86_64 -accel kvm -cpu host -m 512M -kernel bench-kernel -append "$options $bench_options" \
         -nodefaults -no-user-config -no-reboot -display none -serial "file:$log" "$@" &
     qemu=$!
     # By then QEMU has its libraries, and the guest has not begun.

@@ -1,5 +1,5 @@
-# Runs the bench kernel twice as a guest, and prints its lines: without and with virtio devices. $bench_rows are the rows that it
-# measures.
+# Runs the bench kernel twice as a guest, and prints its lines: without and with virtio devices. $bench_options are options
+# of the kernel.
 . /lib/testing.sh
 . ./symbols.sh
 # configure NAME OPTIONS VCPUS: writes the configuration of a VM, but for its devices.
@@ -9,7 +9,7 @@ name = "$1"
 vcpus = $3
 memory = "512M"
 kernel = "bench-kernel"
-cmdline = "$2 ${bench_rows:+rows=$bench_rows}"
+cmdline = "$2 $bench_options"
 TOML
 }
 # run NAME: runs a VM. The guest ends by a triple fault.

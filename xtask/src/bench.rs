@@ -3,7 +3,9 @@
 //! All of them run on the same emulated machine, whose time-stamp counter counts instructions. The operations are those
 //! of `root-partition/bench-kernel`.
 
+mod chart;
 mod compare;
+mod linux;
 mod profile;
 mod results;
 mod rows;
@@ -16,8 +18,9 @@ use std::path::PathBuf;
 use crate::Result;
 use crate::files::context;
 use crate::parts::Parts;
+use linux::Linux;
 use results::Results;
-use rows::ROWS;
+use rows::{Part, ROWS};
 use systems::{Run, System};
 
 /// Options of `cargo xtask bench`.
@@ -31,9 +34,15 @@ pub(crate) struct Options {
     /// Write the samples of all rows to FILE, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw a chart of the table's ratios into FILE, as SVG
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Print instead in which functions the instructions of the rows are
     #[arg(long, requires = "rows")]
     profile: bool,
+    /// Run short loops of the bench kernel alone, to see that they work
+    #[arg(long)]
+    smoke: bool,
     /// Measure nothing: print what has changed between two files that --json wrote
     #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"], exclusive = true)]
     compare: Vec<PathBuf>,
@@ -51,8 +60,9 @@ pub(crate) const TESTS: &[(&str, Test)] = &[
 ];
 
 fn check(parts: &Parts, system: System) -> Result<()> {
-    let measured = Run::new(parts, &[])?.measure(system)?;
-    let missing = ROWS.iter().find(|row| {
+    let measured = Run::new(parts, &[], true)?.measure(system)?;
+    let kernel = ROWS.iter().filter(|row| row.part == Part::Kernel);
+    let missing = kernel.into_iter().find(|row| {
         let is_wanted = row.is_bare || system != System::Bare;
         is_wanted && !measured.contains_key(row.id)
     });
@@ -68,8 +78,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     options.rows.iter().try_for_each(|row| check_name(row))?;
     let parts = Parts::prepare(None)?;
-    let mut run = Run::new(&parts, &options.rows)?;
+    let mut run = Run::new(&parts, &options.rows, options.smoke)?;
     let mut results = Results::default();
+    let is_wanted = |part: Part| {
+        let mut rows = ROWS.iter().filter(|row| row.part == part);
+        let is_named = rows.any(|row| options.rows.iter().any(|id| id == row.id));
+        (options.rows.is_empty() || is_named) && (!options.smoke || part == Part::Kernel)
+    };
     let all = [System::Bare, System::Kvm, System::Microvisor];
     for system in all {
         if !options.only.is_empty() && !options.only.contains(&system) {
@@ -78,8 +93,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         eprintln!("measuring {system}");
         if options.profile {
             println!("{system}:\n{}", run.profile(system)?);
-        } else {
-            results.0.insert(system, run.measure(system)?);
+            continue;
+        }
+        let measured = results.0.entry(system).or_default();
+        if is_wanted(Part::Kernel) {
+            measured.extend(run.measure(system)?);
+        }
+        if is_wanted(Part::Guests) {
+            measured.extend(Linux::new()?.measure_guests(&run, system)?);
+        }
+        if is_wanted(Part::Counted) {
+            measured.extend(Linux::new()?.measure_counted(&run, system)?);
+        }
+        if is_wanted(Part::Root) {
+            measured.extend(Linux::new()?.measure_root(&run, system)?);
         }
     }
     if options.profile {
@@ -87,6 +114,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if let Some(file) = &options.json {
         fs::write(file, results.to_json()?).map_err(context(file))?;
+    }
+    if let Some(file) = &options.svg {
+        fs::write(file, chart::svg(&results)).map_err(context(file))?;
     }
     print!("{}", table::text(&results));
     Ok(())

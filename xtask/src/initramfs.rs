@@ -9,7 +9,7 @@ use crate::kernel::Kernel;
 use crate::packages::{self, Need};
 use crate::{Result, demo, driver, modules, root};
 
-const BUSYBOX: &str = "/bin/busybox";
+pub(crate) const BUSYBOX: &str = "/bin/busybox";
 const BASH: &str = "/bin/bash-static";
 const NFT: &str = "/usr/sbin/nft";
 const DNSMASQ: &str = "/usr/sbin/dnsmasq";
@@ -109,7 +109,7 @@ pub(crate) fn build(kernel: &Kernel, guest: &Kernel, vmctl: &Path) -> Result<Pat
 }
 
 /// Puts a program and the libraries that it is linked with into an initramfs.
-fn add_program(archive: &mut Archive, program: &Path, name: &str) -> Result<()> {
+pub(crate) fn add_program(archive: &mut Archive, program: &Path, name: &str) -> Result<()> {
     archive.file(program, name, 0o755);
     for library in libraries(program)? {
         archive.file(Path::new(&library), library.trim_start_matches('/'), 0o755);

@@ -40,6 +40,7 @@ gdt_pointer:
 .code32
 .global entry32
 entry32:
+    .byte 0x0f, 0x1f, 0x84, 0x00, 0x65, 0x6e, 0x64, 0x7f /* the mark of `mark_end`: a guest has begun */
     cli
     cld
     mov edi, ebx                    /* the start information: the argument of main */

@@ -21,12 +21,18 @@ pub mod second;
 pub mod trap;
 pub mod virtio;
 
-/// Measures rows, and ends the machine. `start_info` is the address that PVH leaves in EBX.
+/// Measures rows, and ends the machine. With the option `end` it only ends the machine, and with `halt` it halts for ever. `start_info` is the address that PVH leaves in EBX.
 pub fn main(start_info: u64) -> ! {
+    let mut bench = Bench::new(cpu::command_line(start_info));
+    if bench.has_option("end") {
+        cpu::triple_fault();
+    }
+    if bench.has_option("halt") {
+        test_kernel::cpu::halt();
+    }
     console::line(format_args!("bench - begin"));
     trap::init();
     apic::disable_legacy();
-    let mut bench = Bench::new(cpu::command_line(start_info));
     rows::run(&mut bench);
     bench.print();
     console::line(format_args!("bench - end"));

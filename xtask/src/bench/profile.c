@@ -1,8 +1,9 @@
 /*
  * A plugin of QEMU's TCG that counts executed instructions by address, between two marks of the bench kernel.
  *
- * A mark is a NOP with a displacement that nothing else has; the begin and the end differ in it. When QEMU ends, each
- * block of code that ran between marks is a line of the file `out`: its address, its instructions, and how often it ran.
+ * A mark is a NOP with a displacement that nothing else has; the begin and the end differ in it. When QEMU ends, the file `out`
+ * gets a line for the instructions between each begin and its end, and a line for each block of code that ran there: its
+ * address, its instructions, and how often it ran.
  *
  * QEMU's API (docs/devel/tcg-plugins.rst) has no header in Debian's packages; the few functions are declared here.
  */
@@ -48,6 +49,9 @@ struct block {
 	uint64_t runs;
 };
 
+/* The instructions between a begin and an end. */
+static uint64_t segments[64];
+static size_t ended_segments;
 static struct block *blocks;
 static const char *out;
 static bool counting;
@@ -56,7 +60,10 @@ static void run(unsigned int cpu, void *data)
 {
 	struct block *block = data;
 
-	block->runs += counting;
+	if (counting) {
+		block->runs++;
+		segments[ended_segments] += block->instructions;
+	}
 }
 
 static void begin(unsigned int cpu, void *data)
@@ -66,6 +73,9 @@ static void begin(unsigned int cpu, void *data)
 
 static void end(unsigned int cpu, void *data)
 {
+	/* The last one has the rest. */
+	if (counting && ended_segments + 1 < sizeof(segments) / sizeof(*segments))
+		ended_segments++;
 	counting = false;
 }
 
@@ -101,6 +111,8 @@ static void print(plugin_id id, void *data)
 		perror(out);
 		return;
 	}
+	for (size_t i = 0; i < ended_segments; i++)
+		fprintf(file, "segment %" PRIu64 "\n", segments[i]);
 	for (struct block *block = blocks; block; block = block->next) {
 		if (block->runs)
 			fprintf(file, "%" PRIx64 " %zu %" PRIu64 "\n", block->address,

@@ -23,7 +23,7 @@ const KERNEL: u64 = 1 << 63;
 const MOST: usize = 40;
 
 /// Builds the plugin.
-pub(super) fn plugin() -> Result<PathBuf> {
+fn plugin() -> Result<PathBuf> {
     let plugin = folder()?.join("profile.so");
     checked(
         Command::new("cc")
@@ -32,6 +32,21 @@ pub(super) fn plugin() -> Result<PathBuf> {
             .arg(root().join("xtask/src/bench/profile.c")),
     )?;
     Ok(plugin)
+}
+
+/// Returns QEMU's options for the plugin, which writes to `out`.
+pub(super) fn options(out: &Path) -> Result<Vec<String>> {
+    let plugin = plugin()?;
+    let option = format!("file={},out={}", plugin.display(), out.display());
+    Ok(vec!["-plugin".into(), option])
+}
+
+/// Returns the instructions between each begin and its end.
+pub(super) fn segments(counted: &str) -> Vec<u64> {
+    let lines = counted.lines();
+    lines
+        .filter_map(|line| line.strip_prefix("segment ")?.parse().ok())
+        .collect()
 }
 
 /// Names of code by its address.

@@ -27,6 +27,14 @@ pub(super) struct Samples {
 }
 
 impl Samples {
+    /// One sample.
+    pub(super) fn new(operations: u64, instructions: u64) -> Self {
+        Self {
+            operations,
+            instructions: vec![instructions],
+        }
+    }
+
     /// Returns the least and the most instructions that one operation takes.
     pub(super) fn range(&self) -> (f64, f64) {
         let each = |instructions: Option<&u64>| {

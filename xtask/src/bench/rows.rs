@@ -10,6 +10,21 @@ pub(super) struct Row {
     pub(super) target: Option<f64>,
     /// Whether a bare machine has it.
     pub(super) is_bare: bool,
+    /// What measures it.
+    pub(super) part: Part,
+}
+
+/// What measures a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The bench kernel. Guests of the microvisor are compared with those of KVM.
+    Kernel,
+    /// Whole guests, compared in the same way.
+    Guests,
+    /// Whole guests, by a plugin of QEMU's that counts instructions.
+    Counted,
+    /// Linux as VM 0 of the microvisor, compared with Linux on a bare machine.
+    Root,
 }
 
 const fn row(id: &'static str, title: &'static str, target: Option<f64>) -> Row {
@@ -18,6 +33,7 @@ const fn row(id: &'static str, title: &'static str, target: Option<f64>) -> Row 
         title,
         target,
         is_bare: true,
+        part: Part::Kernel,
     }
 }
 
@@ -26,6 +42,30 @@ const fn row(id: &'static str, title: &'static str, target: Option<f64>) -> Row 
 const fn guests_row(id: &'static str, title: &'static str, target: Option<f64>) -> Row {
     Row {
         is_bare: false,
+        ..row(id, title, target)
+    }
+}
+
+/// A row of whole guests.
+const fn whole(id: &'static str, title: &'static str, target: Option<f64>) -> Row {
+    Row {
+        part: Part::Guests,
+        ..guests_row(id, title, target)
+    }
+}
+
+/// A row of whole guests that QEMU's plugin counts.
+const fn counted(id: &'static str, title: &'static str, target: Option<f64>) -> Row {
+    Row {
+        part: Part::Counted,
+        ..guests_row(id, title, target)
+    }
+}
+
+/// A row of VM 0.
+const fn root(id: &'static str, title: &'static str, target: Option<f64>) -> Row {
+    Row {
+        part: Part::Root,
         ..row(id, title, target)
     }
 }
@@ -42,6 +82,14 @@ const MEMORY: Option<f64> = Some(0.8);
 const DOORBELL: Option<f64> = Some(0.6);
 /// A request to a virtio device, with the doorbell and the interrupt.
 const DEVICE: Option<f64> = Some(0.7);
+/// A Linux guest, from its start.
+const BOOT: Option<f64> = Some(0.9);
+/// From the command to a guest's first instruction.
+const FIRST: Option<f64> = Some(0.08);
+/// A guest that sleeps.
+const IDLE: Option<f64> = Some(0.4);
+/// Linux as VM 0, from the machine's start.
+const ROOT_BOOT: Option<f64> = Some(1.02);
 /// First use of memory.
 const TOUCH: Option<f64> = Some(1.0);
 /// What no hypervisor has a part in, but for the interrupts of its own timer.
@@ -108,4 +156,29 @@ pub(super) const ROWS: &[Row] = &[
     row("touch-2m", "first touch of one byte in 2 MiB", TOUCH),
     row("random-read", "random read of memory", NATIVE),
     row("copy-1k", "copy of 1 KiB", NATIVE),
+    whole("life", "VM created, started, ended and deleted", None),
+    counted(
+        "first-instruction",
+        "start to the guest's first instruction",
+        FIRST,
+    ),
+    counted("idle", "Linux guest that sleeps: a second", IDLE),
+    whole("linux-boot", "Linux guest: start to init and its end", BOOT),
+    whole("linux-boots-8", "the same for each of 8 at once", BOOT),
+    whole("compress", "Linux guest: compression", NATIVE),
+    whole("compile", "Linux guest: compilation", NATIVE),
+    whole("memory-own-1", "bytes of a VM's process", None),
+    whole("memory-own-10", "bytes of each of 10 VMs' processes", None),
+    whole(
+        "memory-own-100",
+        "bytes of each of 100 VMs' processes",
+        None,
+    ),
+    whole("memory-all-10", "bytes of each of 10 VMs", None),
+    whole("memory-all-100", "bytes of each of 100 VMs", None),
+    root("root-boot-1g", "VM 0: power-on to init, 1 GiB", ROOT_BOOT),
+    root("root-boot-4g", "VM 0: power-on to init, 4 GiB", ROOT_BOOT),
+    root("root-boot-16g", "VM 0: power-on to init, 16 GiB", ROOT_BOOT),
+    root("root-compress", "VM 0: compression", NATIVE),
+    root("root-compile", "VM 0: compilation", NATIVE),
 ];

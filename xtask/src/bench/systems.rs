@@ -30,6 +30,17 @@ pub(super) enum System {
     Microvisor,
 }
 
+impl System {
+    /// The name of its script.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Bare => "bare",
+            Self::Kvm => "kvm",
+            Self::Microvisor => "microvisor",
+        }
+    }
+}
+
 impl fmt::Display for System {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         to.write_str(match self {
@@ -41,21 +52,20 @@ impl fmt::Display for System {
 }
 
 /// The CPU of every system.
-const CPU: &str = "EPYC-Milan,+x2apic";
-const TIMEOUT: Duration = Duration::from_secs(600);
-const SCRIPTS: &str = "root-partition/bench";
-const KVM_SCRIPT: &str = "kvm.sh";
-const MICROVISOR_SCRIPT: &str = "microvisor.sh";
+pub(super) const CPU: &str = "EPYC-Milan,+x2apic";
+pub(super) const TIMEOUT: Duration = Duration::from_secs(1200);
+pub(super) const SCRIPTS: &str = "root-partition/bench";
 const SYMBOLS: &str = "symbols.sh";
-const KERNEL: &str = "bench-kernel";
+pub(super) const KERNEL: &str = "bench-kernel";
 /// Debian's QEMU, which runs in the emulated machine.
 const NESTED_QEMU: &str = "/usr/bin/qemu-system-x86_64";
-/// Firmware of QEMU's `microvm` and `q35`, and what loads a kernel with both.
-const FIRMWARE: [&str; 4] = [
+/// Firmware of QEMU's `microvm` and `q35`, and what loads a kernel with both: a PVH image, and Linux.
+const FIRMWARE: [&str; 5] = [
     "/usr/share/seabios/bios-microvm.bin",
     "/usr/share/seabios/bios-256k.bin",
     "/usr/share/qemu/kvmvapic.bin",
     "/usr/share/qemu/pvh.bin",
+    "/usr/share/qemu/linuxboot_dma.bin",
 ];
 /// The module of KVM for AMD's CPUs.
 const KVM: &str = "arch/x86/kvm/kvm-amd";
@@ -64,30 +74,35 @@ const BRD: &str = "drivers/block/brd";
 
 /// A run of the bench kernel.
 pub(super) struct Run<'a> {
-    parts: &'a Parts,
-    kernel: PathBuf,
+    pub(super) parts: &'a Parts,
+    /// The bench kernel.
+    pub(super) kernel: PathBuf,
     rows: &'a [String],
+    /// Loops are short: only that they run is of interest.
+    is_smoke: bool,
     /// More arguments of QEMU's: a plugin.
     qemu: Vec<String>,
 }
 
 impl<'a> Run<'a> {
     /// Builds the bench kernel, to measure these rows, or all if there are none.
-    pub(super) fn new(parts: &'a Parts, rows: &'a [String]) -> Result<Self> {
+    pub(super) fn new(parts: &'a Parts, rows: &'a [String], is_smoke: bool) -> Result<Self> {
         Ok(Self {
             parts,
             kernel: freestanding::build_package(KERNEL)?,
             rows,
+            is_smoke,
             qemu: Vec::new(),
         })
     }
 
     /// Runs the bench kernel on a system, and returns its samples.
     pub(super) fn measure(&self, system: System) -> Result<Measured> {
+        let script = format!("{}.sh", system.name());
         let console = match system {
             System::Bare => self.bare()?,
-            System::Kvm => self.script(&self.kvm()?, KVM_SCRIPT)?.0,
-            System::Microvisor => self.script(&self.machine()?, MICROVISOR_SCRIPT)?.0,
+            System::Kvm => self.script(&self.kvm()?, &script)?.0,
+            System::Microvisor => self.script(&self.machine()?, &script)?.0,
         };
         parse(&console)
     }
@@ -96,22 +111,16 @@ impl<'a> Run<'a> {
     pub(super) fn profile(&mut self, system: System) -> Result<String> {
         let folder = RunFolder::new()?;
         let counted = folder.join("counted");
-        self.qemu = vec![
-            "-plugin".into(),
-            format!(
-                "file={},out={}",
-                profile::plugin()?.display(),
-                counted.display()
-            ),
-        ];
+        self.qemu = profile::options(&counted)?;
         let mut symbols = Symbols::default();
         symbols.add_elf("bench kernel", &self.kernel, 0)?;
+        let script = format!("{}.sh", system.name());
         let console = match system {
             System::Bare => self.bare()?,
-            System::Kvm => self.profile_script(&self.kvm()?, KVM_SCRIPT, &mut symbols)?,
+            System::Kvm => self.profile_script(&self.kvm()?, &script, &mut symbols)?,
             System::Microvisor => {
                 symbols.add_elf("microvisor", &self.parts.image, 0)?;
-                self.profile_script(&self.machine()?, MICROVISOR_SCRIPT, &mut symbols)?
+                self.profile_script(&self.machine()?, &script, &mut symbols)?
             }
         };
         parse(&console)?;
@@ -134,13 +143,17 @@ impl<'a> Run<'a> {
         Ok(console)
     }
 
-    /// The kernel's option that selects rows.
-    fn option(&self) -> String {
-        match self.rows {
-            [] => String::new(),
+    /// The kernel's options.
+    fn options(&self) -> String {
+        let mut options = String::new();
+        if !self.rows.is_empty() {
             // A comma would end the text in QEMU's list of boot modules.
-            rows => format!("rows={}", rows.join("+")),
+            options += &format!("rows={} ", self.rows.join("+"));
         }
+        if self.is_smoke {
+            options += "smoke";
+        }
+        options
     }
 
     fn bare(&self) -> Result<String> {
@@ -154,7 +167,7 @@ impl<'a> Run<'a> {
             .arg(format!("file:{}", log.display()))
             .arg("-kernel")
             .arg(&self.kernel)
-            .args(["-append", &self.option()])
+            .args(["-append", &self.options()])
             .args(&self.qemu)
             .stdin(Stdio::null())
             .stderr(File::create(&errors).map_err(context(&errors))?);
@@ -164,7 +177,7 @@ impl<'a> Run<'a> {
     }
 
     /// A machine for Linux with KVM and QEMU.
-    fn kvm(&self) -> Result<Machine> {
+    pub(super) fn kvm(&self) -> Result<Machine> {
         let mut machine = self.machine()?;
         machine.bare = true;
         let qemu = Path::new(NESTED_QEMU);
@@ -178,13 +191,13 @@ impl<'a> Run<'a> {
     }
 
     /// A machine for Linux, with the bench kernel beside its script.
-    fn machine(&self) -> Result<Machine> {
+    pub(super) fn machine(&self) -> Result<Machine> {
         let mut machine = Machine {
             cpus: 1,
             cpu: CPU.into(),
             icount: true,
             // Linux makes a variable of an option that it does not know.
-            options: format!("bench_{}", self.option()),
+            options: format!("\"bench_options={}\"", self.options()),
             qemu: self.qemu.clone(),
             timeout: TIMEOUT,
             ..Machine::default()
@@ -206,7 +219,7 @@ impl<'a> Run<'a> {
     }
 
     /// Runs a script, and returns what it prints.
-    fn script(&self, machine: &Machine, script: &str) -> Result<(String, Ended)> {
+    pub(super) fn script(&self, machine: &Machine, script: &str) -> Result<(String, Ended)> {
         let script = root().join(SCRIPTS).join(script);
         let mut output = Vec::new();
         let ended = machine.script(self.parts, &script, &mut output)?;

@@ -88,16 +88,14 @@ impl Disk {
         })
     }
 
-    /// Carries out requests, with `depth` of them open at once.
+    /// Carries out requests, with at most `depth` of them open at once.
     fn run(&mut self, operation: Operation, times: u64, depth: u16) {
+        let depth = times.min(depth.into()) as u16;
         for place in 0..depth {
             self.describe(operation, place);
-        }
-        let mut left = times;
-        for place in 0..depth {
-            left -= 1;
             self.begin(place);
         }
+        let mut left = times - u64::from(depth);
         self.queue.notify();
         let mut open = depth;
         while open > 0 {
