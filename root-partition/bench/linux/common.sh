@@ -68,6 +68,8 @@ memory() {
 # sleeps.
 count() {
     once kernel 64M end
+    # Until what the first start had the kernel load is loaded.
+    sleep 5
     define first kernel 64M end
     ticks begin
     start first
