@@ -118,22 +118,27 @@ static unsigned int list_ranges(struct mv_partition *partition, const struct mv_
 	struct mv_map_range *range = NULL;
 	unsigned int count = 0;
 
-	for (; n < end; n++) {
+	while (n < end) {
+		struct folio *folio = page_folio(pages[n]);
 		u64 frame = page_to_pfn(pages[n]);
+		/* The rest of the folio follows, as hold_folio has written it. */
+		unsigned int rest = min_t(unsigned long, end - n,
+					  folio_nr_pages(folio) - folio_page_idx(folio, pages[n]));
 
 		if (range && range->pfn + range->pages == frame) {
-			range->pages++;
-			continue;
+			range->pages += rest;
+		} else {
+			if (count == MV_MAX_MAP_RANGES)
+				break;
+			range = &partition->ranges[count++];
+			*range = (struct mv_map_range) {
+				.gpa_pfn = guest_page(slot, chunk, n),
+				.pfn = frame,
+				.pages = rest,
+				.flags = slot->flags & MV_MEMORY_READ_ONLY ? MV_MAP_READ_ONLY : 0,
+			};
 		}
-		if (count == MV_MAX_MAP_RANGES)
-			break;
-		range = &partition->ranges[count++];
-		*range = (struct mv_map_range) {
-			.gpa_pfn = guest_page(slot, chunk, n),
-			.pfn = frame,
-			.pages = 1,
-			.flags = slot->flags & MV_MEMORY_READ_ONLY ? MV_MAP_READ_ONLY : 0,
-		};
+		n += rest;
 	}
 	return count;
 }

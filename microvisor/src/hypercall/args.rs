@@ -6,7 +6,6 @@ use spin::MutexGuard;
 use super::Failure;
 use crate::machine::Machine;
 use crate::memory::Frame;
-use crate::memory::physmap::FRAME_BYTES;
 use crate::partition::{Control, Partition, PartitionError};
 
 /// Returns the first `N` arguments. The others are reserved, and must be 0.
@@ -58,11 +57,10 @@ impl RootPage {
         Ok(Self(frame))
     }
 
-    /// Copies the page once.
-    pub(super) fn read(self, machine: &Machine) -> Result<[u8; FRAME_BYTES], Failure> {
-        let mut copy = [0; FRAME_BYTES];
-        if machine.memory.map.read(self.0.base(), &mut copy) {
-            Ok(copy)
+    /// Copies the start of the page once. The length of `to` is a multiple of 8.
+    pub(super) fn read(self, machine: &Machine, to: &mut [u8]) -> Result<(), Failure> {
+        if machine.memory.map.read(self.0.base(), to) {
+            Ok(())
         } else {
             Err(Status::BadAddress.into())
         }

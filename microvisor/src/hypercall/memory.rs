@@ -3,7 +3,6 @@
 use guest_proto::Status;
 use guest_proto::hypercall::{MapFlags, MapRange};
 use guest_proto::limits::MAX_MAP_RANGES;
-use zerocopy::FromBytes;
 
 use super::args::{RootPage, control, frame, take};
 use super::{Context, Failure, Outcome};
@@ -38,13 +37,13 @@ pub(super) fn map(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     if !(1..=MAX_MAP_RANGES).contains(&count) {
         return Err(Status::OutOfRange.into());
     }
-    let list = RootPage::new(machine, pfn)?.read(machine)?;
+    let mut list = [[0; size_of::<MapRange>()]; MAX_MAP_RANGES as usize];
+    let list = list.get_mut(..count as usize).unwrap_or_default();
+    RootPage::new(machine, pfn)?.read(machine, list.as_flattened_mut())?;
     let Control { pool, map } = &mut *control;
     let (mut skip, mut done) = (start, start);
-    let entries = list
-        .chunks_exact(size_of::<MapRange>())
-        .take(count as usize);
-    for entry in entries.filter_map(|bytes| MapRange::read_from_bytes(bytes).ok()) {
+    for entry in list {
+        let entry: MapRange = zerocopy::transmute!(*entry);
         let run = check(machine, &entry).map_err(|status| Failure::new(status, done))?;
         if skip >= run.pages {
             skip -= run.pages;

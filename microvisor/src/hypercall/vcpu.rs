@@ -4,7 +4,6 @@ use guest_proto::Status;
 use guest_proto::cpuid::CpuidEntry;
 use guest_proto::limits::{MAX_CPUID_ENTRIES, MAX_VCPUS};
 use guest_proto::shared::SharedPage;
-use zerocopy::FromBytes;
 
 use super::args::{RootPage, control, frame, take};
 use super::{Context, Failure, Outcome};
@@ -125,11 +124,12 @@ pub(super) fn set_cpuid(cx: &Context<'_>, args: [u64; 5]) -> Outcome {
     if count > MAX_CPUID_ENTRIES {
         return Err(Status::OutOfRange.into());
     }
-    let list = RootPage::new(cx.machine, pfn)?.read(cx.machine)?;
+    let mut list = [[0; size_of::<CpuidEntry>()]; MAX_CPUID_ENTRIES as usize];
+    let list = list.get_mut(..count as usize).unwrap_or_default();
+    RootPage::new(cx.machine, pfn)?.read(cx.machine, list.as_flattened_mut())?;
     let mut table = cpuid::Table::new();
-    let entries = list.chunks_exact(size_of::<CpuidEntry>());
-    for bytes in entries.take(count as usize) {
-        let entry = CpuidEntry::read_from_bytes(bytes).map_err(|_| Status::InvalidArgument)?;
+    for entry in list {
+        let entry = zerocopy::transmute!(*entry);
         if !cpuid::append(&mut table, host_cpuid, &entry) {
             return Err(Status::InvalidArgument.into());
         }

@@ -248,15 +248,35 @@ impl FrameTable {
         Ok(())
     }
 
-    /// Gives a frame of root's to a guest as RAM at guest page `page`. Root keeps it mapped.
+    /// Gives `count` frames of root's from `first` on to a guest, as RAM from guest page `page` on, or none of them. Root
+    /// keeps them mapped. A large page has 512 frames, so this is a loop of few instructions.
     pub fn root_share_guest(
         &self,
-        frame: Frame,
+        first: Frame,
+        count: u64,
         id: PartitionId,
         page: GuestPage,
     ) -> Result<(), FrameError> {
-        self.change(frame, Owner::Root, Owner::Shared(id), page.number())?;
-        self.guest.fetch_add(1, Ordering::Relaxed);
+        const ROOT: u64 = word(Owner::Root, PAYLOAD_NONE);
+        let shared = |n: u64| word(Owner::Shared(id), page.offset(n).number());
+        let change = |entry: &AtomicU64, from, to| {
+            entry.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+        };
+        let entries = self.entries(first, count).ok_or(FrameError::NotRam)?;
+        for (n, entry) in (0..).zip(entries) {
+            let Err(found) = change(entry, ROOT, shared(n)) else {
+                continue;
+            };
+            for (n, entry) in (0..n).zip(entries) {
+                // Nobody else changes a frame that is shared with this partition while its map is locked.
+                let _ = change(entry, shared(n), ROOT);
+            }
+            return Err(match owner_of(found) {
+                Owner::Absent => FrameError::NotRam,
+                _ => FrameError::NotOwner,
+            });
+        }
+        self.guest.fetch_add(count, Ordering::Relaxed);
         Ok(())
     }
 
@@ -319,7 +339,14 @@ impl FrameTable {
         self.map.atomic(Hpa::new(at))
     }
 
-    /// Changes an entry; nothing else does. Returns the former payload.
+    fn entries(&self, first: Frame, count: u64) -> Option<&[AtomicU64]> {
+        let end = first.number().checked_add(count)?;
+        let at = self.base.as_u64() + first.number() * size_of::<u64>() as u64;
+        let entries = self.map.words(Hpa::new(at), usize::try_from(count).ok()?)?;
+        (end <= self.frames).then_some(entries)
+    }
+
+    /// Changes an entry. Returns the former payload.
     fn change(
         &self,
         frame: Frame,

@@ -291,7 +291,9 @@ fn every_transition_refuses_every_other_owner() {
         ("pool", |t, f| t.pool_return(f, ID).map(|_| ())),
         ("pool", |t, f| t.pool_take(f, ID).map(|_| ())),
         ("pool", |t, f| t.pool_link(f, ID, None)),
-        ("root", |t, f| t.root_share_guest(f, ID, GuestPage::new(1))),
+        ("root", |t, f| {
+            t.root_share_guest(f, 1, ID, GuestPage::new(1))
+        }),
         ("shared", |t, f| t.guest_unshare(f, ID)),
         ("root", |t, f| t.root_donate_guest(f, ID, GuestPage::new(1))),
         ("guest", |t, f| t.guest_return(f, ID)),
@@ -307,7 +309,7 @@ fn every_transition_refuses_every_other_owner() {
             t.pool_take(f, id).map(|_| ())
         }),
         ("shared", |t, f, id| {
-            t.root_share_guest(f, id, GuestPage::new(1))
+            t.root_share_guest(f, 1, id, GuestPage::new(1))
         }),
         ("guest", |t, f, id| {
             t.root_donate_guest(f, id, GuestPage::new(1))

@@ -163,7 +163,7 @@ fn each_kind_of_difference_is_found_with_both_sides() {
                 let page = GuestPage::new(GuestPage::COUNT + SMALL_AT);
                 frames.guest_unshare(Frame::new(SMALL), id).unwrap();
                 frames
-                    .root_share_guest(Frame::new(SMALL), id, page)
+                    .root_share_guest(Frame::new(SMALL), 1, id, page)
                     .unwrap();
             },
             Kind::Page,

@@ -4,7 +4,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{FrameTable, Owner, PAYLOAD_NONE, word};
-use crate::memory::{Hpa, PhysMap};
+use crate::memory::{Frame, Hpa, PhysMap};
 
 impl FrameTable {
     /// Returns the bytes that a table for `frames` frames takes.
@@ -39,10 +39,10 @@ impl FrameTable {
     /// Sets entries all at once: a machine has millions.
     fn boot(&self, frames: Range<u64>, owner: Owner) {
         let end = frames.end.min(self.frames);
-        let count = end.saturating_sub(frames.start) as usize;
-        let first = Hpa::new(self.base.as_u64() + Self::bytes(frames.start));
+        let count = end.saturating_sub(frames.start);
         let value = word(owner, PAYLOAD_NONE);
-        for entry in self.map.words(first, count).unwrap_or_default() {
+        let entries = self.entries(Frame::new(frames.start), count);
+        for entry in entries.unwrap_or_default() {
             entry.store(value, Ordering::Release);
         }
     }

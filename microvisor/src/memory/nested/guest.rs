@@ -375,17 +375,8 @@ impl GuestMap {
 
     /// Takes `count` frames from root, all or none.
     fn share(&self, memory: &Memory, run: Run, count: u64) -> Result<(), FrameError> {
-        for n in 0..count {
-            let frame = run.frame.offset(n);
-            if let Err(error) = memory
-                .frames
-                .root_share_guest(frame, self.id, run.page.offset(n))
-            {
-                self.unshare(memory, run.frame, n);
-                return Err(error);
-            }
-        }
-        Ok(())
+        let frames = &memory.frames;
+        frames.root_share_guest(run.frame, count, self.id, run.page)
     }
 
     fn unshare(&self, memory: &Memory, first: Frame, count: u64) {
