@@ -61,11 +61,11 @@ pub(crate) const TESTS: &[(&str, Test)] = &[
 
 fn check(parts: &Parts, system: System) -> Result<()> {
     let measured = Run::new(parts, &[], true)?.measure(system)?;
-    let kernel = ROWS.iter().filter(|row| row.part == Part::Kernel);
-    let missing = kernel.into_iter().find(|row| {
-        let is_wanted = row.is_bare || system != System::Bare;
-        is_wanted && !measured.contains_key(row.id)
+    let mut wanted = ROWS.iter().filter(|row| {
+        let is_there = row.is_bare || system != System::Bare;
+        row.part == Part::Kernel && is_there
     });
+    let missing = wanted.find(|row| !measured.contains_key(row.id));
     missing.map_or(Ok(()), |row| Err(format!("{} was not measured", row.id)))
 }
 
@@ -76,7 +76,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         print!("{}", compare::text(&before, &after));
         return Ok(());
     }
-    options.rows.iter().try_for_each(|row| check_name(row))?;
+    for row in &options.rows {
+        check_name(row, options.profile)?;
+    }
     let parts = Parts::prepare(None)?;
     let mut run = Run::new(&parts, &options.rows, options.smoke)?;
     let mut results = Results::default();
@@ -122,11 +124,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn check_name(row: &str) -> Result<()> {
-    let known: Vec<_> = ROWS.iter().map(|row| row.id).collect();
+/// Checks the name of a row; a profile has only rows of the bench kernel.
+fn check_name(row: &str, is_profile: bool) -> Result<()> {
+    let rows = ROWS.iter();
+    let rows = rows.filter(|row| !is_profile || row.part == Part::Kernel);
+    let known: Vec<_> = rows.map(|row| row.id).collect();
     if known.contains(&row) {
         return Ok(());
     }
     let known = known.join(", ");
-    Err(format!("{row}: no such row; the rows are {known}"))
+    let profile = if is_profile { " of a profile" } else { "" };
+    Err(format!("{row}: no such row{profile}; the rows are {known}"))
 }
