@@ -332,18 +332,16 @@ impl FrameTable {
     }
 
     fn entry(&self, frame: Frame) -> Option<&AtomicU64> {
-        if frame.number() >= self.frames {
-            return None;
-        }
-        let at = self.base.as_u64() + frame.number() * size_of::<u64>() as u64;
-        self.map.atomic(Hpa::new(at))
+        self.entries(frame, 1)?.first()
     }
 
+    /// Returns the entries of `count` frames from `first` on, if the table has all of them.
     fn entries(&self, first: Frame, count: u64) -> Option<&[AtomicU64]> {
-        let end = first.number().checked_add(count)?;
-        let at = self.base.as_u64() + first.number() * size_of::<u64>() as u64;
-        let entries = self.map.words(Hpa::new(at), usize::try_from(count).ok()?)?;
-        (end <= self.frames).then_some(entries)
+        if first.number().checked_add(count)? > self.frames {
+            return None;
+        }
+        let at = self.base.offset(Self::bytes(first.number()));
+        self.map.words(at, count as usize)
     }
 
     /// Changes an entry. Returns the former payload.

@@ -71,25 +71,26 @@ impl PhysMap {
     /// and leaves `to` as it is, if they are not, or if the place is outside of the mapping.
     #[must_use]
     pub fn read(&self, at: Hpa, to: &mut [u8]) -> bool {
-        let words = self.words_of(at, to.len());
-        let is_inside = words.is_some();
-        let words = words.unwrap_or_default();
+        let Some(words) = self.words_of(at, to.len()) else {
+            return false;
+        };
         for (bytes, word) in to.chunks_exact_mut(8).zip(words) {
             bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
         }
-        is_inside
+        true
     }
 
     /// Copies to memory, under the conditions of [`PhysMap::read`].
     #[must_use]
     pub fn write(&self, at: Hpa, from: &[u8]) -> bool {
-        let words = self.words_of(at, from.len());
-        let is_inside = words.is_some();
+        let Some(words) = self.words_of(at, from.len()) else {
+            return false;
+        };
         let (bytes, _) = from.as_chunks();
-        for (bytes, word) in bytes.iter().zip(words.unwrap_or_default()) {
+        for (bytes, word) in bytes.iter().zip(words) {
             word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
         }
-        is_inside
+        true
     }
 
     /// Fills a frame with zeros. Nothing happens for a frame outside of the mapping.

@@ -251,7 +251,8 @@ impl Turn<'_> {
     pub(super) fn effect(&mut self, effect: Effect) -> Answer {
         match effect {
             Effect::None => Answer::Changed,
-            Effect::Timer => self.armed(),
+            Effect::Timer if !self.has_earlier_deadline() => Answer::Skipped,
+            Effect::Timer => Answer::Changed,
             Effect::Address => {
                 self.vcpu.publish(&self.local.lapic);
                 Answer::Changed

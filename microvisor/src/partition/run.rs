@@ -183,9 +183,14 @@ impl Turn<'_> {
             RunState::Halted => return Some(RunExit::Halted),
         }
         self.inject();
-        let deadline = self.deadline();
-        let known = self.local.deadline;
-        (deadline != 0 && (known == 0 || deadline < known)).then_some(RunExit::Timer)
+        self.has_earlier_deadline().then_some(RunExit::Timer)
+    }
+
+    /// Returns whether the timer's deadline comes before the one that root knows. Root's timer ends the turn at that one,
+    /// so root need not know a later one.
+    pub(super) fn has_earlier_deadline(&self) -> bool {
+        let (deadline, known) = (self.deadline(), self.local.deadline);
+        deadline != 0 && (known == 0 || deadline < known)
     }
 
     /// Returns whether an interrupt or NMI ends HLT.
@@ -248,17 +253,6 @@ impl Turn<'_> {
     fn deadline(&self) -> u64 {
         let deadline = self.local.lapic.deadline();
         deadline.map_or(0, |at| roots_time(at, self.tsc_offset, arch::tsc()))
-    }
-
-    /// The answer to a write of the timer's registers. Root's timer ends the turn at the deadline that root knows: it need not
-    /// know a later one.
-    pub(super) fn armed(&self) -> Answer {
-        let known = self.local.deadline;
-        match self.deadline() {
-            0 => Answer::Skipped,
-            deadline if known != 0 && known <= deadline => Answer::Skipped,
-            _ => Answer::Changed,
-        }
     }
 
     /// Fills the page's `intercept` in.

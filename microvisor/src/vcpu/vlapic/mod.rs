@@ -345,15 +345,9 @@ impl VLapic {
     }
 
     /// Raises the timer's interrupt if its deadline has passed. Periods that were missed
-    /// altogether raise one interrupt.
+    /// altogether raise one interrupt. Returns whether the deadline had passed.
     #[inline]
-    pub fn expire(&mut self, now: u64) {
-        self.expired(now);
-    }
-
-    /// Does the same. Returns whether the deadline had passed.
-    #[inline]
-    fn expired(&mut self, now: u64) -> bool {
+    pub fn expire(&mut self, now: u64) -> bool {
         let is_over = self.timer.expire(now);
         if is_over {
             self.trigger(Lvt::Timer);
@@ -363,9 +357,9 @@ impl VLapic {
 
     /// Changes the timer by `change`, at guest TSC `now`. What has expired before is raised before.
     fn set_timer(&mut self, now: u64, change: impl FnOnce(&mut Timer)) -> Effect {
-        let was_over = self.expired(now);
+        let was_over = self.expire(now);
         change(&mut self.timer);
-        if self.expired(now) || was_over {
+        if self.expire(now) || was_over {
             Effect::None
         } else {
             Effect::Timer
