@@ -87,6 +87,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let is_named = rows.any(|row| options.rows.iter().any(|id| id == row.id));
         (options.rows.is_empty() || is_named) && (!options.smoke || part == Part::Kernel)
     };
+    let is_linux = [Part::Guests, Part::Counted, Part::Root].map(is_wanted);
+    let linux = match is_linux.contains(&true) && !options.profile {
+        true => Some(Linux::new()?),
+        false => None,
+    };
     let all = [System::Bare, System::Kvm, System::Microvisor];
     for system in all {
         if !options.only.is_empty() && !options.only.contains(&system) {
@@ -101,14 +106,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         if is_wanted(Part::Kernel) {
             measured.extend(run.measure(system)?);
         }
+        let Some(linux) = &linux else { continue };
         if is_wanted(Part::Guests) {
-            measured.extend(Linux::new()?.measure_guests(&run, system)?);
+            measured.extend(linux.measure_guests(&run, system)?);
         }
         if is_wanted(Part::Counted) {
-            measured.extend(Linux::new()?.measure_counted(&run, system)?);
+            measured.extend(linux.measure_counted(&run, system)?);
         }
         if is_wanted(Part::Root) {
-            measured.extend(Linux::new()?.measure_root(&run, system)?);
+            measured.extend(linux.measure_root(&run, system)?);
         }
     }
     if options.profile {

@@ -2,9 +2,9 @@
 //! any hypervisor that boots by PVH.
 //!
 //! `measure` takes the time of operations and prints it, `rows` are the operations. The other modules, and the console and
-//! ports of the test kernel, are the little that a kernel needs. The first line on COM1 is
-//! `bench - begin`, each line `bench - ID: OPERATIONS: TICKS TICKS...` is a result, in ticks of the time-stamp counter, and
-//! `bench - end` is the last line.
+//! ports of the test kernel, are the little that a kernel needs. The first line on COM1 is `bench - begin`, each line
+//! `bench - ID: OPERATIONS: TICKS TICKS...` is a result, in ticks of the time-stamp counter, and `bench - end` is the last
+//! line.
 #![no_std]
 
 use core::fmt;
@@ -21,7 +21,8 @@ pub mod second;
 pub mod trap;
 pub mod virtio;
 
-/// Measures rows, and ends the machine. With the option `end` it only ends the machine, and with `halt` it halts for ever. `start_info` is the address that PVH leaves in EBX.
+/// Measures rows, and ends the machine. With the option `end` it only ends the machine, and with `halt` it halts for ever.
+/// `start_info` is the address that PVH leaves in EBX.
 pub fn main(start_info: u64) -> ! {
     let mut bench = Bench::new(cpu::command_line(start_info));
     if bench.has_option("end") {

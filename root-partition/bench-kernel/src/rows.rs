@@ -213,12 +213,17 @@ fn touch(start: u64, pages: u64, size: u64) -> u64 {
     ticks(|| (0..pages).for_each(|page| cpu::write(start + page * size, 1_u32)))
 }
 
-/// Reads words all over 16 MiB that were touched, in the order of a linear congruential generator.
+/// Returns the number after `random` of a linear congruential generator.
+fn after(random: u32) -> u32 {
+    random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223)
+}
+
+/// Reads words all over 16 MiB that were touched, in the order of a generator.
 fn random_reads(times: u64) {
     const WORDS: u64 = (16 << 20) - 4;
     let mut at: u32 = 1;
     repeat(times, || {
-        at = at.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        at = after(at);
         let offset = u64::from(at >> 8) & WORDS;
         drop_value(cpu::read::<u32>(SMALL_TOUCHES + offset));
     });

@@ -77,7 +77,7 @@ count() {
     sleep 1
     ticks end
     finish first
-    define idle linux 256M idle && start idle
+    define idle linux 256M sleeps=1 && start idle
     sleep 10
     ticks begin
     sleep 20

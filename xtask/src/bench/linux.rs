@@ -1,19 +1,19 @@
 //! The rows of whole guests, and of Linux on a bare machine and as VM 0: `root-partition/bench/linux`.
 
 use std::fmt::Write;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use super::profile::{self, segments};
 use super::results::{Measured, Samples, parse};
-use super::systems::{CPU, KERNEL, Run, SCRIPTS, System, TIMEOUT};
+use super::systems::{self, Run, SCRIPTS, System};
 use crate::archive::Archive;
 use crate::files::{context, folder};
-use crate::machine::{ICOUNT, Machine, TCG_OPTIONS, emulator};
+use crate::machine::{Machine, TCG_OPTIONS};
 use crate::packages::{self, Need};
 use crate::run_folder::RunFolder;
-use crate::{Result, checked, initramfs, root, supervise};
+use crate::{Result, checked, initramfs, root};
 
 const TCC: &str = "/usr/bin/tcc";
 const COMPILER: &[Need] = &[Need {
@@ -64,7 +64,6 @@ impl Linux {
         archive.text(text, "text");
         archive.text(source, "text.c");
         // Where the first process mounts.
-        archive.text("", "proc/none");
         archive.text("", "dev/none");
         let initramfs = folder()?.join("bench.cpio");
         archive.write_cached(&initramfs)?;
@@ -121,30 +120,19 @@ impl Linux {
         if gib == JOBS_GIB {
             options += &format!(" jobs={JOBS}");
         }
-        let folder = RunFolder::new()?;
-        let (log, errors) = (folder.join("console.log"), folder.join("qemu.log"));
-        let mut qemu = emulator();
-        qemu.args(["-cpu", CPU, "-m", &format!("{gib}G")])
-            .args(["-display", "none", "-no-reboot", "-nic", "none"])
-            .args(ICOUNT)
-            .args(["-rtc", "base=2026-01-01,clock=vm"])
-            .args(["-monitor", "none", "-serial"])
-            .arg(format!("file:{}", log.display()))
-            .stdin(Stdio::null())
-            .stderr(File::create(&errors).map_err(context(&errors))?);
         let kernel = &run.parts.kernel.image;
-        if system == System::Bare {
-            qemu.arg("-kernel").arg(kernel).args(["-append", &options]);
-            qemu.arg("-initrd").arg(&self.initramfs);
-        } else {
-            qemu.arg("-kernel").arg(&run.parts.image);
-            qemu.args(["-append", TCG_OPTIONS, "-initrd"]);
-            let (kernel, initramfs) = (kernel.display(), self.initramfs.display());
-            qemu.arg(format!("{kernel} {options},{initramfs}"));
-        }
-        supervise::exit_code(&mut qemu, TIMEOUT)?;
-        let console = fs::read(&log).map_err(context(&log))?;
-        parse(&String::from_utf8_lossy(&console))
+        let console = systems::boot(&format!("{gib}G"), |qemu| {
+            if system == System::Bare {
+                qemu.arg("-kernel").arg(kernel).args(["-append", &options]);
+                qemu.arg("-initrd").arg(&self.initramfs);
+            } else {
+                qemu.arg("-kernel").arg(&run.parts.image);
+                qemu.args(["-append", TCG_OPTIONS, "-initrd"]);
+                let (kernel, initramfs) = (kernel.display(), self.initramfs.display());
+                qemu.arg(format!("{kernel} {options},{initramfs}"));
+            }
+        })?;
+        parse(&console)
     }
 
     /// A machine for guests of Linux.
@@ -161,7 +149,6 @@ impl Linux {
         machine.add_file(&self.ticks, "/bin/ticks")?;
         let common = root().join(SCRIPTS).join("linux/common.sh");
         machine.add_file(&common, "common.sh")?;
-        machine.add_file(&run.kernel, KERNEL)?;
         Ok(machine)
     }
 }

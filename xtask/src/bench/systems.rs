@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -52,11 +52,11 @@ impl fmt::Display for System {
 }
 
 /// The CPU of every system.
-pub(super) const CPU: &str = "EPYC-Milan,+x2apic";
-pub(super) const TIMEOUT: Duration = Duration::from_secs(1200);
+const CPU: &str = "EPYC-Milan,+x2apic";
+const TIMEOUT: Duration = Duration::from_secs(1200);
 pub(super) const SCRIPTS: &str = "root-partition/bench";
 const SYMBOLS: &str = "symbols.sh";
-pub(super) const KERNEL: &str = "bench-kernel";
+const KERNEL: &str = "bench-kernel";
 /// Debian's QEMU, which runs in the emulated machine.
 const NESTED_QEMU: &str = "/usr/bin/qemu-system-x86_64";
 /// Firmware of QEMU's `microvm` and `q35`, and what loads a kernel with both: a PVH image, and Linux.
@@ -76,7 +76,7 @@ const BRD: &str = "drivers/block/brd";
 pub(super) struct Run<'a> {
     pub(super) parts: &'a Parts,
     /// The bench kernel.
-    pub(super) kernel: PathBuf,
+    kernel: PathBuf,
     rows: &'a [String],
     /// Loops are short: only that they run is of interest.
     is_smoke: bool,
@@ -157,23 +157,10 @@ impl<'a> Run<'a> {
     }
 
     fn bare(&self) -> Result<String> {
-        let folder = RunFolder::new()?;
-        let (log, errors) = (folder.join("console.log"), folder.join("qemu.log"));
-        let mut qemu = emulator();
-        qemu.args(["-cpu", CPU])
-            .args(["-m", "1G", "-display", "none", "-no-reboot", "-nic", "none"])
-            .args(ICOUNT)
-            .args(["-monitor", "none", "-serial"])
-            .arg(format!("file:{}", log.display()))
-            .arg("-kernel")
-            .arg(&self.kernel)
-            .args(["-append", &self.options()])
-            .args(&self.qemu)
-            .stdin(Stdio::null())
-            .stderr(File::create(&errors).map_err(context(&errors))?);
-        supervise::exit_code(&mut qemu, TIMEOUT)?;
-        let console = fs::read(&log).map_err(context(&log))?;
-        Ok(String::from_utf8_lossy(&console).into_owned())
+        boot("1G", |qemu| {
+            qemu.arg("-kernel").arg(&self.kernel);
+            qemu.args(["-append", &self.options()]).args(&self.qemu);
+        })
     }
 
     /// A machine for Linux with KVM and QEMU.
@@ -232,4 +219,23 @@ impl<'a> Run<'a> {
             )),
         }
     }
+}
+
+/// Boots what `add` gives QEMU on the emulated machine, with so much memory, until the machine's end. Returns the console's output.
+pub(super) fn boot(memory: &str, add: impl FnOnce(&mut Command)) -> Result<String> {
+    let folder = RunFolder::new()?;
+    let (log, errors) = (folder.join("console.log"), folder.join("qemu.log"));
+    let mut qemu = emulator();
+    qemu.args(["-cpu", CPU, "-m", memory])
+        .args(["-display", "none", "-no-reboot", "-nic", "none"])
+        .args(ICOUNT)
+        .args(["-rtc", "base=2026-01-01,clock=vm"])
+        .args(["-monitor", "none", "-serial"])
+        .arg(format!("file:{}", log.display()))
+        .stdin(Stdio::null())
+        .stderr(File::create(&errors).map_err(context(&errors))?);
+    add(&mut qemu);
+    supervise::exit_code(&mut qemu, TIMEOUT)?;
+    let console = fs::read(&log).map_err(context(&log))?;
+    Ok(String::from_utf8_lossy(&console).into_owned())
 }

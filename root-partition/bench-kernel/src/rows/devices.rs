@@ -2,7 +2,7 @@
 
 use x86_64::instructions::interrupts;
 
-use super::{OFTEN, drop_value, repeat};
+use super::{OFTEN, after, drop_value, repeat};
 use crate::cpu::{read, write};
 use crate::measure::Bench;
 use crate::virtio::{Device, Queue, SIZE};
@@ -137,10 +137,7 @@ impl Disk {
     /// Makes the request of a place available, for any 4 KiB of the first 16 MiB.
     fn begin(&mut self, place: u16) {
         const SECTORS: u32 = (16 << 20) / 512 - 8;
-        self.random = self
-            .random
-            .wrapping_mul(1_664_525)
-            .wrapping_add(1_013_904_223);
+        self.random = after(self.random);
         let sector = (self.random >> 8) & SECTORS & !7;
         write(Self::HEADERS + 16 * u64::from(place) + 8, u64::from(sector));
         write(Self::STATUS + u64::from(place), 0xff_u8);
