@@ -106,6 +106,12 @@ pub enum GuestRequest {
     Panicked,
 }
 
+/// The way to the devices, which other threads use, too.
+pub(super) trait Access {
+    /// Returns the devices. From then on no other thread has them.
+    fn devices(&mut self) -> &mut Devices;
+}
+
 /// All devices of a VM.
 #[derive(Debug)]
 pub struct Devices {

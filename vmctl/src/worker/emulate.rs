@@ -12,6 +12,7 @@ mod alu;
 mod decoded;
 mod integer;
 mod paging;
+mod plain;
 mod registers;
 mod stack;
 mod string;
@@ -136,23 +137,28 @@ pub fn emulate(
     let (bytes, length) = cpu.fetch(known)?;
     let bits = cpu.registers.bits();
     let rip = cpu.registers.state.rip;
-    let instruction = match decoded.decode(bits, rip, &bytes, length) {
-        Ok(instruction) => instruction,
+    let entry = match decoded.decode(bits, rip, &bytes, length) {
+        Ok(entry) => entry,
         // All bytes that could be had are not an instruction.
         Err(DecoderError::NoMoreBytes) if length < MAX_LENGTH => {
             return Err(cpu.fetch_fault(length));
         }
         Err(_) => return Err(Fault::UndefinedOpcode),
     };
+    let instruction = &entry.instruction;
+    if entry.plain.as_ref().is_some_and(|plain| cpu.plain(plain)) {
+        cpu.registers.advance(instruction.next_ip());
+        return Ok(());
+    }
     let not_emulated = || Fault::NotEmulated(Bytes(bytes[..instruction.len()].to_vec()));
     let done = if instruction.is_string_instruction() {
-        cpu.string(&instruction)?
+        cpu.string(instruction)?
     } else {
         cpu.has_one_operand = !instruction.is_stack_instruction();
-        let is_known = cpu.integer(&instruction)?
-            || cpu.wide_exchange(&instruction)?
-            || cpu.stack(&instruction)?
-            || cpu.vector(&instruction)?;
+        let is_known = cpu.integer(instruction)?
+            || cpu.wide_exchange(instruction)?
+            || cpu.stack(instruction)?
+            || cpu.vector(instruction)?;
         is_known.then_some(string::Progress::Done)
     };
     match done {

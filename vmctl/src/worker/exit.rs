@@ -11,7 +11,7 @@ use guest_proto::vcpu_page::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-use super::devices::Devices;
+use super::devices::{Access, Devices};
 use super::emulate::{Cause, Decoded, Fault, Space, emulate, is_user};
 use super::end::End;
 use super::journal;
@@ -57,7 +57,7 @@ pub(super) fn port(intercept: &Intercept, devices: &mut Devices) -> Reply {
 pub(super) fn instruction(
     intercept: &Intercept,
     state: &mut ExecutionState,
-    bus: &mut Bus<'_, impl Registers>,
+    bus: &mut Bus<'_, impl Access, impl Registers>,
     decoded: &mut Decoded,
 ) -> Result<Reply, End> {
     let rip = state.rip;
@@ -145,8 +145,8 @@ pub(super) trait Registers {
 
 /// The devices and memory that a virtual CPU reaches.
 #[derive(Debug)]
-pub(super) struct Bus<'a, R> {
-    devices: &'a mut Devices,
+pub(super) struct Bus<'a, D, R> {
+    devices: &'a mut D,
     ram: &'a Memory,
     registers: R,
     /// The instruction has changed XMM registers.
@@ -178,8 +178,8 @@ impl Apic {
     }
 }
 
-impl<'a, R: Registers> Bus<'a, R> {
-    pub(super) fn new(devices: &'a mut Devices, ram: &'a Memory, registers: R) -> Self {
+impl<'a, D, R: Registers> Bus<'a, D, R> {
+    pub(super) fn new(devices: &'a mut D, ram: &'a Memory, registers: R) -> Self {
         Self {
             devices,
             ram,
@@ -226,7 +226,7 @@ fn lapic_offset(gpa: u64) -> Option<u32> {
     (offset < LAPIC_SIZE).then_some(offset as u32)
 }
 
-impl<R: Registers> Space for Bus<'_, R> {
+impl<D: Access, R: Registers> Space for Bus<'_, D, R> {
     fn read_ram(&mut self, gpa: u64, bytes: &mut [u8]) -> bool {
         // No read crosses a page, so it is in one region.
         let slice = self.ram.get_slice(GuestAddress(gpa), bytes.len());
@@ -250,7 +250,7 @@ impl<R: Registers> Space for Bus<'_, R> {
                 .checked_shr(8 * (offset & 0xf))
                 .unwrap_or(0);
         }
-        self.devices.read_memory(gpa, size)
+        self.devices.devices().read_memory(gpa, size)
     }
 
     fn write_device(&mut self, gpa: u64, size: u8, value: u64) {
@@ -261,15 +261,15 @@ impl<R: Registers> Space for Bus<'_, R> {
         {
             return;
         }
-        self.devices.write_memory(gpa, size, value);
+        self.devices.devices().write_memory(gpa, size, value);
     }
 
     fn read_port(&mut self, port: u16, size: u8) -> u64 {
-        self.devices.read_port(port, size)
+        self.devices.devices().read_port(port, size)
     }
 
     fn write_port(&mut self, port: u16, size: u8, value: u64) {
-        self.devices.write_port(port, size, value);
+        self.devices.devices().write_port(port, size, value);
     }
 
     fn vectors(&mut self) -> Option<[u128; 16]> {
@@ -316,6 +316,12 @@ mod tests {
             is_write: 1,
             rip: CODE,
             ..Intercept::default()
+        }
+    }
+
+    impl Access for Devices {
+        fn devices(&mut self) -> &mut Devices {
+            self
         }
     }
 

@@ -9,12 +9,12 @@ use log::error;
 use rustix::io::Errno;
 
 use super::clock::Clock;
-use super::devices::GuestRequest;
+use super::devices::{Access, GuestRequest};
 use super::emulate::Decoded;
 use super::end::End;
 use super::exit::{self, Bus, Registers};
 use super::msr::Msrs;
-use super::vm::{Conclusion, DeviceState, Vm};
+use super::vm::{Conclusion, Locked, Vm};
 use crate::driver::Vcpu;
 
 /// Starts the thread of virtual CPU `index`. It waits at the VM's gate first.
@@ -72,16 +72,14 @@ fn turn(vcpu: &mut Vcpu, msrs: &mut Msrs, decoded: &mut Decoded, vm: &Vm) {
         let reply = msrs.answer(&intercept, vm.ram.mapping());
         return vcpu.reply(&reply);
     }
-    let mut device_state = vm.device_state();
-    device_state.drain();
-    let answer = answer(&intercept, vcpu, vm, &mut device_state, decoded);
-    let full = device_state.is_full();
-    vm.settle(device_state);
+    let mut devices = Locked::new(vm);
+    let answer = answer(&intercept, vcpu, vm, &mut devices, decoded);
+    let is_full = devices.settle();
     match answer {
         Ok(reply) => vcpu.reply(&reply),
         Err(conclusion) => vm.conclude(conclusion),
     }
-    if full {
+    if is_full {
         vm.hold_back();
     }
 }
@@ -90,22 +88,28 @@ fn answer(
     intercept: &Intercept,
     vcpu: &mut Vcpu,
     vm: &Vm,
-    device_state: &mut DeviceState,
+    devices: &mut Locked<'_>,
     decoded: &mut Decoded,
 ) -> Result<Reply, Conclusion> {
     if exit::is_plain_port(intercept) {
-        return Ok(exit::port(intercept, &mut device_state.devices));
+        return Ok(exit::port(intercept, devices.devices()));
     }
     match InterceptKind::from_raw(intercept.kind) {
         Some(InterceptKind::Port | InterceptKind::Memory) => {
             let mut state = vcpu.execution_state();
-            let mut bus = Bus::new(&mut device_state.devices, vm.ram.mapping(), &mut *vcpu);
+            let mut bus = Bus::new(devices, vm.ram.mapping(), &mut *vcpu);
             let reply = exit::instruction(intercept, &mut state, &mut bus, decoded)
                 .map_err(Conclusion::End)?;
             vcpu.set_registers(&state);
             Ok(reply)
         }
-        Some(InterceptKind::Reset) => Err(Conclusion::Request(GuestRequest::Reset)),
-        _ => Err(Conclusion::End(exit::end(intercept))),
+        kind => {
+            // Devices see all that the guest has written before its end.
+            devices.devices();
+            Err(match kind {
+                Some(InterceptKind::Reset) => Conclusion::Request(GuestRequest::Reset),
+                _ => Conclusion::End(exit::end(intercept)),
+            })
+        }
     }
 }

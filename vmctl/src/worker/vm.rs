@@ -14,7 +14,7 @@ use std::time::Duration;
 use guest_proto::limits::RING_ENTRIES;
 use log::error;
 
-use super::devices::{Devices, GuestRequest};
+use super::devices::{Access, Devices, GuestRequest};
 use super::end::End;
 use super::event::Event;
 use super::gate::Gate;
@@ -43,6 +43,40 @@ pub(super) struct DeviceState {
     asleep: bool,
     /// Users have typed more than the serial port could take.
     typing_waits: bool,
+}
+
+/// The devices for one access of a virtual CPU, locked when the access first needs them. An access to the local APIC needs none.
+pub(super) struct Locked<'a> {
+    vm: &'a Vm,
+    state: Option<MutexGuard<'a, DeviceState>>,
+}
+
+impl<'a> Locked<'a> {
+    pub(super) fn new(vm: &'a Vm) -> Self {
+        Self { vm, state: None }
+    }
+
+    /// Gives the devices back as [`Vm::settle`] does. Returns whether more console output is kept than should be.
+    pub(super) fn settle(self) -> bool {
+        let Some(mut state) = self.state else {
+            return false;
+        };
+        let is_full = state.is_full();
+        self.vm.settle(state);
+        is_full
+    }
+}
+
+impl Access for Locked<'_> {
+    /// What was posted before the access comes first.
+    fn devices(&mut self) -> &mut Devices {
+        let state = self.state.get_or_insert_with(|| {
+            let mut state = self.vm.device_state();
+            state.drain();
+            state
+        });
+        &mut state.devices
+    }
 }
 
 impl DeviceState {

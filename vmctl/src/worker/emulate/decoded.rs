@@ -4,27 +4,26 @@
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
 use super::MAX_LENGTH;
+use super::plain::Plain;
 
 /// Instructions that are kept, each at a place that its address gives.
 const KEPT: usize = 16;
 
 /// The instructions that one virtual CPU's emulation has decoded lately.
-#[derive(Debug)]
-pub struct Decoded([Option<Entry>; KEPT]);
+#[derive(Debug, Default)]
+pub struct Decoded([Entry; KEPT]);
 
-/// An instruction, and all that decoding depends on.
-#[derive(Clone, Copy, Debug)]
-struct Entry {
+/// An instruction, and all that decoding depends on. The default is none: no code has 0 bits.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Entry {
     bits: u32,
     rip: u64,
     bytes: [u8; MAX_LENGTH],
-    instruction: Instruction,
-}
-
-impl Default for Decoded {
-    fn default() -> Self {
-        Self([None; KEPT])
-    }
+    /// The number of bytes that could be had. The others are zeros, and may be others the next time.
+    length: usize,
+    pub(super) instruction: Instruction,
+    /// The instruction as a plain move, if it is one.
+    pub(super) plain: Option<Plain>,
 }
 
 impl Decoded {
@@ -39,28 +38,34 @@ impl Decoded {
         rip: u64,
         bytes: &[u8; MAX_LENGTH],
         length: usize,
-    ) -> Result<Instruction, DecoderError> {
+    ) -> Result<&Entry, DecoderError> {
         let place = &mut self.0[(rip ^ rip >> 4) as usize % KEPT];
-        if let Some(entry) = place
-            && (entry.bits, entry.rip, &entry.bytes) == (bits, rip, bytes)
-        {
-            return Ok(entry.instruction);
+        let known = (place.bits, place.rip, place.length, &place.bytes);
+        if known != (bits, rip, length, bytes) {
+            *place = Entry::decode(bits, rip, bytes, length)?;
         }
+        Ok(place)
+    }
+}
+
+impl Entry {
+    fn decode(
+        bits: u32,
+        rip: u64,
+        bytes: &[u8; MAX_LENGTH],
+        length: usize,
+    ) -> Result<Self, DecoderError> {
         let mut decoder = Decoder::with_ip(bits, &bytes[..length], rip, DecoderOptions::NONE);
         let instruction = decoder.decode();
         match decoder.last_error() {
-            DecoderError::None => {
-                // Bytes that could not be had are zeros, which could be had the next time.
-                if length == MAX_LENGTH {
-                    *place = Some(Entry {
-                        bits,
-                        rip,
-                        bytes: *bytes,
-                        instruction,
-                    });
-                }
-                Ok(instruction)
-            }
+            DecoderError::None => Ok(Self {
+                bits,
+                rip,
+                bytes: *bytes,
+                length,
+                instruction,
+                plain: Plain::of(&instruction, bits),
+            }),
             error => Err(error),
         }
     }
@@ -77,7 +82,7 @@ mod tests {
         let mut decode = |bits, rip, first: &[u8], length| {
             let mut bytes = [0x90; MAX_LENGTH];
             bytes[..first.len()].copy_from_slice(first);
-            let instruction = decoded.decode(bits, rip, &bytes, length)?;
+            let instruction = decoded.decode(bits, rip, &bytes, length)?.instruction;
             Ok((instruction.mnemonic(), instruction.next_ip()))
         };
         for _ in 0..2 {

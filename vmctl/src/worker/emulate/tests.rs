@@ -4,8 +4,10 @@ mod addresses;
 mod integer;
 mod vector;
 
+use super::plain::Plain;
 use super::*;
 use guest_proto::vcpu_page::Segment;
+use iced_x86::{Decoder, DecoderOptions};
 
 const DEVICE: u64 = 0x10_0000;
 const CODE: u64 = 0x1000;
@@ -197,6 +199,111 @@ fn moves_of_every_size() {
     // mov qword [rbx], -1 (sign-extended immediate)
     let (_, fake) = run(64, &[0x48, 0xc7, 0x03, 0xff, 0xff, 0xff, 0xff], high);
     assert_eq!(fake.log, [('w', 0, 8, u64::MAX)]);
+}
+
+/// Maps the memory and the device to themselves, by a large page.
+fn map_flat(bits: u32, s: &mut ExecutionState, fake: &mut Fake) {
+    s.cr0 |= 1 | 1 << 31;
+    s.cr3 = 0x4000;
+    if bits == 64 {
+        s.cr4 = 1 << 5;
+        fake.put(0x4000, 0x5003);
+        fake.put(0x5000, 0x6003);
+        fake.put(0x6000, 0x83);
+    } else {
+        s.cr4 = 1 << 4;
+        fake.put(0x4000, 0x83);
+    }
+}
+
+/// Without the offset of the access, emulation works out the whole address.
+#[test]
+fn a_plain_move_does_what_the_whole_emulation_does() {
+    let start = |bits: u32, fake: &mut Fake| {
+        let mut s = state(bits);
+        map_flat(bits, &mut s, fake);
+        s.gpr = std::array::from_fn(|i| 0x0765_4321_1000_0003 * (i as u64 + 1));
+        // Flat code has no base; FS and code of 16 and 32 bits have one.
+        (s.gpr[3], s.gpr[1]) = (DEVICE - 0x20, 5);
+        if bits != 64 {
+            (s.gpr[3], s.segment[3].base) = (0x20, DEVICE - 0x40);
+        }
+        s.segment[4].base = 0x10;
+        s
+    };
+    let after = |bits: u32, code: &[u8], is_write, offset: u64| {
+        let mut fake = Fake::new(code);
+        fake.device = std::array::from_fn(|i| 0x80 + i as u8);
+        let mut s = start(bits, &mut fake);
+        let cause = Cause::Memory {
+            gpa: DEVICE + offset,
+            is_write,
+        };
+        emulate(&mut s, &mut fake, &[], cause).unwrap();
+        (s, fake.log)
+    };
+    let address = (DEVICE + 0x18).to_le_bytes();
+    let relative = (DEVICE as u32 + 0x18 - CODE as u32 - 6).to_le_bytes();
+    let moffs = [&[0x48, 0xa1][..], &address].concat();
+    let rip = [&[0x8b, 0x05][..], &relative].concat();
+    // Bits, code, the offset that it accesses, and its size.
+    let cases: &[(u32, &[u8], u64, u8)] = &[
+        (64, &[0x8b, 0x43, 0x28], 0x8, 4),
+        (64, &[0x48, 0x8b, 0x43, 0x28], 0x8, 8),
+        (64, &[0x66, 0x8b, 0x43, 0x28], 0x8, 2),
+        (64, &[0x8a, 0x63, 0x29], 0x9, 1),
+        (64, &[0x40, 0x8a, 0x63, 0x29], 0x9, 1),
+        (64, &[0x8b, 0x44, 0x8b, 0x28], 0x1c, 4),
+        (64, &[0x67, 0x8b, 0x43, 0x28], 0x8, 4),
+        (64, &[0x64, 0x8b, 0x43, 0x20], 0x10, 4),
+        (64, &moffs, 0x18, 8),
+        (64, &rip, 0x18, 4),
+        (64, &[0x88, 0x63, 0x20], 0, 1),
+        (64, &[0x89, 0x53, 0x24], 0x4, 4),
+        (64, &[0x44, 0x89, 0x53, 0x24], 0x4, 4),
+        (64, &[0x48, 0xc7, 0x43, 0x20, 0xfe, 0xff, 0xff, 0xff], 0, 8),
+        (64, &[0x66, 0xc7, 0x43, 0x20, 0x34, 0x12], 0, 2),
+        (64, &[0xc6, 0x43, 0x21, 0x80], 0x1, 1),
+        (32, &[0x8b, 0x43, 0x28], 0x8, 4),
+        (32, &[0xa3, 0x58, 0, 0, 0], 0x18, 4),
+        (16, &[0x8b, 0x47, 0x20], 0, 2),
+        (16, &[0x67, 0x66, 0x89, 0x43, 0x28], 0x8, 4),
+    ];
+    for &(bits, code, offset, size) in cases {
+        let mut decoder = Decoder::with_ip(bits, code, CODE, DecoderOptions::NONE);
+        let plain = Plain::of(&decoder.decode(), bits).unwrap();
+        let s = start(bits, &mut Fake::new(code));
+        assert_eq!(plain.offset(&s), offset, "{code:x?}");
+        let is_write = after(bits, code, true, offset ^ 0x20).1[0].0 == 'w';
+        let whole = after(bits, code, is_write, offset ^ 0x20);
+        assert_eq!(whole.1.len(), 1, "{code:x?}");
+        assert_eq!((whole.1[0].1, whole.1[0].2), (offset, size), "{code:x?}");
+        assert_eq!(after(bits, code, is_write, offset), whole, "{code:x?}");
+        assert_eq!(whole.0.rip, CODE + code.len() as u64);
+    }
+}
+
+#[test]
+fn a_plain_move_makes_the_access_that_the_cpu_has_checked() {
+    // mov [rbx], ecx
+    let mut fake = Fake::new(&[0x89, 0x0b]);
+    let mut s = state(64);
+    // There are no page tables for this address.
+    addresses::paged(&mut fake, &mut s, &[CODE | 3]);
+    (s.rip, s.gpr[3], s.gpr[1]) = (0x40_0000, 0xdead_0010, 7);
+    let at = |gpa, is_write| Cause::Memory { gpa, is_write };
+    emulate(&mut s, &mut fake, &[], at(DEVICE + 0x10, true)).unwrap();
+    assert_eq!(fake.log, [('w', 0x10, 4, 7)]);
+    // A read was checked, and not a write; the end of a page is not the whole access.
+    for (address, cause) in [
+        (0xdead_0010, at(DEVICE + 0x10, false)),
+        (0xdead_0ffe, at(DEVICE + 0xffe, true)),
+    ] {
+        (s.rip, s.gpr[3]) = (0x40_0000, address);
+        let fault = emulate(&mut s, &mut fake, &[], cause).unwrap_err();
+        assert!(matches!(fault, Fault::Page { .. }), "{fault:?}");
+        assert_eq!(fake.log.len(), 1);
+    }
 }
 
 #[test]
