@@ -8,7 +8,7 @@ use x86_64::registers::rflags::RFlags;
 use super::asid::Asid;
 use super::cpu::{SvmFeatures, svm_features};
 use super::registers::{self, Registers};
-use super::vmcb::Vmcb;
+use super::vmcb::{TlbControl, Vmcb};
 use super::{Cpu, exit, permissions, switch};
 use crate::arch::cpuid;
 use crate::arch::exit::{Event, Exit, NestedFault, RawExit, TurnState};
@@ -106,7 +106,7 @@ impl Guest {
             self.asid = asid;
             self.vmcb.control.guest_asid = asid.number;
             if flush {
-                self.vmcb.flush_next();
+                self.vmcb.flush_next(TlbControl::FLUSH_ALL);
             }
         }
         self.vmcb.set_nested_map(turn.map);

@@ -12,7 +12,7 @@ use guest_proto::limits::MAX_CPUS;
 
 use super::cpu::Cpu;
 use super::registers::{self, Registers};
-use super::vmcb::Vmcb;
+use super::vmcb::{TlbControl, Vmcb};
 use super::{exit, switch};
 use crate::arch::exception;
 use crate::arch::exit::{Event, Exit, RawExit};
@@ -61,6 +61,8 @@ pub struct Root {
     cpu: Cpu,
     registers: Registers,
     has_next_rip: bool,
+    /// What forgets root's translations: those of guests stay, if the CPU can tell them apart.
+    flush: TlbControl,
     /// The CPU turns an INIT into #SX.
     redirects_init: bool,
 }
@@ -80,7 +82,7 @@ impl Root {
     }
 
     pub(crate) fn flush(&mut self) {
-        self.vmcb.flush_next();
+        self.vmcb.flush_next(self.flush);
     }
 
     /// By GIF = 0, at which each world switch leaves the CPU, too.

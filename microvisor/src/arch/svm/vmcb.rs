@@ -103,11 +103,13 @@ pub(super) struct Save {
 }
 
 bitflags! {
-    /// TLB_CONTROL. Flushes of one address space need a feature that not every CPU has.
+    /// TLB_CONTROL (APM vol. 2 §15.16.2).
     #[repr(transparent)]
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    struct TlbControl: u32 {
+    pub(super) struct TlbControl: u32 {
         const FLUSH_ALL = 1;
+        /// The entries of this block's identifier, where the CPU has flush by ASID.
+        const FLUSH_OWN = 3;
     }
 
     #[repr(transparent)]
@@ -179,9 +181,9 @@ impl Vmcb {
         self.control.nested_cr3 = top.base().as_u64();
     }
 
-    /// Flushes the TLB at the next entry. All of it: CPUs without flush by ASID know only this.
-    pub(super) fn flush_next(&mut self) {
-        self.control.tlb_control = TlbControl::FLUSH_ALL;
+    /// Flushes the TLB at the next entry.
+    pub(super) fn flush_next(&mut self, what: TlbControl) {
+        self.control.tlb_control = what;
     }
 
     /// What holds for one entry only has been done, unless the CPU refused the entry.
@@ -246,7 +248,7 @@ mod tests {
     #[test]
     fn a_flush_waits_for_an_entry_that_the_cpu_does_not_refuse() {
         let mut vmcb = Vmcb::zeroed();
-        vmcb.flush_next();
+        vmcb.flush_next(TlbControl::FLUSH_ALL);
         for refusal in [u64::MAX, 0xffff_ffff] {
             vmcb.control.exit_code = refusal;
             vmcb.entered();
@@ -255,6 +257,43 @@ mod tests {
         vmcb.control.exit_code = 0x72;
         vmcb.entered();
         assert_eq!(vmcb.control.tlb_control, TlbControl::empty());
+    }
+
+    #[test]
+    fn flushes_are_those_of_the_manual() {
+        let mut vmcb = Vmcb::zeroed();
+        for (what, raw) in [(TlbControl::FLUSH_ALL, 1), (TlbControl::FLUSH_OWN, 3)] {
+            vmcb.flush_next(what);
+            assert_eq!(vmcb.control.tlb_control.bits(), raw);
+        }
+    }
+
+    #[test]
+    fn the_next_instruction_is_told_or_counted() {
+        const CPUID: u64 = 0x72;
+        const IOIO: u64 = 0x7b;
+        let next = |code, told, has_next_rip| {
+            let mut vmcb = Vmcb::zeroed();
+            vmcb.save.rip = 0x1000;
+            (vmcb.control.exit_code, vmcb.control.next_rip) = (code, told);
+            vmcb.control.exit_info_2 = 0x1005;
+            super::super::exit::next_rip(&vmcb, has_next_rip)
+        };
+        // A prefix makes the instruction longer.
+        assert_eq!(next(CPUID, 0x1003, true), 0x1003);
+        assert_eq!(next(CPUID, 0x1003, false), 0x1002, "not this CPU's");
+        assert_eq!(next(CPUID, 0, true), 0x1002, "not told for this exit");
+        assert_eq!(next(IOIO, 0x1009, true), 0x1005, "told by every CPU");
+    }
+
+    #[test]
+    fn instruction_bytes_are_at_most_those_that_there_are() {
+        let mut vmcb = Vmcb::zeroed();
+        vmcb.control.instruction = core::array::from_fn(|i| i as u8);
+        for (len, told) in [(0, 0), (15, 15), (0xff, 15)] {
+            vmcb.control.instruction_len = len;
+            assert_eq!(vmcb.instruction(), (vmcb.control.instruction, told));
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::arch::svm::cpu::{
 };
 use crate::arch::svm::permissions;
 use crate::arch::svm::registers::Registers;
-use crate::arch::svm::vmcb::{DR6_RESET, DR7_RESET, RFLAGS_RESET, Save};
+use crate::arch::svm::vmcb::{DR6_RESET, DR7_RESET, RFLAGS_RESET, Save, TlbControl};
 use crate::arch::{cpuid, exception, read_msr, write_msr};
 use crate::memory::Gpa;
 
@@ -69,6 +69,10 @@ impl Root {
             // KVM and QEMU's TCG take R_INIT and do nothing with it.
             redirects_init: redirects && cpuid(1, 0).ecx & HYPERVISOR == 0,
             has_next_rip: svm_features().contains(SvmFeatures::NEXT_RIP_SAVE),
+            flush: match svm_features().contains(SvmFeatures::FLUSH_BY_ASID) {
+                true => TlbControl::FLUSH_OWN,
+                false => TlbControl::FLUSH_ALL,
+            },
         })
     }
 }
