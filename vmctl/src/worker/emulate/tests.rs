@@ -307,6 +307,28 @@ fn a_plain_move_makes_the_access_that_the_cpu_has_checked() {
 }
 
 #[test]
+fn bytes_that_the_cpu_told_are_not_fetched() {
+    // mov [rbx], ecx; in memory, and in the page tables, is nothing.
+    let mut known = [0x90; MAX_LENGTH];
+    known[..2].copy_from_slice(&[0x89, 0x0b]);
+    let attempt = |known: &[u8]| {
+        let mut fake = Fake::new(&[]);
+        let mut s = state(64);
+        (s.cr0, s.cr3) = (s.cr0 | 1 << 31, 0x4000);
+        (s.gpr[1], s.gpr[3]) = (7, DEVICE);
+        emulate(&mut s, &mut fake, known, MEMORY).map(|()| fake.log)
+    };
+    assert_eq!(attempt(&known).unwrap(), [('w', 0, 4, 7)]);
+    // Some bytes are not the whole instruction.
+    for bytes in [&known[..14], &[]] {
+        assert!(matches!(
+            attempt(bytes),
+            Err(Fault::Page { address: CODE, .. })
+        ));
+    }
+}
+
+#[test]
 fn arithmetic_reads_changes_and_writes_with_flags() {
     // or dword [rbx], 0x10000
     let (_, fake) = run(64, &[0x81, 0x0b, 0, 0, 1, 0], |s, f| {
