@@ -11,6 +11,7 @@ mod results;
 mod rows;
 mod systems;
 mod table;
+mod xen;
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use linux::Linux;
 use results::Results;
 use rows::{Part, ROWS};
 use systems::{Run, System};
+use xen::Xen;
 
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
@@ -31,6 +33,9 @@ pub(crate) struct Options {
     /// Measure only these systems
     #[arg(long, value_name = "SYSTEM", value_delimiter = ',')]
     only: Vec<System>,
+    /// Measure another hypervisor, too
+    #[arg(long, value_name = "HYPERVISOR")]
+    peer: Option<Peer>,
     /// Write the samples of all rows to FILE, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -48,6 +53,13 @@ pub(crate) struct Options {
     compare: Vec<PathBuf>,
 }
 
+/// Another hypervisor that can be measured.
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Peer {
+    /// Debian's Xen 4.17
+    Xen,
+}
+
 type Test = fn(&Parts) -> Result<()>;
 
 /// A run of the bench kernel on each system, in which every row is measured.
@@ -59,10 +71,18 @@ pub(crate) const TESTS: &[(&str, Test)] = &[
     }),
 ];
 
+/// The same for Xen, which is a long download.
+pub(crate) const XEN_TEST: (&str, Test) = ("bench: Xen", |parts| check(parts, System::Xen));
+
 fn check(parts: &Parts, system: System) -> Result<()> {
-    let measured = Run::new(parts, &[], true)?.measure(system)?;
+    let xen = match system {
+        System::Xen => Some(Xen::new()?),
+        _ => None,
+    };
+    let measured = Run::new(parts, xen, &[], true)?.measure(system)?;
     let mut wanted = ROWS.iter().filter(|row| {
-        let is_there = row.is_bare || system != System::Bare;
+        // Guests of Xen have the rows of a bare machine, and a few more.
+        let is_there = row.is_bare || !matches!(system, System::Bare | System::Xen);
         row.part == Part::Kernel && is_there
     });
     let missing = wanted.find(|row| !measured.contains_key(row.id));
@@ -80,7 +100,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         check_name(row, options.profile)?;
     }
     let parts = Parts::prepare(None)?;
-    let mut run = Run::new(&parts, &options.rows, options.smoke)?;
+    let mut systems = vec![System::Bare, System::Kvm, System::Microvisor];
+    if options.peer == Some(Peer::Xen) {
+        systems.push(System::Xen);
+    }
+    if !options.only.is_empty() {
+        systems = options.only.clone();
+    }
+    if options.profile && systems.contains(&System::Xen) {
+        return Err("Debian's Xen has no symbols for a profile".into());
+    }
+    let xen = match systems.contains(&System::Xen) {
+        true => Some(Xen::new()?),
+        false => None,
+    };
+    let mut run = Run::new(&parts, xen, &options.rows, options.smoke)?;
     let mut results = Results::default();
     let is_wanted = |part: Part| {
         let mut rows = ROWS.iter().filter(|row| row.part == part);
@@ -92,11 +126,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         true => Some(Linux::new()?),
         false => None,
     };
-    let all = [System::Bare, System::Kvm, System::Microvisor];
-    for system in all {
-        if !options.only.is_empty() && !options.only.contains(&system) {
-            continue;
-        }
+    for system in systems {
         eprintln!("measuring {system}");
         if options.profile {
             println!("{system}:\n{}", run.profile(system)?);

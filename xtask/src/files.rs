@@ -1,8 +1,9 @@
 //! Where the commands keep what they build: folders under `target/machine`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::{Result, root};
 
@@ -30,6 +31,22 @@ pub(crate) fn newest(folder: &Path, prefix: &str) -> Option<PathBuf> {
                 .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
         })
         .max()
+}
+
+/// Unpacks a file with `xz` or `gzip`; `to` appears when it is complete.
+pub(crate) fn decompress(program: &str, from: &Path, to: &Path) -> Result<()> {
+    let partial = to.with_extension("partial");
+    let output = File::create(&partial).map_err(context(&partial))?;
+    let status = Command::new(program)
+        .arg("-dc")
+        .arg(from)
+        .stdout(output)
+        .status();
+    match status {
+        Ok(status) if status.success() => fs::rename(&partial, to).map_err(context(to)),
+        Ok(status) => Err(format!("{program}: {}: {status}", from.display())),
+        Err(error) => Err(format!("{program}: {error}")),
+    }
 }
 
 /// Says which file an error is about.

@@ -82,20 +82,12 @@ const ON_DEMAND: &[&str] = &[
 pub(crate) fn build(kernel: &Kernel, guest: &Kernel, vmctl: &Path) -> Result<PathBuf> {
     packages::install(TOOLS)?;
     let busybox = Path::new(BUSYBOX);
-    let mut archive = Archive::default();
-    archive.file(busybox, "bin/busybox", 0o755);
+    let mut archive = base(kernel)?;
     archive.file(vmctl, "bin/vmctl", 0o755);
     archive.file(Path::new(BASH), "bin/bash", 0o755);
     add_program(&mut archive, Path::new(NFT), "sbin/nft")?;
     add_program(&mut archive, Path::new(DNSMASQ), "sbin/dnsmasq")?;
     add_program(&mut archive, Path::new(WG), "bin/wg")?;
-    let sources = root().join("root-partition/initramfs");
-    archive.file(&sources.join("init"), "init", 0o755);
-    archive.file(&sources.join("console"), "lib/console", 0o755);
-    for library in ["testing.sh", "debian.sh", "bashrc"] {
-        archive.file(&sources.join(library), &format!("lib/{library}"), 0o644);
-    }
-    modules::add(&mut archive, kernel, MODULES)?;
     modules::add_on_demand(&mut archive, kernel, ON_DEMAND)?;
     // A bare kernel image tells no release to build the driver for.
     if let Some(release) = kernel.release() {
@@ -108,21 +100,43 @@ pub(crate) fn build(kernel: &Kernel, guest: &Kernel, vmctl: &Path) -> Result<Pat
     Ok(path)
 }
 
+/// Builds one for another hypervisor: Linux runs scripts there as in VM 0, and has nothing of the microvisor's.
+pub(crate) fn build_foreign(kernel: &Kernel, name: &str) -> Result<PathBuf> {
+    packages::install(TOOLS)?;
+    let path = folder()?.join(name);
+    base(kernel)?.write_cached(&path)?;
+    Ok(path)
+}
+
+/// Returns the programs and modules of any Linux that runs scripts.
+fn base(kernel: &Kernel) -> Result<Archive> {
+    let mut archive = Archive::default();
+    archive.file(Path::new(BUSYBOX), "bin/busybox", 0o755);
+    let sources = root().join("root-partition/initramfs");
+    archive.file(&sources.join("init"), "init", 0o755);
+    archive.file(&sources.join("console"), "lib/console", 0o755);
+    for library in ["testing.sh", "debian.sh", "bashrc"] {
+        archive.file(&sources.join(library), &format!("lib/{library}"), 0o644);
+    }
+    modules::add(&mut archive, kernel, MODULES)?;
+    Ok(archive)
+}
+
 /// Puts a program and the libraries that it is linked with into an initramfs.
 pub(crate) fn add_program(archive: &mut Archive, program: &Path, name: &str) -> Result<()> {
     archive.file(program, name, 0o755);
-    for library in libraries(program)? {
+    for library in libraries(program, None)? {
         archive.file(Path::new(&library), library.trim_start_matches('/'), 0o755);
     }
     Ok(())
 }
 
-/// Returns the paths of the shared libraries that a program is linked with, and of its loader.
-pub(crate) fn libraries(program: &Path) -> Result<Vec<String>> {
-    let output = Command::new("ldd")
-        .arg(program)
-        .output()
-        .map_err(context(program))?;
+/// Returns the paths of the shared libraries that a program is linked with, and of its loader. Libraries in the folder
+/// `first`, if there is one, come before those of the system.
+pub(crate) fn libraries(program: &Path, first: Option<&Path>) -> Result<Vec<String>> {
+    let mut ldd = Command::new("ldd");
+    ldd.envs(first.map(|folder| ("LD_LIBRARY_PATH", folder)));
+    let output = ldd.arg(program).output().map_err(context(program))?;
     // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f...)", or the loader's path alone.
     let text = String::from_utf8_lossy(&output.stdout);
     let paths = text.split_whitespace().filter(|word| word.starts_with('/'));

@@ -288,7 +288,10 @@ impl Machine {
         qemu.stderr(File::create(&errors).map_err(context(&errors))?);
         if !self.bare && self.boot == Boot::Direct {
             qemu.arg("-kernel").arg(&parts.image);
-            qemu.args(["-append", &format!("{TCG_OPTIONS} {}", self.own_options)]);
+            qemu.args([
+                "-append",
+                &format!("{} {}", parts.options, self.own_options),
+            ]);
         }
         if self.modules {
             let initramfs = folder.join("initramfs.cpio");

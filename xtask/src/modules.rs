@@ -2,13 +2,12 @@
 //! which to load them at boot, or what `modprobe` reads to load them when the kernel asks.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::Result;
 use crate::archive::Archive;
-use crate::files::{context, folder};
+use crate::files::{context, decompress, folder};
 use crate::kernel::Kernel;
 use crate::packages::{self, Need};
 
@@ -168,25 +167,10 @@ fn unpacked(modules: &Path, path: &str) -> Result<PathBuf> {
     fs::create_dir_all(&unpacked).map_err(context(&unpacked))?;
     let to = unpacked.join(plain.file_name().unwrap_or_default());
     if !to.exists() {
-        decompress(&plain.with_extension("ko.xz"), &to)?;
+        packages::install(XZ)?;
+        decompress("xz", &plain.with_extension("ko.xz"), &to)?;
     }
     Ok(to)
-}
-
-fn decompress(from: &Path, to: &Path) -> Result<()> {
-    packages::install(XZ)?;
-    let partial = to.with_extension("partial");
-    let output = File::create(&partial).map_err(context(&partial))?;
-    let status = Command::new("xz")
-        .arg("-dc")
-        .arg(from)
-        .stdout(output)
-        .status();
-    match status {
-        Ok(status) if status.success() => fs::rename(&partial, to).map_err(context(to)),
-        Ok(status) => Err(format!("xz: {}: {status}", from.display())),
-        Err(error) => Err(format!("xz: {error}")),
-    }
 }
 
 #[cfg(test)]

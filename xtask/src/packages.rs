@@ -138,6 +138,36 @@ pub(crate) fn dependencies(package: &str) -> Result<Vec<String>> {
     ask().ok_or_else(|| format!("{package}: no such Debian package"))
 }
 
+/// Returns these packages and, of what they depend on, those that are not installed.
+pub(crate) fn with_missing(packages: &[&str]) -> Result<Vec<String>> {
+    let ask = || {
+        let output = Command::new("apt-get")
+            .args(["install", "--simulate", "-qq", "--no-install-recommends"])
+            .args(packages)
+            .output()
+            .ok()
+            .filter(|output| output.status.success())?;
+        // "Inst NAME (1.2 Debian...)"; an upgrade has the old version before the new one: "Inst NAME [1.1] (1.2 ...)".
+        let text = String::from_utf8_lossy(&output.stdout);
+        let new = text.lines().filter_map(|line| {
+            let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
+            rest.starts_with('(').then(|| name.to_owned())
+        });
+        Some(new.collect::<Vec<_>>())
+    };
+    let mut found = ask();
+    if found.is_none() {
+        // A fresh machine has no package lists.
+        checked(apt_get().arg("update").arg("-qq"))?;
+        found = ask();
+    }
+    let mut found = found.ok_or_else(|| format!("{}: no such packages", packages.join(", ")))?;
+    found.extend(packages.iter().map(|name| (*name).to_owned()));
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
 /// Downloads packages and unpacks them into a new folder, without installing them.
 pub(crate) fn unpack(packages: &[String], folder: &Path) -> Result<()> {
     let archives = folder.join("archives");

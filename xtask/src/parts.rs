@@ -6,14 +6,17 @@ use std::process::Command;
 
 use crate::files::{context, folder};
 use crate::kernel::Kernel;
+use crate::machine::TCG_OPTIONS;
 use crate::{Result, checked, freestanding, initramfs, packages, root};
 
 const HOST: &str = "x86_64-unknown-linux-gnu";
 
 /// Everything that is booted.
 pub(crate) struct Parts {
-    /// The microvisor.
+    /// The microvisor, or another hypervisor that boots in the same way.
     pub(crate) image: PathBuf,
+    /// Its options for QEMU's TCG.
+    pub(crate) options: &'static str,
     /// VM 0's kernel.
     pub(crate) kernel: Kernel,
     /// VM 0's initramfs, without what a run adds.
@@ -38,6 +41,7 @@ impl Parts {
         let initramfs = initramfs::build(&kernel, &stock, &vmctl)?;
         Ok(Self {
             image,
+            options: TCG_OPTIONS,
             kernel,
             initramfs,
         })

@@ -43,6 +43,18 @@ pub fn disable_legacy() {
     }
 }
 
+/// Has an input of the I/O APIC, which the first CPU takes as edges, come as a vector; or masks it (IOAPIC 82093AA, 3.2).
+pub fn route(input: u32, vector: Option<u8>) {
+    const INDEX: u64 = 0xfec0_0000;
+    const DATA: u64 = 0xfec0_0010;
+    const TABLE: u32 = 0x10;
+    // The mask is in the first half, which comes last.
+    for (half, value) in [(1, 0), (0, vector.map_or(MASKED, u32::from))] {
+        cpu::write(INDEX, TABLE + 2 * input + half);
+        cpu::write(DATA, value);
+    }
+}
+
 /// The way to the registers.
 #[derive(Clone, Copy)]
 pub enum Apic {

@@ -5,7 +5,7 @@ mod devices;
 use test_kernel::console::COM1;
 use x86_64::instructions::interrupts;
 
-use crate::apic::{Apic, MASKED, register};
+use crate::apic::{self, Apic, MASKED, register};
 use crate::measure::{Bench, ticks};
 use crate::{cpu, second, trap};
 
@@ -49,6 +49,7 @@ pub fn run(bench: &mut Bench) {
     if let Some(x2apic) = Apic::x2apic() {
         apic(bench, x2apic, &X2APIC);
         deadline(bench, x2apic);
+        serial_interrupt(bench);
     }
     memory(bench);
     // The last one: those who take the output work for a while.
@@ -151,6 +152,11 @@ fn apic(bench: &mut Bench, apic: Apic, names: &Names) {
 fn wait_for_timer(apic: Apic, ticks: u32) {
     let before = trap::interrupts();
     apic.arm_timer(ticks);
+    wait_after(before);
+}
+
+/// Halts until an interrupt has come since there were `before`. Interrupts are disabled before and afterwards.
+fn wait_after(before: u64) {
     while trap::interrupts() == before {
         interrupts::enable_and_hlt();
         interrupts::disable();
@@ -171,6 +177,29 @@ fn deadline(bench: &mut Bench, apic: Apic) {
         repeat(times, || cpu::write_msr(TSC_DEADLINE, far));
         cpu::write_msr(TSC_DEADLINE, 0);
     });
+}
+
+/// An interrupt of the serial port's, which it asks for as soon as it may, because it has sent all bytes.
+fn serial_interrupt(bench: &mut Bench) {
+    const INPUT: u32 = 4;
+    const INTERRUPTS: u16 = COM1 + 1;
+    const REASON: u16 = COM1 + 2;
+    const ALL_SENT: u8 = 1 << 1;
+    const MODEM_CONTROL: u16 = COM1 + 4;
+    /// The output that the interrupt's line goes through.
+    const LINE: u8 = 1 << 3;
+    apic::route(INPUT, Some(apic::X2APIC_VECTOR));
+    cpu::write_port(MODEM_CONTROL, LINE);
+    bench.row("serial-interrupt", OFTEN, |times| {
+        repeat(times, || {
+            let before = trap::interrupts();
+            cpu::write_port(INTERRUPTS, ALL_SENT);
+            wait_after(before);
+            drop_value(cpu::read_port(REASON));
+            cpu::write_port(INTERRUPTS, 0);
+        });
+    });
+    apic::route(INPUT, None);
 }
 
 /// Interrupts for a second CPU, which answers each one as long as it halts between them.

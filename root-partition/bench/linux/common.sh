@@ -49,13 +49,28 @@ free_memory() {
     awk '/^MemAvailable:/ { print $2 * 1024 }' /proc/meminfo
 }
 
+# The hundredths of a second in which the CPU had nothing to do.
+idle_time() {
+    awk '/^cpu / { print $5 }' /proc/stat
+}
+
+# Waits until the guests have started: the CPU has nothing to do for most of a second.
+settle() {
+    idle=0
+    while [ "$idle" -lt 90 ]; do
+        before=$(idle_time)
+        sleep 1
+        idle=$(($(idle_time) - before))
+    done
+}
+
 # memory GUESTS: what each of some guests takes that halt at once.
 memory() {
     free=$(free_memory)
     for number in $(seq "$1"); do
         define "g$number" kernel 64M halt && start "g$number" || return
     done
-    sleep 1
+    settle
     row "memory-own-$1" "$1" "$(own_memory)"
     # What a single VM takes is lost in what the kernel does meanwhile.
     [ "$1" = 1 ] || row "memory-all-$1" "$1" "$((free - $(free_memory)))"
@@ -64,9 +79,8 @@ memory() {
     done
 }
 
-# What the plugin of QEMU's counts, a segment each: from the command to a guest's first instruction, and 20 seconds of a guest that
-# sleeps.
-count() {
+# What the plugin of QEMU's counts, a segment each: from the command to a guest's first instruction...
+count_start() {
     once kernel 64M end
     # Until what the first start had the kernel load is loaded.
     sleep 5
@@ -77,6 +91,10 @@ count() {
     sleep 1
     ticks end
     finish first
+}
+
+# ... and 20 seconds of a guest that sleeps.
+count_idle() {
     define idle linux 256M sleeps=1 && start idle
     sleep 10
     ticks begin
@@ -84,13 +102,17 @@ count() {
     ticks end
 }
 
-# Measures the rows that all hypervisors have.
+# Measures guests with the bench kernel.
 measure() {
     row life 1 $(repeated once kernel 64M end)
-    row linux-boot 1 $(repeated once linux 128M "")
-    define jobs linux 256M jobs= && start jobs && finish jobs
-    show jobs
     for guests in 1 10 100; do
         memory $guests || return
     done
+}
+
+# Measures guests with Linux.
+measure_linux() {
+    row linux-boot 1 $(repeated once linux 128M "")
+    define jobs linux 256M jobs= && start jobs && finish jobs
+    show jobs
 }

@@ -37,8 +37,8 @@ processes() {
     cat /tmp/g*.pid
 }
 if [ -n "$bench_counted" ]; then
-    count
+    count_start && count_idle
     exit
 fi
 echo "bench - begin"
-measure && echo "bench - end"
+measure_linux && measure && echo "bench - end"

@@ -39,8 +39,8 @@ several() {
     done
 }
 if [ -n "$bench_counted" ]; then
-    count
+    count_start && count_idle
     exit
 fi
 echo "bench - begin"
-measure && row linux-boots-8 8 $(timed several 8) && echo "bench - end"
+measure_linux && measure && row linux-boots-8 8 $(timed several 8) && echo "bench - end"

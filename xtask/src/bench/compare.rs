@@ -10,7 +10,7 @@ const SMALLEST: f64 = 0.01;
 /// Returns a table of the rows that have changed beyond their noise.
 pub(super) fn text(before: &Results, after: &Results) -> String {
     let header = ["instructions", "system", "before", "after", "change"];
-    let mut lines = vec![header.map(str::to_owned)];
+    let mut lines = vec![header.map(str::to_owned).to_vec()];
     for row in ROWS {
         for (system, measured) in &before.0 {
             let later = after.0.get(system).and_then(|rows| rows.get(row.id));
@@ -18,7 +18,7 @@ pub(super) fn text(before: &Results, after: &Results) -> String {
                 continue;
             };
             if let Some(change) = change(before, after) {
-                lines.push([
+                lines.push(vec![
                     row.title.into(),
                     system.to_string(),
                     figure(Some(before.median())),

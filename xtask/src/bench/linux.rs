@@ -10,7 +10,7 @@ use super::results::{Measured, Samples, parse};
 use super::systems::{self, Run, SCRIPTS, System};
 use crate::archive::Archive;
 use crate::files::{context, folder};
-use crate::machine::{Machine, TCG_OPTIONS};
+use crate::machine::Machine;
 use crate::packages::{self, Need};
 use crate::run_folder::RunFolder;
 use crate::{Result, checked, initramfs, root};
@@ -70,10 +70,10 @@ impl Linux {
         Ok(Self { initramfs, ticks })
     }
 
-    /// Measures Linux on the machine itself, or as VM 0. KVM has neither.
+    /// Measures Linux on the machine itself, or as VM 0.
     pub(super) fn measure_root(&self, run: &Run<'_>, system: System) -> Result<Measured> {
         let mut measured = Measured::new();
-        if system != System::Kvm {
+        if matches!(system, System::Bare | System::Microvisor) {
             for (gib, row) in BOOTS {
                 measured.extend(self.boot(run, system, gib, row)?);
             }
@@ -88,7 +88,7 @@ impl Linux {
         }
         let script = format!("linux/{}.sh", system.name());
         let machine = self.machine(run, system)?;
-        parse(&run.script(&machine, &script)?.0)
+        parse(&run.script(system, &machine, &script)?.0)
     }
 
     /// Measures what only QEMU's plugin can count, because it happens while nobody reads the time-stamp counter.
@@ -101,17 +101,22 @@ impl Linux {
         let mut machine = self.machine(run, system)?;
         machine.options += " bench_counted=1";
         machine.qemu = profile::options(&counted)?;
-        run.script(&machine, &format!("linux/{}.sh", system.name()))?;
+        run.script(system, &machine, &format!("linux/{}.sh", system.name()))?;
         let counted = fs::read_to_string(&counted).map_err(context(&counted))?;
         let segments = segments(&counted);
-        let [first, idle] = segments[..] else {
-            return Err(format!("{} segments were counted, not 2", segments.len()));
-        };
-        Ok([
-            ("first-instruction".to_owned(), Samples::new(1, first)),
-            ("idle".to_owned(), Samples::new(IDLE_SECONDS, idle)),
-        ]
-        .into())
+        // With Xen, Linux guests cannot be measured.
+        let count = if system == System::Xen { 1 } else { 2 };
+        if segments.len() != count {
+            return Err(format!(
+                "{} segments were counted, not {count}",
+                segments.len()
+            ));
+        }
+        let rows = [("first-instruction", 1), ("idle", IDLE_SECONDS)];
+        let rows = rows.into_iter().zip(segments);
+        Ok(rows
+            .map(|((row, operations), segment)| (row.to_owned(), Samples::new(operations, segment)))
+            .collect())
     }
 
     /// Boots Linux on the machine itself, or as VM 0.
@@ -127,7 +132,7 @@ impl Linux {
                 qemu.arg("-initrd").arg(&self.initramfs);
             } else {
                 qemu.arg("-kernel").arg(&run.parts.image);
-                qemu.args(["-append", TCG_OPTIONS, "-initrd"]);
+                qemu.args(["-append", run.parts.options, "-initrd"]);
                 let (kernel, initramfs) = (kernel.display(), self.initramfs.display());
                 qemu.arg(format!("{kernel} {options},{initramfs}"));
             }
@@ -137,13 +142,12 @@ impl Linux {
 
     /// A machine for guests of Linux.
     fn machine(&self, run: &Run<'_>, system: System) -> Result<Machine> {
-        let mut machine = match system {
-            System::Kvm => run.kvm()?,
-            System::Bare | System::Microvisor => run.machine()?,
-        };
+        let mut machine = run.machine(system)?;
         // Linux makes a variable of an option that it does not know.
         machine.options = format!("\"linux_options={OPTIONS}\"");
-        machine.memory = "8G".into();
+        // Of Xen's guests all memory is there from the start.
+        let memory = if system == System::Xen { "12G" } else { "8G" };
+        machine.memory = memory.into();
         machine.add_file(&run.parts.kernel.image, "vmlinuz")?;
         machine.add_file(&self.initramfs, "bench-initrd")?;
         machine.add_file(&self.ticks, "/bin/ticks")?;

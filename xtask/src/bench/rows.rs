@@ -78,6 +78,8 @@ const POSTED: Option<f64> = Some(0.07);
 const PORT: Option<f64> = Some(0.35);
 /// An access to memory that the worker answers.
 const MEMORY: Option<f64> = Some(0.8);
+/// An interrupt from the worker to its handler, with the accesses that cause and end it.
+const INTERRUPT: Option<f64> = Some(0.5);
 /// A doorbell, from the guest's instruction to its consumer.
 const DOORBELL: Option<f64> = Some(0.6);
 /// A request to a virtio device, with the doorbell and the interrupt.
@@ -116,6 +118,11 @@ pub(super) const ROWS: &[Row] = &[
     row("serial-byte", "serial port: a byte (posted)", POSTED),
     row("port-read", "serial port: scratch register read", PORT),
     row("port-write", "serial port: scratch register written", PORT),
+    row(
+        "serial-interrupt",
+        "serial port: interrupt, with its three accesses",
+        INTERRUPT,
+    ),
     row("xapic-read", "xAPIC: read of the ID", MEMORY),
     row("xapic-timer", "xAPIC: timer programmed", MEMORY),
     row("xapic-self-ipi", "xAPIC: self-IPI, handler and EOI", MEMORY),

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::profile::{self, Symbols};
 use super::results::{Measured, marked, parse};
+use super::xen::Xen;
 use crate::files::context;
+use crate::kernel::Kernel;
 use crate::machine::{Ended, ICOUNT, Machine, emulator};
 use crate::parts::Parts;
 use crate::run_folder::RunFolder;
@@ -28,6 +30,8 @@ pub(super) enum System {
     Kvm,
     /// In a guest of the microvisor.
     Microvisor,
+    /// In a guest of Debian's Xen, with dom0 as a PV guest.
+    Xen,
 }
 
 impl System {
@@ -37,6 +41,7 @@ impl System {
             Self::Bare => "bare",
             Self::Kvm => "kvm",
             Self::Microvisor => "microvisor",
+            Self::Xen => "xen",
         }
     }
 }
@@ -47,6 +52,7 @@ impl fmt::Display for System {
             Self::Bare => "a bare machine",
             Self::Kvm => "a guest of KVM",
             Self::Microvisor => "a guest of the microvisor",
+            Self::Xen => "a guest of Xen",
         })
     }
 }
@@ -75,6 +81,8 @@ const BRD: &str = "drivers/block/brd";
 /// A run of the bench kernel.
 pub(super) struct Run<'a> {
     pub(super) parts: &'a Parts,
+    /// Xen, if it is measured.
+    xen: Option<Xen>,
     /// The bench kernel.
     kernel: PathBuf,
     rows: &'a [String],
@@ -86,9 +94,15 @@ pub(super) struct Run<'a> {
 
 impl<'a> Run<'a> {
     /// Builds the bench kernel, to measure these rows, or all if there are none.
-    pub(super) fn new(parts: &'a Parts, rows: &'a [String], is_smoke: bool) -> Result<Self> {
+    pub(super) fn new(
+        parts: &'a Parts,
+        xen: Option<Xen>,
+        rows: &'a [String],
+        is_smoke: bool,
+    ) -> Result<Self> {
         Ok(Self {
             parts,
+            xen,
             kernel: freestanding::build_package(KERNEL)?,
             rows,
             is_smoke,
@@ -98,11 +112,12 @@ impl<'a> Run<'a> {
 
     /// Runs the bench kernel on a system, and returns its samples.
     pub(super) fn measure(&self, system: System) -> Result<Measured> {
-        let script = format!("{}.sh", system.name());
         let console = match system {
             System::Bare => self.bare()?,
-            System::Kvm => self.script(&self.kvm()?, &script)?.0,
-            System::Microvisor => self.script(&self.machine()?, &script)?.0,
+            _ => {
+                let script = format!("{}.sh", system.name());
+                self.script(system, &self.machine(system)?, &script)?.0
+            }
         };
         parse(&console)
     }
@@ -114,29 +129,23 @@ impl<'a> Run<'a> {
         self.qemu = profile::options(&counted)?;
         let mut symbols = Symbols::default();
         symbols.add_elf("bench kernel", &self.kernel, 0)?;
-        let script = format!("{}.sh", system.name());
+        if system == System::Microvisor {
+            symbols.add_elf("microvisor", &self.parts.image, 0)?;
+        }
         let console = match system {
             System::Bare => self.bare()?,
-            System::Kvm => self.profile_script(&self.kvm()?, &script, &mut symbols)?,
-            System::Microvisor => {
-                symbols.add_elf("microvisor", &self.parts.image, 0)?;
-                self.profile_script(&self.machine()?, &script, &mut symbols)?
-            }
+            _ => self.profile_script(system, &mut symbols)?,
         };
         parse(&console)?;
         let counted = fs::read_to_string(&counted).map_err(context(&counted))?;
         Ok(profile::text(&counted, &symbols, marked(&console)))
     }
 
-    fn profile_script(
-        &self,
-        machine: &Machine,
-        script: &str,
-        symbols: &mut Symbols,
-    ) -> Result<String> {
-        let mut machine = machine.clone();
+    fn profile_script(&self, system: System, symbols: &mut Symbols) -> Result<String> {
+        let mut machine = self.machine(system)?;
         machine.options += " bench_profile=1";
-        let (console, ended) = self.script(&machine, script)?;
+        let script = format!("{}.sh", system.name());
+        let (console, ended) = self.script(system, &machine, &script)?;
         let disk = ended.disk();
         let proc = fs::read(&disk).map_err(context(&disk))?;
         symbols.add_linux(&String::from_utf8_lossy(&proc), &parts::vmctl()?)?;
@@ -163,22 +172,38 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// A machine for Linux with KVM and QEMU.
-    pub(super) fn kvm(&self) -> Result<Machine> {
-        let mut machine = self.machine()?;
+    /// A machine for Linux and what a system has, with the bench kernel beside its script.
+    pub(super) fn machine(&self, system: System) -> Result<Machine> {
+        let mut machine = self.linux()?;
+        match system {
+            System::Bare | System::Microvisor => (),
+            System::Kvm => self.add_kvm(&mut machine)?,
+            System::Xen => self
+                .xen()?
+                .add(&mut machine, &self.kernel, &self.options())?,
+        }
+        if system != System::Xen {
+            add_modules(&mut machine, &self.parts.kernel, BRD)?;
+        }
+        Ok(machine)
+    }
+
+    fn xen(&self) -> Result<&Xen> {
+        self.xen.as_ref().ok_or_else(|| "there is no Xen".into())
+    }
+
+    /// Adds KVM and QEMU to a machine without the microvisor.
+    fn add_kvm(&self, machine: &mut Machine) -> Result<()> {
         machine.bare = true;
-        let qemu = Path::new(NESTED_QEMU);
-        let libraries = initramfs::libraries(qemu)?;
+        let libraries = initramfs::libraries(Path::new(NESTED_QEMU), None)?;
         let libraries = libraries.iter().map(String::as_str);
         for file in libraries.chain(FIRMWARE).chain([NESTED_QEMU]) {
             machine.add_file(Path::new(file), file)?;
         }
-        self.add_modules(&mut machine, KVM)?;
-        Ok(machine)
+        add_modules(machine, &self.parts.kernel, KVM)
     }
 
-    /// A machine for Linux, with the bench kernel beside its script.
-    pub(super) fn machine(&self) -> Result<Machine> {
+    fn linux(&self) -> Result<Machine> {
         let mut machine = Machine {
             cpus: 1,
             cpu: CPU.into(),
@@ -190,26 +215,24 @@ impl<'a> Run<'a> {
             ..Machine::default()
         };
         machine.add_file(&self.kernel, KERNEL)?;
-        self.add_modules(&mut machine, BRD)?;
         machine.add_file(&root().join(SCRIPTS).join(SYMBOLS), SYMBOLS)?;
         Ok(machine)
     }
 
-    /// Adds a module and what it depends on, with names that tell the order in which they load.
-    fn add_modules(&self, machine: &mut Machine, path: &str) -> Result<()> {
-        let name = Path::new(path).file_name().unwrap_or_default();
-        let folder = Path::new("/lib").join(name);
-        for (number, module) in (10..).zip(modules::in_order(&self.parts.kernel, path)?) {
-            machine.add_file(&module, &format!("{}/{number}.ko", folder.display()))?;
-        }
-        Ok(())
-    }
-
     /// Runs a script, and returns what it prints.
-    pub(super) fn script(&self, machine: &Machine, script: &str) -> Result<(String, Ended)> {
+    pub(super) fn script(
+        &self,
+        system: System,
+        machine: &Machine,
+        script: &str,
+    ) -> Result<(String, Ended)> {
+        let parts = match system {
+            System::Xen => &self.xen()?.parts,
+            _ => self.parts,
+        };
         let script = root().join(SCRIPTS).join(script);
         let mut output = Vec::new();
-        let ended = machine.script(self.parts, &script, &mut output)?;
+        let ended = machine.script(parts, &script, &mut output)?;
         let output = String::from_utf8_lossy(&output).into_owned();
         match ended.status {
             0 => Ok((output, ended)),
@@ -219,6 +242,16 @@ impl<'a> Run<'a> {
             )),
         }
     }
+}
+
+/// Adds a module and what it depends on, with names that tell the order in which they load.
+pub(super) fn add_modules(machine: &mut Machine, kernel: &Kernel, path: &str) -> Result<()> {
+    let name = Path::new(path).file_name().unwrap_or_default();
+    let folder = Path::new("/lib").join(name);
+    for (number, module) in (10..).zip(modules::in_order(kernel, path)?) {
+        machine.add_file(&module, &format!("{}/{number}.ko", folder.display()))?;
+    }
+    Ok(())
 }
 
 /// Boots what `add` gives QEMU on the emulated machine, with so much memory, until the machine's end. Returns the console's output.

@@ -4,22 +4,28 @@ use super::results::Results;
 use super::rows::{Part, ROWS, Row};
 use super::systems::System;
 
-const HEADER: [&str; 6] = [
-    "instructions",
-    "bare",
-    "KVM",
-    "Microvisor",
-    "ratio",
-    "target",
+/// The systems that always have a column; Xen has one if it was measured.
+const SYSTEMS: [(System, &str); 3] = [
+    (System::Bare, "bare"),
+    (System::Kvm, "KVM"),
+    (System::Microvisor, "Microvisor"),
 ];
 
 /// Returns the table: a line for each row that was measured on some system.
 pub(super) fn text(results: &Results) -> String {
-    let mut lines = vec![HEADER.map(str::to_owned)];
+    let mut systems = SYSTEMS.to_vec();
+    if results.0.contains_key(&System::Xen) {
+        systems.insert(2, (System::Xen, "Xen"));
+    }
+    let names = systems.iter().map(|(_, name)| *name);
+    let header = ["instructions"].into_iter().chain(names);
+    let header = header.chain(["ratio", "target"]).map(str::to_owned);
+    let mut lines: Vec<Vec<String>> = vec![header.collect()];
     for row in ROWS {
-        let of = |system| results.median(system, row.id);
-        let (bare, kvm, microvisor) = (of(System::Bare), of(System::Kvm), of(System::Microvisor));
-        if bare.or(kvm).or(microvisor).is_none() {
+        let figures = systems.iter();
+        let figures = figures.map(|(system, _)| results.median(*system, row.id));
+        let figures: Vec<_> = figures.collect();
+        if figures.iter().all(Option::is_none) {
             continue;
         }
         let ratio = ratio(results, row);
@@ -30,14 +36,11 @@ pub(super) fn text(results: &Results) -> String {
             };
             format!("{target}{mark}")
         });
-        lines.push([
-            row.title.into(),
-            figure(bare),
-            figure(kvm),
-            figure(microvisor),
-            ratio.map_or("–".into(), |ratio| format!("{ratio:.3}")),
-            target,
-        ]);
+        let mut line = vec![row.title.to_owned()];
+        line.extend(figures.into_iter().map(figure));
+        line.push(ratio.map_or("–".into(), |ratio| format!("{ratio:.3}")));
+        line.push(target);
+        lines.push(line);
     }
     aligned(&lines)
 }
@@ -62,18 +65,20 @@ pub(super) fn figure(value: Option<f64>) -> String {
 }
 
 /// Writes lines in columns: the first one and the last one to the left, the others to the right.
-pub(super) fn aligned<const COLUMNS: usize>(lines: &[[String; COLUMNS]]) -> String {
+pub(super) fn aligned(lines: &[Vec<String>]) -> String {
     let width = |column: usize| {
-        let cells = lines.iter().map(|line| line[column].chars().count());
+        let cells = lines.iter().filter_map(|line| line.get(column));
+        let cells = cells.map(|cell| cell.chars().count());
         cells.max().unwrap_or_default()
     };
     let mut text = String::new();
     for line in lines {
-        let mut written = format!("{:<1$}", line[0], width(0));
-        for (column, cell) in line.iter().enumerate().skip(1) {
-            written += &match column + 1 == COLUMNS {
-                true => format!("  {cell}"),
-                false => format!("  {cell:>0$}", width(column)),
+        let mut written = String::new();
+        for (column, cell) in line.iter().enumerate() {
+            let width = width(column);
+            written += &match column == 0 || column + 1 == line.len() {
+                true => format!("{cell:<width$}  "),
+                false => format!("{cell:>width$}  "),
             };
         }
         text += written.trim_end();

@@ -24,6 +24,12 @@ pub(super) fn run(report: &mut Report, parts: &LazyParts, long: bool) -> Result<
             tests.push((name.to_owned(), Box::new(test)));
         }
     }
+    let (name, test) = bench::XEN_TEST;
+    if !long {
+        report.skip(name, "takes a long download; --long runs it");
+    } else if report.wants(name) {
+        tests.push((name.to_owned(), Box::new(test)));
+    }
     for script in Script::all(&root().join("root-partition/tests"))? {
         if script.wants.long && !long {
             report.skip(&script.name, "takes long; --long runs it");

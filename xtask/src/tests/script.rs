@@ -73,7 +73,7 @@ impl GuestFile {
             Self::Microvisor => parts.image.clone(),
             Self::DriverTests => {
                 let tests = host::driver_tests()?;
-                for library in initramfs::libraries(&tests)? {
+                for library in initramfs::libraries(&tests, None)? {
                     machine.add_file(Path::new(&library), &library)?;
                 }
                 tests
