@@ -112,6 +112,8 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// Bits of an address in its page.
+const OFFSET: u64 = 0xfff;
 /// Longest instruction.
 const MAX_LENGTH: usize = 15;
 
@@ -251,28 +253,32 @@ impl<S: Space> Cpu<'_, S> {
     /// Returns the place of a linear address. The CPU has translated and checked the address of the access that made it
     /// stop. An instruction with one operand in memory, which is at the same offset in its page, makes that access.
     fn translate(&mut self, linear: u64, access: Access) -> Result<Place, Fault> {
-        const OFFSET: u64 = 0xfff;
-        match self.cause {
-            Some(Cause::Memory { gpa, is_write })
-                if self.has_one_operand
-                    && self.registers.has_paging()
-                    && gpa & OFFSET == linear & OFFSET
-                    && is_write >= access.is_write() =>
-            {
-                Ok(Place::Device(gpa))
-            }
+        match self.checked(linear & OFFSET, access.is_write()) {
+            Some(gpa) if self.has_one_operand => Ok(Place::Device(gpa)),
             _ => paging::translate(&self.registers, self.space, linear, access).map(Place::Unknown),
+        }
+    }
+
+    /// Returns the guest physical address of the access at which the CPU stopped, if that one is at this offset in its page,
+    /// and as much as this one. Returns nothing without paging, where the address is at hand.
+    fn checked(&self, offset: u64, is_write: bool) -> Option<u64> {
+        match self.cause {
+            Some(Cause::Memory { gpa, is_write: was })
+                if gpa & OFFSET == offset && was >= is_write && self.registers.has_paging() =>
+            {
+                Some(gpa)
+            }
+            _ => None,
         }
     }
 
     /// Checks the first access of the instruction to a device's memory: it is the one that made the CPU stop.
     fn reach_device(&mut self, at: u64, write: bool) -> Result<(), Fault> {
-        const PAGE: u64 = !0xfff;
         match self.cause.take() {
             None => Ok(()),
             // An instruction that changes memory reads it first.
             Some(Cause::Memory { gpa, is_write })
-                if gpa & PAGE == at & PAGE && is_write >= write =>
+                if gpa & !OFFSET == at & !OFFSET && is_write >= write =>
             {
                 Ok(())
             }

@@ -5,10 +5,7 @@ use guest_proto::vcpu_page::ExecutionState;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::registers::mask;
-use super::{Cause, Cpu, Space};
-
-/// Bits of an address in its page.
-const OFFSET: u64 = 0xfff;
+use super::{Cpu, OFFSET, Space};
 
 /// A MOV between memory and a general register, or of a constant to memory.
 #[derive(Clone, Copy, Debug)]
@@ -85,18 +82,15 @@ impl Plain {
 }
 
 impl<S: Space> Cpu<'_, S> {
-    /// Does a plain move, if it is the access at which the CPU stopped, in one page. Returns false otherwise, and without
-    /// paging, where the address is at hand.
+    /// Does a plain move, if it is the access at which the CPU stopped, in one page. Returns false otherwise.
     pub(super) fn plain(&mut self, plain: &Plain) -> bool {
-        let Some(Cause::Memory { gpa, is_write }) = self.cause else {
-            return false;
-        };
         let offset = plain.offset(self.registers.state);
-        let is_in_page = offset + u64::from(plain.size) <= OFFSET + 1;
-        let is_access = is_write == plain.is_write() && gpa & OFFSET == offset;
-        if !is_access || !is_in_page || !self.registers.has_paging() {
+        if offset + u64::from(plain.size) > OFFSET + 1 {
             return false;
         }
+        let Some(gpa) = self.checked(offset, plain.is_write()) else {
+            return false;
+        };
         let value = match plain.other {
             Other::Load(register) => {
                 let value = self.space.read_device(gpa, plain.size);
