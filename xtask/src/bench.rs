@@ -23,7 +23,6 @@ use linux::Linux;
 use results::Results;
 use rows::{Part, ROWS};
 use systems::{Run, System};
-use xen::Xen;
 
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
@@ -75,11 +74,7 @@ pub(crate) const TESTS: &[(&str, Test)] = &[
 pub(crate) const XEN_TEST: (&str, Test) = ("bench: Xen", |parts| check(parts, System::Xen));
 
 fn check(parts: &Parts, system: System) -> Result<()> {
-    let xen = match system {
-        System::Xen => Some(Xen::new()?),
-        _ => None,
-    };
-    let measured = Run::new(parts, xen, &[], true)?.measure(system)?;
+    let measured = Run::new(parts, &[system], &[], true)?.measure(system)?;
     let mut wanted = ROWS.iter().filter(|row| {
         // Guests of Xen have the rows of a bare machine, and a few more.
         let is_there = row.is_bare || !matches!(system, System::Bare | System::Xen);
@@ -110,11 +105,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.profile && systems.contains(&System::Xen) {
         return Err("Debian's Xen has no symbols for a profile".into());
     }
-    let xen = match systems.contains(&System::Xen) {
-        true => Some(Xen::new()?),
-        false => None,
-    };
-    let mut run = Run::new(&parts, xen, &options.rows, options.smoke)?;
+    let mut run = Run::new(&parts, &systems, &options.rows, options.smoke)?;
     let mut results = Results::default();
     let is_wanted = |part: Part| {
         let mut rows = ROWS.iter().filter(|row| row.part == part);

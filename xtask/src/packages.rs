@@ -1,5 +1,6 @@
 //! Debian packages: installs what is missing, and says what for.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -102,13 +103,21 @@ fn qemu_major() -> Option<u32> {
 pub(crate) fn download(metapackage: &str) -> Result<PathBuf> {
     let package = dependency(metapackage)?;
     let folder = files::folder()?;
-    checked(
-        Command::new("apt-get")
-            .current_dir(&folder)
-            .args(["download", "-qq", &package]),
-    )?;
+    fetch(&[&package], &folder)?;
     files::newest(&folder, &format!("{package}_"))
         .ok_or_else(|| format!("{package} was not downloaded"))
+}
+
+/// Downloads packages into a folder.
+fn fetch(packages: &[impl AsRef<OsStr>], folder: &Path) -> Result<()> {
+    checked(
+        Command::new("apt-get")
+            .current_dir(folder)
+            // Else root's apt warns that its own user may not write here.
+            .args(["-o", "APT::Sandbox::User=root"])
+            .args(["download", "-qq"])
+            .args(packages),
+    )
 }
 
 /// The package that a metapackage depends on.
@@ -130,12 +139,16 @@ pub(crate) fn dependencies(package: &str) -> Result<Vec<String>> {
             .filter_map(|line| Some(line.split_once("Depends: ")?.1.trim().to_string()));
         Some(names.collect::<Vec<_>>()).filter(|names| !names.is_empty())
     };
-    if let Some(found) = ask() {
-        return Ok(found);
+    answer(ask)?.ok_or_else(|| format!("{package}: no such Debian package"))
+}
+
+/// Asks something of the package lists, and once more with new ones if there is no answer: a fresh machine has none.
+fn answer<T>(ask: impl Fn() -> Option<T>) -> Result<Option<T>> {
+    if let Some(answer) = ask() {
+        return Ok(Some(answer));
     }
-    // A fresh machine has no package lists.
     checked(apt_get().arg("update").arg("-qq"))?;
-    ask().ok_or_else(|| format!("{package}: no such Debian package"))
+    Ok(ask())
 }
 
 /// Returns these packages and, of what they depend on, those that are not installed.
@@ -155,13 +168,8 @@ pub(crate) fn with_missing(packages: &[&str]) -> Result<Vec<String>> {
         });
         Some(new.collect::<Vec<_>>())
     };
-    let mut found = ask();
-    if found.is_none() {
-        // A fresh machine has no package lists.
-        checked(apt_get().arg("update").arg("-qq"))?;
-        found = ask();
-    }
-    let mut found = found.ok_or_else(|| format!("{}: no such packages", packages.join(", ")))?;
+    let no_such = || format!("{}: no such packages", packages.join(", "));
+    let mut found = answer(ask)?.ok_or_else(no_such)?;
     found.extend(packages.iter().map(|name| (*name).to_owned()));
     found.sort_unstable();
     found.dedup();
@@ -173,14 +181,7 @@ pub(crate) fn unpack(packages: &[String], folder: &Path) -> Result<()> {
     let archives = folder.join("archives");
     let failed = files::context(&archives);
     fs::create_dir_all(&archives).map_err(&failed)?;
-    checked(
-        Command::new("apt-get")
-            .current_dir(&archives)
-            // Else root's apt warns that its own user may not write here.
-            .args(["-o", "APT::Sandbox::User=root"])
-            .args(["download", "-qq"])
-            .args(packages),
-    )?;
+    fetch(packages, &archives)?;
     for archive in fs::read_dir(&archives).map_err(&failed)? {
         let archive = archive.map_err(&failed)?.path();
         checked(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(folder))?;

@@ -57,13 +57,19 @@ pub fn mark_end() {
     };
 }
 
-/// What stands before [`BUILT_IN`] in the image.
-const MARK: [u8; 16] = *b"command line is:";
+/// A place for a command line in the image.
+#[repr(C)]
+struct BuiltIn {
+    /// By this it is found.
+    mark: [u8; 16],
+    line: [u8; 496],
+}
 
-/// A command line that is written into the image itself, for a loader that gives none:
-/// `xtask/src/bench/xen.rs` does so.
-#[used]
-static BUILT_IN: ([u8; 16], [u8; 496]) = (MARK, [b' '; 496]);
+/// The command line where the loader gives none: `xtask/src/bench/xen.rs` writes it.
+static BUILT_IN: BuiltIn = BuiltIn {
+    mark: *b"command line is:",
+    line: [b' '; 496],
+};
 
 /// Returns the command line in PVH's start information (Xen, `public/arch-x86/hvm/start_info.h`), or the image's own if
 /// that is empty; nothing if it is not UTF-8.
@@ -77,7 +83,7 @@ pub fn command_line(start_info: u64) -> &'static str {
     };
     let line = match line.is_empty() {
         // The compiler must not take it for what it was when it was compiled.
-        true => &core::hint::black_box(&BUILT_IN).1,
+        true => &core::hint::black_box(&BUILT_IN).line,
         false => line.to_bytes(),
     };
     core::str::from_utf8(line).unwrap_or_default()

@@ -42,11 +42,16 @@ own_memory() {
                 END { print sum * 1024 }'
 }
 
-# The bytes of free memory, without what the kernel can give back.
-free_memory() {
+# The bytes of free memory of the kernel, without what it can give back.
+kernels_free_memory() {
     sync
     echo 3 >/proc/sys/vm/drop_caches
     awk '/^MemAvailable:/ { print $2 * 1024 }' /proc/meminfo
+}
+
+# The same of the whole machine. A hypervisor that has memory of its own has its own way.
+free_memory() {
+    kernels_free_memory
 }
 
 # The hundredths of a second in which the CPU had nothing to do.

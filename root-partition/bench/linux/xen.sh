@@ -28,10 +28,7 @@ finish() {
 }
 # Xen has the guests' memory, and dom0 their processes'.
 free_memory() {
-    sync
-    echo 3 >/proc/sys/vm/drop_caches
-    xen=$(xl info free_memory)
-    awk -v xen="$xen" '/^MemAvailable:/ { print $2 * 1024 + xen * 1048576 }' /proc/meminfo
+    echo $(($(kernels_free_memory) + $(xl info free_memory) * 1048576))
 }
 processes() {
     pidof xl

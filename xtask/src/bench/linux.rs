@@ -22,6 +22,8 @@ const COMPILER: &[Need] = &[Need {
     why: "the compiler whose work the benchmarks measure",
 }];
 
+/// The folder of its scripts.
+const FOLDER: &str = "linux";
 /// Options of the Linux that is measured, everywhere.
 const OPTIONS: &str = "panic=-1 no_timer_check cryptomgr.notests nokaslr norandmaps";
 /// Memory of the machines that boot Linux, bare and as VM 0: GiB and the name of the row.
@@ -56,7 +58,11 @@ impl Linux {
                 .arg(root().join(SCRIPTS).join("ticks.c")),
         )?;
         let mut archive = Archive::default();
-        archive.file(&root().join(SCRIPTS).join("linux/init"), "init", 0o755);
+        archive.file(
+            &root().join(SCRIPTS).join(FOLDER).join("init"),
+            "init",
+            0o755,
+        );
         archive.file(&ticks, "bin/ticks", 0o755);
         archive.file(Path::new(initramfs::BUSYBOX), "bin/busybox", 0o755);
         initramfs::add_program(&mut archive, Path::new(TCC), "bin/tcc")?;
@@ -86,9 +92,8 @@ impl Linux {
         if system == System::Bare {
             return Ok(Measured::new());
         }
-        let script = format!("linux/{}.sh", system.name());
         let machine = self.machine(run, system)?;
-        parse(&run.script(system, &machine, &script)?.0)
+        parse(&run.script(system, &machine, FOLDER)?.0)
     }
 
     /// Measures what only QEMU's plugin can count, because it happens while nobody reads the time-stamp counter.
@@ -101,7 +106,7 @@ impl Linux {
         let mut machine = self.machine(run, system)?;
         machine.options += " bench_counted=1";
         machine.qemu = profile::options(&counted)?;
-        run.script(system, &machine, &format!("linux/{}.sh", system.name()))?;
+        run.script(system, &machine, FOLDER)?;
         let counted = fs::read_to_string(&counted).map_err(context(&counted))?;
         let segments = segments(&counted);
         // With Xen, Linux guests cannot be measured.
@@ -151,7 +156,7 @@ impl Linux {
         machine.add_file(&run.parts.kernel.image, "vmlinuz")?;
         machine.add_file(&self.initramfs, "bench-initrd")?;
         machine.add_file(&self.ticks, "/bin/ticks")?;
-        let common = root().join(SCRIPTS).join("linux/common.sh");
+        let common = root().join(SCRIPTS).join(FOLDER).join("common.sh");
         machine.add_file(&common, "common.sh")?;
         Ok(machine)
     }

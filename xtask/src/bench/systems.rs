@@ -36,7 +36,7 @@ pub(super) enum System {
 
 impl System {
     /// The name of its script.
-    pub(super) fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Bare => "bare",
             Self::Kvm => "kvm",
@@ -93,16 +93,17 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Builds the bench kernel, to measure these rows, or all if there are none.
+    /// Builds what these systems need, to measure these rows, or all if there are none.
     pub(super) fn new(
         parts: &'a Parts,
-        xen: Option<Xen>,
+        systems: &[System],
         rows: &'a [String],
         is_smoke: bool,
     ) -> Result<Self> {
+        let has_xen = systems.contains(&System::Xen);
         Ok(Self {
             parts,
-            xen,
+            xen: has_xen.then(Xen::new).transpose()?,
             kernel: freestanding::build_package(KERNEL)?,
             rows,
             is_smoke,
@@ -114,10 +115,7 @@ impl<'a> Run<'a> {
     pub(super) fn measure(&self, system: System) -> Result<Measured> {
         let console = match system {
             System::Bare => self.bare()?,
-            _ => {
-                let script = format!("{}.sh", system.name());
-                self.script(system, &self.machine(system)?, &script)?.0
-            }
+            _ => self.script(system, &self.machine(system)?, "")?.0,
         };
         parse(&console)
     }
@@ -144,8 +142,7 @@ impl<'a> Run<'a> {
     fn profile_script(&self, system: System, symbols: &mut Symbols) -> Result<String> {
         let mut machine = self.machine(system)?;
         machine.options += " bench_profile=1";
-        let script = format!("{}.sh", system.name());
-        let (console, ended) = self.script(system, &machine, &script)?;
+        let (console, ended) = self.script(system, &machine, "")?;
         let disk = ended.disk();
         let proc = fs::read(&disk).map_err(context(&disk))?;
         symbols.add_linux(&String::from_utf8_lossy(&proc), &parts::vmctl()?)?;
@@ -175,16 +172,15 @@ impl<'a> Run<'a> {
     /// A machine for Linux and what a system has, with the bench kernel beside its script.
     pub(super) fn machine(&self, system: System) -> Result<Machine> {
         let mut machine = self.linux()?;
-        match system {
-            System::Bare | System::Microvisor => (),
-            System::Kvm => self.add_kvm(&mut machine)?,
-            System::Xen => self
-                .xen()?
-                .add(&mut machine, &self.kernel, &self.options())?,
+        if system == System::Xen {
+            let xen = self.xen()?;
+            xen.add(&mut machine, &self.kernel, &self.options())?;
+            return Ok(machine);
         }
-        if system != System::Xen {
-            add_modules(&mut machine, &self.parts.kernel, BRD)?;
+        if system == System::Kvm {
+            self.add_kvm(&mut machine)?;
         }
+        add_modules(&mut machine, &self.parts.kernel, BRD)?;
         Ok(machine)
     }
 
@@ -219,18 +215,19 @@ impl<'a> Run<'a> {
         Ok(machine)
     }
 
-    /// Runs a script, and returns what it prints.
+    /// Runs a system's script in a folder of the scripts', and returns what it prints.
     pub(super) fn script(
         &self,
         system: System,
         machine: &Machine,
-        script: &str,
+        folder: &str,
     ) -> Result<(String, Ended)> {
         let parts = match system {
             System::Xen => &self.xen()?.parts,
             _ => self.parts,
         };
-        let script = root().join(SCRIPTS).join(script);
+        let script = format!("{}.sh", system.name());
+        let script = root().join(SCRIPTS).join(folder).join(script);
         let mut output = Vec::new();
         let ended = machine.script(parts, &script, &mut output)?;
         let output = String::from_utf8_lossy(&output).into_owned();
